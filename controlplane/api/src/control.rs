@@ -1,0 +1,313 @@
+//! The control socket between the planes of one node: a Unix stream socket on which the data plane listens.
+//!
+//! The agent opens one connection ("lane") for each core of the data plane, so that a core's questions are
+//! answered to that core. On each lane, both directions carry frames:
+//!
+//! ```text
+//!  0        4                      4 + len
+//!  ┌────────┬──────────────────────┐
+//!  │ len u32│ postcard(message)    │   little-endian; len counts the message only, at most FRAME_MAX
+//!  └────────┴──────────────────────┘
+//! ```
+//!
+//! The data plane speaks first, with [`ServerHello`] (the arena's memfd rides on its first byte as SCM_RIGHTS),
+//! the agent answers with [`ClientHello`]; then [`ToAgent`] and [`ToData`] flow. Payloads never travel in
+//! frames: they are in slots of the arena. Every slot is handed out by the data plane. A new agent session (a new
+//! `agent` number) makes the data plane close the lanes of the old one and make a new arena, so that a
+//! process which still holds the old one can write into nothing that is used.
+//!
+//! Either side may go away at any moment. The data plane then keeps the calls it has not been answered and
+//! sends them again to the next agent (changes carry an [`OpId`](crate::OpId), so none happens twice).
+
+use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. 1: first.
+pub const CONTROL_VERSION: u32 = 1;
+/// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
+/// 200,000 runs, with room.
+pub const FRAME_MAX: usize = 8 << 20;
+/// Bytes of one arena slot: the largest chunk.
+pub const SLOT_BYTES: usize = 4 << 20;
+
+/// First message on a lane, from the data plane.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServerHello {
+    /// [`CONTROL_VERSION`] of the data plane.
+    pub version: u32,
+    /// Number of this run of the data plane (random).
+    pub data: u64,
+    /// How many lanes the agent is to open: one for each core.
+    pub lanes: u32,
+    /// Slots of the arena; slot `i` is bytes `i * SLOT_BYTES ..` of the memfd.
+    pub slots: u32,
+    /// Capacity of the store for chunks, bytes.
+    pub capacity_bytes: u64,
+}
+
+/// Second message on a lane, from the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientHello {
+    /// [`CONTROL_VERSION`] of the agent.
+    pub version: u32,
+    /// Number of this run of the agent (random). The same on all its lanes.
+    pub agent: u64,
+    /// Which lane this is: 0 to `lanes` - 1.
+    pub lane: u32,
+    /// Chunk size of new files, bytes; a multiple of 4096, at most [`SLOT_BYTES`].
+    pub chunk_size: u32,
+}
+
+/// From the data plane to the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToAgent {
+    /// A question; answered by [`ToData::Answer`] with the same id on the same lane.
+    Call(u64, NodeCall),
+    /// The answer to [`ToData::Call`].
+    Answer(u64, Result<DataAnswer, Errno>),
+    /// News.
+    Event(DataEvent),
+}
+
+/// From the agent to the data plane.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ToData {
+    /// A question; answered by [`ToAgent::Answer`] with the same id on the same lane.
+    Call(u64, DataCall),
+    /// The answer to [`ToAgent::Call`].
+    Answer(u64, Result<NodeAnswer, Errno>),
+    /// A slot is no longer used by the agent.
+    ReleaseSlot(u32),
+}
+
+/// What the data plane asks the agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum NodeCall {
+    /// A namespace operation. Answer: `Ns`.
+    Ns(NsRequest),
+    /// Bring a chunk from the next tier into a slot (handed out for this). Answer: `Fetched`; EIO when no tier has
+    /// it or the deadline passed.
+    Fetch {
+        /// The chunk.
+        key: ChunkKey,
+        /// Where to put it.
+        slot: u32,
+    },
+    /// `fsync` of a file whose bytes are on this node's device and whose commit is acknowledged: answer `Done` when
+    /// the configured level is reached (local: the log is stable; cloud: every chunk is persisted).
+    Fsync {
+        /// The file (or directory).
+        ino: Ino,
+    },
+    /// The durability state of a committed file as text: `dirty`, `replicated N`, `persisted`. Answer: `State`.
+    State {
+        /// The file.
+        ino: Ino,
+    },
+}
+
+/// The agent's answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum NodeAnswer {
+    /// Of the namespace.
+    Ns(NsReply),
+    /// The chunk is in the slot.
+    Fetched {
+        /// Its length, bytes.
+        len: u32,
+        /// CRC32C over all its bytes, as recorded when it was uploaded.
+        crc32c: u32,
+    },
+    /// Done.
+    Done,
+    /// Text.
+    State(String),
+}
+
+/// What the agent asks the data plane.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum DataCall {
+    /// The chunks in the store, in an order of the data plane's own. Answer: `Inventory`.
+    Inventory {
+        /// Continue where the last answer's `next` said; `None` starts.
+        from: Option<u64>,
+    },
+    /// Read one sealed version of a chunk into a slot, verified. Answer: `Slot`; ENOENT when that version is not
+    /// here (any more), EIO when it cannot be read.
+    ReadChunk {
+        /// The chunk.
+        key: ChunkKey,
+    },
+    /// These chunks are in the cloud now: they are clean. Answer: `Done`, when the store's journal has it.
+    MarkClean {
+        /// The chunks.
+        keys: Vec<ChunkKey>,
+    },
+    /// Forget these chunks, dirty or not: their file or version exists no more. Answer: `Done`.
+    Drop {
+        /// The chunks.
+        keys: Vec<ChunkKey>,
+    },
+    /// The standing list of victims, first to go first. Replaces the old one. Answer: `Done`.
+    Victims {
+        /// Chunks that may be evicted when they are still clean and not in use.
+        ids: Vec<ChunkId>,
+    },
+    /// Evict clean chunks, of one file or all, and drop the kernel's pages of those files. Answer: `Evicted`.
+    Evict {
+        /// Only this file.
+        ino: Option<Ino>,
+    },
+    /// Somebody else changed these things: drop what is cached, here and in the kernel. Answer: `Done`, after it
+    /// is dropped.
+    Invalidate {
+        /// Inodes whose attributes changed; new ones where known.
+        touched: Vec<Attr>,
+        /// Directory entries that changed: (directory, name).
+        entries: Vec<(Ino, Vec<u8>)>,
+        /// Inodes whose attributes and contents are to be forgotten (revoked leases).
+        inos: Vec<Ino>,
+    },
+    /// An empty slot, to be filled for `WriteFile`. Answer: `Slot` with `len` 0.
+    TakeSlot,
+    /// Read a file through the tiers. Answer: `Slot` with as many bytes as there were, 0 at the end.
+    ReadFile {
+        /// The file.
+        ino: Ino,
+        /// Offset, bytes.
+        offset: u64,
+        /// At most this many bytes (at most SLOT_BYTES).
+        len: u32,
+    },
+    /// Write a slot's bytes into a file. The slot is free afterwards. Answer: `Done`.
+    WriteFile {
+        /// The file.
+        ino: Ino,
+        /// Offset, bytes.
+        offset: u64,
+        /// From this slot.
+        slot: u32,
+        /// This many bytes.
+        len: u32,
+    },
+    /// Seal and commit what is dirty and open, of one file or all, as `close` would. Answer: `Done`.
+    Seal {
+        /// Only this file.
+        ino: Option<Ino>,
+        /// And put it on stable storage of the device.
+        is_durable: bool,
+    },
+    /// Counters. Answer: `Stats`.
+    Stats,
+}
+
+/// A chunk in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalChunk {
+    /// The chunk.
+    pub key: ChunkKey,
+    /// Its length, bytes.
+    pub len: u32,
+    /// What it takes of the capacity, bytes.
+    pub device_bytes: u32,
+    /// Not yet in the cloud.
+    pub is_dirty: bool,
+}
+
+/// The data plane's answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum DataAnswer {
+    /// Done.
+    Done,
+    /// Part of the inventory.
+    Inventory {
+        /// Chunks.
+        chunks: Vec<LocalChunk>,
+        /// Where to go on; `None` at the end.
+        next: Option<u64>,
+    },
+    /// Bytes in a slot; give it back with [`ToData::ReleaseSlot`].
+    Slot {
+        /// The slot.
+        slot: u32,
+        /// Bytes in it.
+        len: u32,
+        /// CRC32C of them (0 for an empty slot).
+        crc32c: u32,
+    },
+    /// What was evicted.
+    Evicted {
+        /// Chunks.
+        chunks: u64,
+        /// Bytes of the device.
+        bytes: u64,
+    },
+    /// Counters.
+    Stats(Box<DataStats>),
+}
+
+/// News from the data plane, on any lane. Per chunk in order, because all news of one file go over one lane
+/// (`ino % lanes`).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum DataEvent {
+    /// Chunks were sealed (dirty: to be uploaded) or promoted (clean).
+    Stored(Vec<LocalChunk>),
+    /// Chunks were read since the last such event.
+    Accessed(Vec<ChunkId>),
+    /// These versions of chunks are no longer in the store (evicted, replaced, dropped).
+    Gone(Vec<ChunkKey>),
+    /// The list of victims is short, or writers wait for space.
+    Pressure {
+        /// Bytes used of the capacity.
+        used_bytes: u64,
+        /// Writers wait: upload now, do not wait for quiet.
+        is_blocked: bool,
+    },
+}
+
+/// Counters and levels of the data plane since it started. Bytes, operations, microseconds as named.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DataStats {
+    /// Capacity for chunks, bytes.
+    pub capacity_bytes: u64,
+    /// Bytes allocated (headers and rounding included).
+    pub used_bytes: u64,
+    /// Bytes of sealed chunks that are not yet in the cloud.
+    pub dirty_bytes: u64,
+    /// Chunks in the store.
+    pub chunks: u64,
+    /// Of those, dirty.
+    pub dirty_chunks: u64,
+    /// Chunk reads answered by the NVMe store.
+    pub nvme_hits: u64,
+    /// Bytes of those.
+    pub nvme_hit_bytes: u64,
+    /// Chunk reads that had to fetch.
+    pub misses: u64,
+    /// Chunks fetched from a lower tier.
+    pub fetched_chunks: u64,
+    /// Bytes of those.
+    pub fetched_bytes: u64,
+    /// Chunks evicted.
+    pub evicted_chunks: u64,
+    /// Bytes of those.
+    pub evicted_bytes: u64,
+    /// Bytes written by applications.
+    pub written_bytes: u64,
+    /// Blocks whose checksum did not match when read.
+    pub checksum_errors: u64,
+    /// Device errors.
+    pub device_errors: u64,
+    /// Times a writer waited for space or the dirty cap.
+    pub write_stalls: u64,
+    /// Sealed files whose commit the coordinator has not acknowledged.
+    pub uncommitted_files: u64,
+    /// Files that lost their lease and became conflict files.
+    pub conflict_files: u64,
+    /// FUSE requests, by operation name.
+    pub fuse_requests: Vec<(String, u64)>,
+    /// FUSE transport in use (`dev`).
+    pub transport: String,
+    /// Seconds since the data plane started.
+    pub uptime_s: u64,
+}

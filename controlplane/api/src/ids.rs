@@ -1,0 +1,107 @@
+//! Identifiers every layer of both planes uses. No I/O.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Bits of a [`Version`] or [`Ino`] that hold the counter; the epoch is above them.
+pub const COUNTER_BITS: u32 = 40;
+
+/// An inode number: the FUSE node id on every node. The root is 1.
+/// Numbers other than the root are (epoch << 40 | counter), so none is ever used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Ino(pub u64);
+
+impl Ino {
+    /// The root directory.
+    pub const ROOT: Ino = Ino(1);
+}
+
+impl fmt::Debug for Ino {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ino:{:x}", self.0)
+    }
+}
+
+impl fmt::Display for Ino {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+/// The version of a chunk: (epoch << 40 | counter), never reused. 0 means "no version".
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug, Default,
+)]
+pub struct Version(pub u64);
+
+impl Version {
+    /// No version: the chunk was never written and reads as zeros.
+    pub const NONE: Version = Version(0);
+}
+
+/// A chunk's place in a file, without its version: the key of local bookkeeping.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct ChunkId {
+    /// The file.
+    pub ino: Ino,
+    /// Index of the chunk in the file: byte offset / chunk size.
+    pub index: u32,
+}
+
+/// Names bytes that never change: one version of one chunk.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct ChunkKey {
+    /// The file.
+    pub ino: Ino,
+    /// Index of the chunk in the file.
+    pub index: u32,
+    /// The version of its contents.
+    pub version: Version,
+}
+
+impl ChunkKey {
+    /// The key without its version.
+    pub fn id(&self) -> ChunkId {
+        ChunkId { ino: self.ino, index: self.index }
+    }
+}
+
+impl fmt::Display for ChunkKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}/{}@{:x}", self.ino.0, self.index, self.version.0)
+    }
+}
+
+/// Makes an operation that is sent twice happen once: the client's number and its sequence number.
+/// Client numbers are random 64-bit values, drawn when a data plane (or agent) starts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct OpId {
+    /// Who asks.
+    pub client: u64,
+    /// Rises by one for each changing operation of this client.
+    pub seq: u64,
+}
+
+/// A point in time as POSIX tells it: seconds since 1970 (may be negative) and nanoseconds (0 to 999,999,999).
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug, Default,
+)]
+pub struct Time {
+    /// Seconds since 1970-01-01 UTC.
+    pub sec: i64,
+    /// Nanoseconds of the second.
+    pub nsec: u32,
+}
+
+impl Time {
+    /// The wall clock now.
+    pub fn now() -> Time {
+        match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
+            Ok(d) => Time { sec: d.as_secs().cast_signed(), nsec: d.subsec_nanos() },
+            Err(e) => {
+                let d = e.duration();
+                Time { sec: -d.as_secs().cast_signed(), nsec: 0 }
+            }
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! What the planes and nodes say to each other: ids, namespace operations, control messages, gRPC. No I/O.
+
+pub mod control;
+mod errno;
+mod ids;
+mod layout;
+pub mod ns;
+
+pub use errno::{Errno, ErrnoValue};
+pub use ids::{COUNTER_BITS, ChunkId, ChunkKey, Ino, OpId, Time, Version};
+pub use ns::*;
+
+/// Version of the namespace operations as they travel and stand in the log. 1: first.
+pub const NS_VERSION: u32 = 1;
+
+/// The generated gRPC types and services (proto/fastcache.proto).
+#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+pub mod grpc {
+    tonic::include_proto!("fastcache.v1");
+}

@@ -1,0 +1,1 @@
+//! The object store tier: S3, Azure Blob, or a directory.

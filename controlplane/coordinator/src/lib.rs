@@ -1,0 +1,1 @@
+//! Registry, namespace log and leases of a cluster.

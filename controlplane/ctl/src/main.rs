@@ -1,0 +1,2 @@
+//! fastcache-ctl
+fn main() {}

@@ -1,0 +1,1 @@
+//! The namespace as a pure state machine: log records, state, rules of POSIX.

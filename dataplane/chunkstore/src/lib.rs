@@ -1,0 +1,1 @@
+//! Chunks on a device: superblock, allocator, index, journal, recovery.

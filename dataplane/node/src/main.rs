@@ -1,0 +1,2 @@
+//! fastcache-data
+fn main() {}
