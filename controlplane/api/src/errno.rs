@@ -5,21 +5,15 @@ use std::fmt;
 
 /// An error number of Linux (`errno.h`, x86-64 and arm64 numbering). Always positive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
-#[error("{name} ({0})", name = .0.name())]
-pub struct Errno(pub ErrnoValue);
-
-/// The number inside an [`Errno`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct ErrnoValue(pub i32);
+#[error("{name} ({0})", name = self.name())]
+pub struct Errno(i32);
 
 macro_rules! errnos {
     ($($name:ident = $value:expr, $what:expr;)*) => {
         impl Errno {
-            $(#[doc = $what] pub const $name: Errno = Errno(ErrnoValue($value));)*
-        }
-        impl ErrnoValue {
+            $(#[doc = $what] pub const $name: Errno = Errno($value);)*
             /// The symbolic name, or `E?` for a number this table does not know.
-            pub fn name(&self) -> &'static str {
+            pub fn name(self) -> &'static str {
                 match self.0 { $($value => stringify!($name),)* _ => "E?" }
             }
         }
@@ -62,12 +56,12 @@ errnos! {
 impl Errno {
     /// The positive error number.
     pub fn code(self) -> i32 {
-        self.0.0
+        self.0
     }
 
     /// From a positive error number of the kernel; anything else becomes EIO.
     pub fn from_code(code: i32) -> Errno {
-        if code > 0 && code < 4096 { Errno(ErrnoValue(code)) } else { Errno::EIO }
+        if code > 0 && code < 4096 { Errno(code) } else { Errno::EIO }
     }
 }
 
@@ -79,6 +73,6 @@ impl From<std::io::Error> for Errno {
 
 impl fmt::Debug for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name())
+        f.write_str(self.name())
     }
 }

@@ -6,7 +6,7 @@ mod ids;
 mod layout;
 pub mod ns;
 
-pub use errno::{Errno, ErrnoValue};
+pub use errno::Errno;
 pub use ids::{COUNTER_BITS, ChunkId, ChunkKey, Ino, OpId, Time, Version};
 pub use ns::*;
 
