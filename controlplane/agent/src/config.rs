@@ -1,0 +1,96 @@
+//! What an agent is told at start.
+
+use fastcache_cloud::{CloudConfig, Secret};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What an `fsync` waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum FsyncLevel {
+    /// The node's device, and the namespace log on stable storage.
+    #[default]
+    Local,
+    /// As `Local`, and copies on peers as soon as there are any.
+    Peers,
+    /// The object store has every chunk of the file.
+    Cloud,
+}
+
+impl std::str::FromStr for FsyncLevel {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<FsyncLevel, String> {
+        match s {
+            "local" => Ok(FsyncLevel::Local),
+            "peers" => Ok(FsyncLevel::Peers),
+            "cloud" => Ok(FsyncLevel::Cloud),
+            other => Err(format!(
+                "`{other}` is not a durability level; use local, peers or cloud"
+            )),
+        }
+    }
+}
+
+/// Largest body of a REST `PUT` unless configured otherwise, bytes.
+pub const PUT_LIMIT_DEFAULT: u64 = 100 << 20;
+
+/// Configuration of an agent. [`AgentConfig::default`] has the defaults of the command line.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// The data plane's control socket.
+    pub socket: PathBuf,
+    /// Directory for the peer id and, without a coordinator, the namespace.
+    pub state_dir: PathBuf,
+    /// `HOST:PORT` of the coordinator; `None`: an embedded one in `state_dir`.
+    pub coordinator: Option<String>,
+    /// Name of this node; `None`: drawn once and kept in `state_dir`.
+    pub peer_id: Option<String>,
+    /// Address REST listens on.
+    pub listen: IpAddr,
+    /// Port REST listens on.
+    pub port: u16,
+    /// Bytes of one chunk of new files: a multiple of 4096, at most 4 MiB.
+    pub chunk_size: u32,
+    /// Key every REST endpoint but health wants.
+    pub api_key: Option<Secret>,
+    /// The cloud tier.
+    pub cloud: CloudConfig,
+    /// What `fsync` waits for.
+    pub fsync: FsyncLevel,
+    /// Address of this pod, for other nodes.
+    pub pod_ip: Option<String>,
+    /// Uploads at once.
+    pub upload_parallel: usize,
+    /// Cloud reads at once.
+    pub fetch_parallel: usize,
+    /// A chunk is uploaded when it was not written again for this long.
+    pub upload_quiet: Duration,
+    /// And at most this long after it became dirty.
+    pub upload_max_delay: Duration,
+    /// Largest body of a REST `PUT`, bytes.
+    pub put_limit: u64,
+}
+
+impl Default for AgentConfig {
+    fn default() -> AgentConfig {
+        AgentConfig {
+            socket: PathBuf::from("/run/fastcache/data.sock"),
+            state_dir: PathBuf::from("/var/lib/fastcache"),
+            coordinator: None,
+            peer_id: None,
+            listen: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            port: 8081,
+            chunk_size: 4 << 20,
+            api_key: None,
+            cloud: CloudConfig::None,
+            fsync: FsyncLevel::Local,
+            pod_ip: None,
+            upload_parallel: 8,
+            fetch_parallel: 16,
+            upload_quiet: Duration::from_secs(1),
+            upload_max_delay: Duration::from_secs(30),
+            put_limit: PUT_LIMIT_DEFAULT,
+        }
+    }
+}
