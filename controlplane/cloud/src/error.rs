@@ -1,0 +1,73 @@
+//! What can go wrong with an object store, by what a caller can do about it.
+
+use object_store::Error;
+
+/// Why a request to the object store failed. The text never holds credentials.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CloudError {
+    /// The object (or bucket) is not there: trying again will not help.
+    #[error("not found: {0}")]
+    NotFound(String),
+    /// The store asks for fewer requests: try again later.
+    #[error("throttled: {0}")]
+    Throttled(String),
+    /// Network, time-out, or an error of the server: try again later.
+    #[error("{0}")]
+    Transient(String),
+    /// The credentials do not suffice: an administrator has to act. Try again rarely.
+    #[error("access denied: {0}")]
+    Denied(String),
+    /// Wrong settings: an administrator has to act.
+    #[error("{0}")]
+    Config(String),
+}
+
+impl CloudError {
+    pub(crate) fn of(error: Error) -> CloudError {
+        let text = chain(&error);
+        match error {
+            Error::NotFound { .. } => CloudError::NotFound(text),
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
+                CloudError::Denied(text)
+            }
+            Error::UnknownConfigurationKey { .. }
+            | Error::InvalidPath { .. }
+            | Error::NotSupported { .. }
+            | Error::NotImplemented { .. } => CloudError::Config(text),
+            _ if ["SlowDown", "429", "503"].iter().any(|w| text.contains(w)) => {
+                CloudError::Throttled(text)
+            }
+            _ if [
+                "PermanentRedirect",
+                "AuthorizationHeaderMalformed",
+                "InvalidBucketName",
+            ]
+            .iter()
+            .any(|w| text.contains(w)) =>
+            {
+                CloudError::Config(text)
+            }
+            _ => CloudError::Transient(text),
+        }
+    }
+
+    /// Whether the same request may succeed later without anybody changing settings.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, CloudError::Throttled(_) | CloudError::Transient(_))
+    }
+}
+
+/// An error and its causes in one line, without repeating what an outer text already says.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(c) = cause {
+        let more = c.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = c.source();
+    }
+    text.replace('\n', " ")
+}
