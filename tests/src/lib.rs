@@ -1,1 +1,20 @@
-//! tests
+//! What the end-to-end tests stand on: real nodes, a real S3 server, bytes that can be told from any others.
+//!
+//! Every test starts real processes through `fastcache-ctl up` and talks to them as a user would: through the
+//! mount, the command line and REST. What a test started it stops, by process id, also when it fails. A test that
+//! lacks something it needs (root, /dev/fuse, io_uring, a tool) fails with the reason.
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+mod bytes;
+mod machine;
+mod node;
+mod s3;
+mod tree;
+
+pub use bytes::{Bytes, sha256_file};
+pub use machine::{
+    drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir, wait_until,
+};
+pub use node::{Cloud, Node, Plane, Setup};
+pub use s3::S3;
+pub use tree::{SourceTree, assert_same_tree, count_files};

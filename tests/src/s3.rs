@@ -1,0 +1,102 @@
+//! A real S3 server (moto) on a free port, with one bucket.
+
+use crate::machine::{free_port, repository, run, wait_until};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// Running for as long as this value lives.
+#[derive(Debug)]
+pub struct S3 {
+    child: Child,
+    port: u16,
+}
+
+/// The bucket of the tests.
+const BUCKET: &str = "fastcache-tests";
+/// How long the server may take to answer.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+impl S3 {
+    /// Starts a server and makes the bucket.
+    ///
+    /// # Panics
+    /// When it is not installed or does not come up.
+    pub fn start() -> S3 {
+        let binary = repository().join(".venv/bin/moto_server");
+        assert!(
+            binary.exists(),
+            "no S3 server: tests/setup/install.sh makes .venv with moto"
+        );
+        let port = free_port();
+        let child = Command::new(binary)
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("moto_server: {e}"));
+        let s3 = S3 { child, port };
+        wait_until("the S3 server answers", START_LIMIT, || {
+            TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        run(Command::new("curl").args([
+            "-sSf",
+            "-X",
+            "PUT",
+            &format!("{}/{BUCKET}", s3.endpoint()),
+        ]));
+        s3
+    }
+
+    /// Its address.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The bucket's name.
+    pub fn bucket(&self) -> &'static str {
+        BUCKET
+    }
+
+    /// Every object in the bucket: key and bytes.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub fn objects(&self) -> Vec<(String, u64)> {
+        let mut objects = Vec::new();
+        let mut start_after = String::new();
+        loop {
+            let page = run(Command::new("curl").args([
+                "-sSf",
+                "-G",
+                &format!("{}/{BUCKET}", self.endpoint()),
+                "--data-urlencode",
+                "list-type=2",
+                "--data-urlencode",
+                &format!("start-after={start_after}"),
+            ]));
+            for item in page.split("<Contents>").skip(1) {
+                let key = between(item, "<Key>", "</Key>");
+                let bytes = between(item, "<Size>", "</Size>").parse().unwrap_or(0);
+                objects.push((key.to_owned(), bytes));
+            }
+            match objects.last() {
+                Some((key, _)) if page.contains("<IsTruncated>true") => start_after = key.clone(),
+                _ => return objects,
+            }
+        }
+    }
+}
+
+impl Drop for S3 {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    text.split_once(from)
+        .and_then(|(_, t)| t.split_once(to))
+        .map_or("", |(t, _)| t)
+}
