@@ -12,6 +12,8 @@
 mod config;
 mod error;
 mod node;
+pub mod metrics;
+pub mod rest;
 pub mod types;
 
 pub use config::{AgentConfig, FsyncLevel, PUT_LIMIT_DEFAULT};
