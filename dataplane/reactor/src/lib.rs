@@ -1,1 +1,40 @@
 //! One io_uring per core: operations, buffers, timers, sockets; the only unsafe I/O.
+//!
+//! [`run`] turns the calling thread into a reactor: one ring, one single-threaded executor, one timer queue, one
+//! pool of registered buffers. Tasks never leave their core; their wakers may be used anywhere.
+//!
+//! Invariants kept here and relied upon above:
+//! - The kernel only ever reads or writes memory that the operation table owns. An [`IoBuf`] moves into the table when
+//!   its operation starts and moves out with the completion; dropping the future in between changes nothing for it.
+//! - A descriptor named by a queued operation stays open until that operation completed.
+//! - Submission is batched: one `io_uring_enter` for everything the tasks of a turn queued.
+//!
+//! All time goes through [`now`], [`sleep`] and [`timeout`].
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "a test may fail by panicking, and its numbers are small"
+    )
+)]
+
+mod buffer;
+mod disk;
+mod executor;
+mod fd;
+mod memory;
+mod op;
+mod remote;
+mod ring;
+mod slab;
+mod time;
+
+pub use buffer::{Arena, BufPool, IoBuf, PAGE, Slot};
+pub use disk::{Disk, DiskOptions};
+pub use executor::{Config, Task, pool, remote, run, spawn, yield_now};
+pub use fd::{Fd, Poller};
+pub use remote::Remote;
+pub use ring::MAX_IN_FLIGHT;
+pub use time::{Elapsed, Instant, Sleep, Timeout, now, sleep, timeout};
