@@ -13,7 +13,8 @@ mod tree;
 
 pub use bytes::{Bytes, sha256_file};
 pub use machine::{
-    drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir, wait_until,
+    close, drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir,
+    wait_until,
 };
 pub use node::{Cloud, Node, Plane, Setup};
 pub use s3::S3;

@@ -148,6 +148,21 @@ pub fn drop_page_cache() {
     std::fs::write("/proc/sys/vm/drop_caches", "1").unwrap_or_else(|e| panic!("drop_caches: {e}"));
 }
 
+/// Closes a file and says what `close(2)` said; dropping it would not.
+///
+/// # Errors
+/// What the system call returns.
+pub fn close(file: std::fs::File) -> std::io::Result<()> {
+    use std::os::fd::IntoRawFd as _;
+    let descriptor = file.into_raw_fd();
+    // SAFETY: `into_raw_fd` gave up ownership, so nobody else closes or uses this descriptor.
+    if unsafe { libc::close(descriptor) } == 0 {
+        Ok(())
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
+}
+
 /// A TCP port of 127.0.0.1 that was free a moment ago.
 ///
 /// # Panics

@@ -324,6 +324,11 @@ impl Node {
         self.pid(plane).is_some_and(kill_9)
     }
 
+    /// Kills everything and unmounts: a test gives up, and nothing may hang.
+    pub fn stop_by_force(&self) {
+        stop_by_force(&self.dir(), &self.mount);
+    }
+
     /// Waits until the mount answers, reads and writes, without any help.
     ///
     /// # Panics
