@@ -136,6 +136,7 @@ impl Ledger {
             Ok(()) => *states = vec![None],
             Err(e) if e.kind() == io::ErrorKind::NotFound && states.contains(&None) => {
                 *states = vec![None];
+                return Ok(());
             }
             Err(_) => states.push(None),
         }
