@@ -164,6 +164,10 @@ impl Disk {
         offset: u64,
     ) -> (io::Result<usize>, IoBuf) {
         let Device::File(device) = &self.device;
+        // Beyond this the kernel sees negative numbers, of which -1 means the file's own position.
+        if i64::try_from(offset).is_err() {
+            return (Err(io::ErrorKind::InvalidInput.into()), buf);
+        }
         for _ in 0..RETRIES {
             room().await;
             // SAFETY: the address and length are those of the payload's buffer, which keeps its place when it moves;

@@ -46,7 +46,8 @@ impl Fd {
         self.fd.as_fd()
     }
 
-    /// One read(2) into the buffer. A nonblocking descriptor that has nothing gives `WouldBlock`.
+    /// One read(2) into the buffer. Waits for data; only devices that the ring cannot wait for (`/dev/fuse`) give
+    /// `WouldBlock` when they are nonblocking, and then [`Fd::poller`] tells when to read again.
     ///
     /// # Panics
     /// Outside of a reactor thread.
@@ -169,7 +170,7 @@ impl Fd {
         count(result).map(drop)
     }
 
-    /// A standing poll for readability, for one reader that reads until `WouldBlock` after each event.
+    /// A standing poll for readability, for one reader that takes everything there is after each event.
     pub fn poller(&self) -> Poller {
         Poller {
             fd: self.clone(),

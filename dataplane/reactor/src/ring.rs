@@ -31,6 +31,9 @@ pub const MAX_IN_FLIGHT: usize = 4096;
 /// flight then keeps its memory for ever.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long one look at the operations of a core that ends waits; they are cancelled anew in each.
+const SHUTDOWN_ROUND: Duration = Duration::from_millis(20);
+
 /// `user_data` of entries whose completion says nothing.
 const IGNORED: u64 = u64::MAX;
 
@@ -412,28 +415,23 @@ impl Driver {
     /// Ends all operations, waiting a bounded time. Returns whether nothing is left in the kernel.
     fn shutdown(&mut self) -> bool {
         let deadline = std::time::Instant::now() + SHUTDOWN_LIMIT;
-        let cancel = opcode::AsyncCancel2::new(CancelBuilder::any())
-            .build()
-            .user_data(IGNORED);
-        // The poll on the eventfd is cancelled with the rest and must not be armed again.
-        self.is_wake_armed = true;
-        self.push(cancel);
         for entry in self.table.iter_mut() {
             entry.waker = None;
         }
-        let mut harvest = Harvest::default();
         while self.in_kernel > 0 {
             let left = deadline.saturating_duration_since(std::time::Instant::now());
             if left.is_zero() {
                 return false;
             }
-            if let Err(error) = self.submit_and_wait(Some(left.min(Duration::from_millis(100)))) {
+            // The poll on the eventfd is cancelled with the rest and must not be armed again.
+            self.is_wake_armed = true;
+            let cancel = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
+            self.push(cancel.user_data(IGNORED));
+            if let Err(error) = self.submit_and_wait(Some(left.min(SHUTDOWN_ROUND))) {
                 tracing::error!(%error, "io_uring_enter failed while a core ends");
                 return false;
             }
-            self.harvest(&mut harvest);
-            harvest = Harvest::default();
-            self.is_wake_armed = true;
+            self.harvest(&mut Harvest::default());
         }
         true
     }
