@@ -1,0 +1,349 @@
+//! The namespace with its log: one embedded store holds both, so that a record and what it changes are written
+//! in one atomic batch.
+//!
+//! A change is acknowledged when the batch has reached the operating system (it survives a kill of the process); it is
+//! on stable storage after at most [`SYNC_EVERY`], and at once when [`NsOp::Sync`] waits for it.
+//!
+//! Changes are made one after the other under one lock, in the thread that asks: each takes microseconds, and
+//! handing it to another thread would cost more than it does.
+
+use fastcache_api::{Errno, NsOp, NsReply, NsRequest, Time};
+use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// How long an acknowledged change may wait for stable storage.
+pub const SYNC_EVERY: Duration = Duration::from_millis(50);
+/// Records of the log that are kept: what a consumer that was away may still read.
+pub const LOG_KEPT: u64 = 1_000_000;
+/// Cache of the embedded store, bytes.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// Why the namespace cannot be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// Another process has it.
+    #[error("the namespace in {0} is in use by another process: stop that one, or choose another --state-dir")]
+    Locked(PathBuf),
+    /// The store failed.
+    #[error("the namespace in {path}: {error}; check the disk, then restore the directory from a copy or rebuild it from the bucket")]
+    Store {
+        /// Its directory.
+        path: PathBuf,
+        /// What the store said.
+        error: String,
+    },
+    /// The state cannot be read.
+    #[error(transparent)]
+    State(#[from] fastcache_namespace::Fault),
+    /// The directory cannot be used.
+    #[error("the state directory {path} cannot be used: {error}")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+/// Counters of a namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct EngineStats {
+    /// Position of the last record.
+    pub log_position: u64,
+    /// Position up to which the log is on stable storage.
+    pub synced_position: u64,
+    /// Inodes that exist.
+    pub inodes: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// The epoch of this start.
+    pub epoch: u64,
+    /// Changes since the start.
+    pub changes: u64,
+    /// Reads since the start.
+    pub reads: u64,
+    /// Bytes the store takes on disk.
+    pub disk_bytes: u64,
+}
+
+struct Inner {
+    db: Database,
+    state: StateKv,
+    log: Keyspace,
+    path: PathBuf,
+    /// Held while a change is made.
+    writer: Mutex<()>,
+    /// Position of the last record that the operating system has.
+    written: AtomicU64,
+    synced: AtomicU64,
+    syncing: tokio::sync::Mutex<()>,
+    changes: AtomicU64,
+    reads: AtomicU64,
+    epoch: u64,
+}
+
+/// A namespace and its log in a directory. Clones share it.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone)]
+struct StateKv(Keyspace);
+
+fn read_error(error: fjall::Error) -> KvError {
+    KvError(error.to_string())
+}
+
+impl Kv for StateKv {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        Ok(self.0.get(key).map_err(read_error)?.map(|v| v.to_vec()))
+    }
+
+    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
+        let start = if from < prefix { prefix } else { from };
+        let mut out = Vec::new();
+        for guard in self.0.range(start.to_vec()..) {
+            if out.len() >= limit {
+                break;
+            }
+            let (key, value) = guard.into_inner().map_err(read_error)?;
+            if !key.starts_with(prefix) {
+                break;
+            }
+            out.push((key.to_vec(), value.to_vec()));
+        }
+        Ok(out)
+    }
+}
+
+impl Engine {
+    /// Opens the namespace in a directory, or makes an empty one. Raises the epoch, durably, before it returns.
+    /// To be called inside a tokio runtime: a task of it syncs the log.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn open(state_dir: &Path) -> Result<Engine, EngineError> {
+        let path = state_dir.to_path_buf();
+        std::fs::create_dir_all(&path)
+            .map_err(|error| EngineError::Directory { path: path.clone(), error })?;
+        let wrong = |error: fjall::Error| match error {
+            fjall::Error::Locked => EngineError::Locked(path.clone()),
+            other => EngineError::Store { path: path.clone(), error: other.to_string() },
+        };
+        let db = Database::builder(&path).cache_size(CACHE_BYTES).open().map_err(wrong)?;
+        let state = db.keyspace("state", KeyspaceCreateOptions::default).map_err(wrong)?;
+        let log = db.keyspace("log", KeyspaceCreateOptions::default).map_err(wrong)?;
+        let state = StateKv(state);
+        let epoch = fastcache_namespace::counters(&state)?.epoch + 1;
+        let changes = fastcache_namespace::begin_epoch(&state, epoch, Time::now())?;
+        let mut batch = db.batch().durability(Some(PersistMode::SyncAll));
+        fill(&mut batch, &state.0, changes);
+        batch.commit().map_err(wrong)?;
+        let position = fastcache_namespace::counters(&state)?.position;
+        let engine = Engine {
+            inner: Arc::new(Inner {
+                db,
+                state,
+                log,
+                path,
+                writer: Mutex::new(()),
+                written: AtomicU64::new(position),
+                synced: AtomicU64::new(position),
+                syncing: tokio::sync::Mutex::new(()),
+                changes: AtomicU64::new(0),
+                reads: AtomicU64::new(0),
+                epoch,
+            }),
+        };
+        tokio::spawn(keep_synced(Arc::downgrade(&engine.inner)));
+        Ok(engine)
+    }
+
+    /// Does one operation. Changes are acknowledged as the top of this file says.
+    pub async fn call(&self, request: NsRequest) -> NsReply {
+        if request.op == NsOp::Sync {
+            return match self.sync().await {
+                Ok(()) => self.query(&NsOp::Sync),
+                Err(()) => failed(),
+            };
+        }
+        if request.op.is_change() { self.change(&request) } else { self.query(&request.op) }
+    }
+
+    fn query(&self, op: &NsOp) -> NsReply {
+        self.inner.reads.fetch_add(1, Ordering::Relaxed);
+        fastcache_namespace::answer(&self.inner.state, op).unwrap_or_else(|error| {
+            tracing::error!(target: "namespace", %error, "a read of the namespace failed");
+            failed()
+        })
+    }
+
+    fn change(&self, request: &NsRequest) -> NsReply {
+        let inner = &self.inner;
+        let _one_at_a_time = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        match fastcache_namespace::change(&inner.state, request) {
+            Ok(Outcome::Answered(reply)) => reply,
+            Ok(Outcome::Applied(record, changes, reply)) => match self.write(&record, changes) {
+                Ok(()) => reply,
+                Err(error) => {
+                    tracing::error!(target: "namespace", %error, "the log cannot be written: changes fail until the process is started again");
+                    failed()
+                }
+            },
+            Err(error) => {
+                tracing::error!(target: "namespace", %error, "a change of the namespace failed");
+                failed()
+            }
+        }
+    }
+
+    fn write(&self, record: &Record, changes: fastcache_namespace::Changes) -> Result<(), String> {
+        let inner = &self.inner;
+        let bytes = record.encode().map_err(|e| e.to_string())?;
+        let mut batch = inner.db.batch();
+        batch.insert(&inner.log, record.position.to_be_bytes().to_vec(), bytes);
+        if let Some(old) = record.position.checked_sub(LOG_KEPT) {
+            batch.remove(&inner.log, old.to_be_bytes().to_vec());
+        }
+        fill(&mut batch, &inner.state.0, changes);
+        batch.commit().map_err(|e| e.to_string())?;
+        inner.written.store(record.position, Ordering::Release);
+        inner.changes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Waits until everything written so far is on stable storage; callers share one sync.
+    async fn sync(&self) -> Result<(), ()> {
+        let want = self.inner.written.load(Ordering::Acquire);
+        let _one_at_a_time = self.inner.syncing.lock().await;
+        if self.inner.synced.load(Ordering::Acquire) >= want {
+            return Ok(());
+        }
+        let inner = Arc::clone(&self.inner);
+        let done = tokio::task::spawn_blocking(move || {
+            let upto = inner.written.load(Ordering::Acquire);
+            inner.db.persist(PersistMode::SyncData).map(|()| upto)
+        });
+        match done.await {
+            Ok(Ok(upto)) => {
+                self.inner.synced.fetch_max(upto, Ordering::AcqRel);
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                tracing::error!(target: "namespace", %error, path = %self.inner.path.display(), "the log cannot be put on stable storage");
+                Err(())
+            }
+            Err(_) => Err(()),
+        }
+    }
+
+    /// Puts everything on stable storage; for an ordered end.
+    pub async fn close(&self) {
+        // The failure is logged in there, and there is nothing else to do about it here.
+        let _ = self.sync().await;
+    }
+
+    /// Records from a position on, at most `max`, for consumers of the log.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or holds a record this version does not know.
+    pub fn records(&self, from: u64, max: usize) -> Result<Vec<Record>, EngineError> {
+        let wrong = |error: String| EngineError::Store { path: self.inner.path.clone(), error };
+        let mut out = Vec::new();
+        for guard in self.inner.log.range(from.to_be_bytes().to_vec()..).take(max) {
+            let (_, value) = guard.into_inner().map_err(|e| wrong(e.to_string()))?;
+            out.push(Record::decode(&value).map_err(|e| wrong(e.to_string()))?);
+        }
+        Ok(out)
+    }
+
+    /// Counters now.
+    pub fn stats(&self) -> EngineStats {
+        let inner = &self.inner;
+        let counters = fastcache_namespace::counters(&inner.state).unwrap_or_default();
+        EngineStats {
+            log_position: counters.position,
+            synced_position: inner.synced.load(Ordering::Relaxed),
+            inodes: counters.inodes,
+            bytes: counters.bytes,
+            epoch: inner.epoch,
+            changes: inner.changes.load(Ordering::Relaxed),
+            reads: inner.reads.load(Ordering::Relaxed),
+            disk_bytes: inner.db.disk_space().unwrap_or(0),
+        }
+    }
+}
+
+fn fill(batch: &mut fjall::OwnedWriteBatch, state: &Keyspace, changes: fastcache_namespace::Changes) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => batch.insert(state, key, value),
+            None => batch.remove(state, key),
+        }
+    }
+}
+
+/// Syncs the log while there is something to sync, until the engine is gone.
+async fn keep_synced(inner: std::sync::Weak<Inner>) {
+    loop {
+        tokio::time::sleep(SYNC_EVERY).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if inner.written.load(Ordering::Acquire) > inner.synced.load(Ordering::Acquire) {
+            // Logged in there; the next round tries again.
+            let _ = Engine { inner }.sync().await;
+        }
+    }
+}
+
+fn failed() -> NsReply {
+    NsReply { result: Err(Errno::EIO), touched: Vec::new(), log_position: 0, lease_ms: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastcache_api::{Cred, Ino, Kind, NewInode, NsAnswer, OpId};
+
+    fn make(seq: u64, name: &str) -> NsRequest {
+        let new = NewInode {
+            kind: Kind::Dir,
+            mode: 0o755,
+            rdev: 0,
+            cred: Cred { uid: 0, gid: 0 },
+            target: Vec::new(),
+            chunk_size: 0,
+        };
+        let op = NsOp::Make { at: Some((Ino::ROOT, name.as_bytes().to_vec())), new };
+        NsRequest { id: Some(OpId { client: 7, seq }), now: Time { sec: 1, nsec: 2 }, op }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn acknowledged_changes_and_answers_survive_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = {
+            let engine = Engine::open(dir.path()).unwrap();
+            let first = engine.call(make(1, "a")).await;
+            assert!(matches!(first.result, Ok(NsAnswer::Entry(_))));
+            assert_eq!(engine.call(make(1, "a")).await, first);
+            assert_eq!(engine.call(make(2, "a")).await.result, Err(Errno::EEXIST));
+            first
+        };
+        // The background task gives the store up within one round.
+        let engine = loop {
+            match Engine::open(dir.path()) {
+                Ok(engine) => break engine,
+                Err(EngineError::Locked(_)) => tokio::time::sleep(SYNC_EVERY).await,
+                Err(e) => panic!("{e}"),
+            }
+        };
+        assert_eq!(engine.call(make(1, "a")).await, first);
+        let stats = engine.stats();
+        assert_eq!((stats.epoch, stats.inodes), (2, 2));
+        assert_eq!(engine.records(0, 10).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,100 @@
+//! The reads.
+
+use crate::kv::Kv;
+use crate::state::{Done, State};
+use fastcache_api::{DirEntry, Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
+
+/// Most entries of one listing.
+const READDIR_MAX: u32 = 4096;
+/// Deepest path that is told or resolved, names.
+const PATH_DEPTH_MAX: usize = 4096;
+
+impl<K: Kv> State<'_, K> {
+    /// Answers one read.
+    pub fn query(&self, op: &NsOp) -> Done<NsAnswer> {
+        match op {
+            NsOp::Lookup { parent, name } => {
+                let dir = self.dir(*parent)?;
+                let ino = match name.as_slice() {
+                    b"." => dir.ino,
+                    b".." => self.parent_of(dir.ino)?,
+                    name => self.need_entry(*parent, name)?.ino,
+                };
+                Ok(NsAnswer::Entry(self.attr(ino)?))
+            }
+            NsOp::GetAttr { ino } => Ok(NsAnswer::Attr(self.attr(*ino)?)),
+            NsOp::Open { ino, .. } => {
+                let attr = self.attr(*ino)?;
+                let layout = self.layout(*ino)?;
+                Ok(NsAnswer::Opened { attr, layout })
+            }
+            NsOp::Readlink { ino } => {
+                let attr = self.attr(*ino)?;
+                if attr.kind != Kind::Symlink {
+                    return Err(Errno::EINVAL.into());
+                }
+                Ok(NsAnswer::Bytes(self.target(*ino)?.unwrap_or_default()))
+            }
+            NsOp::Readdir { ino, after, max, plus } => self.readdir(*ino, *after, *max, *plus),
+            NsOp::GetXattr { ino, name } => {
+                self.attr(*ino)?;
+                Ok(NsAnswer::Bytes(self.xattr(*ino, name)?.ok_or(Errno::ENODATA)?))
+            }
+            NsOp::ListXattr { ino } => {
+                self.attr(*ino)?;
+                Ok(NsAnswer::Names(self.xattr_names(*ino)?))
+            }
+            NsOp::Statfs => Ok(NsAnswer::Statfs(Statfs {
+                inodes: self.counters.inodes,
+                bytes: self.counters.bytes,
+            })),
+            NsOp::Sync => Ok(NsAnswer::Done),
+            NsOp::CloudRefs { ino, only } => {
+                self.attr(*ino)?;
+                Ok(NsAnswer::CloudRefs(self.cloud_refs(*ino, *only)?))
+            }
+            NsOp::Resolve { path } => {
+                if path.len() > PATH_DEPTH_MAX {
+                    return Err(Errno::ENAMETOOLONG.into());
+                }
+                let mut at = Ino::ROOT;
+                for name in path {
+                    self.dir(at)?;
+                    at = self.need_entry(at, name)?.ino;
+                }
+                Ok(NsAnswer::Entry(self.attr(at)?))
+            }
+            NsOp::PathOf { ino } => self.path_of(*ino),
+            _ => Err(Errno::EINVAL.into()),
+        }
+    }
+
+    fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Done<NsAnswer> {
+        self.dir(ino)?;
+        let max = max.clamp(1, READDIR_MAX) as usize;
+        let listed = self.list(ino, after.max(2), max + 1)?;
+        let is_end = listed.len() <= max;
+        let mut entries = Vec::with_capacity(listed.len().min(max));
+        for (cookie, name, ino, kind) in listed.into_iter().take(max) {
+            let attr = if plus { Some(self.attr(ino)?) } else { None };
+            entries.push(DirEntry { name, ino, kind, cookie, attr });
+        }
+        Ok(NsAnswer::Dir { entries, is_end })
+    }
+
+    fn path_of(&self, ino: Ino) -> Done<NsAnswer> {
+        self.attr(ino)?;
+        let mut names = Vec::new();
+        let mut at = ino;
+        while at != Ino::ROOT {
+            if names.len() > PATH_DEPTH_MAX {
+                return Err(Errno::ENAMETOOLONG.into());
+            }
+            let (parent, name) = self.a_name(at)?.ok_or(Errno::ENOENT)?;
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        Ok(NsAnswer::Bytes(names.join(&b'/')))
+    }
+}

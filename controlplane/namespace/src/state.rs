@@ -1,0 +1,360 @@
+//! The state behind the operations: typed access to the tables, for reads and for changes that gather in an overlay.
+
+use crate::keys;
+use crate::kv::{Changes, Kv, KvError, Overlay};
+use fastcache_api::{
+    Attr, CloudRef, Errno, Ino, Kind, Layout, NsReply, OpId, Time, Version, COUNTER_BITS, NAME_MAX,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Answers kept for each client, so that a request sent twice is done once. More than a client may have in flight.
+pub const REPLIES_KEPT: u64 = 4096;
+
+/// A directory entry in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dirent {
+    /// The inode.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+    /// Its place in listings.
+    pub cookie: u64,
+}
+
+/// Numbers that only rise, and counts of what exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Raised by every start; the upper bits of inode numbers and versions.
+    pub epoch: u64,
+    /// The last inode counter used in this epoch.
+    pub ino: u64,
+    /// The last version counter used in this epoch.
+    pub version: u64,
+    /// The last cookie.
+    pub cookie: u64,
+    /// The last number of the garbage queue.
+    pub garbage: u64,
+    /// The position of the last applied record.
+    pub position: u64,
+    /// Inodes that exist.
+    pub inodes: u64,
+    /// Sum of the sizes of all files.
+    pub bytes: u64,
+}
+
+/// Why an operation did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The answer is this error; nothing changed.
+    #[error(transparent)]
+    Refused(#[from] Errno),
+    /// The store failed; nothing is known to have changed.
+    #[error(transparent)]
+    Store(#[from] KvError),
+    /// A value in the store cannot be decoded.
+    #[error("the namespace holds a value this version cannot read (table {table:?}): {error}")]
+    Damaged {
+        /// Letter of the table.
+        table: char,
+        /// What the decoder said.
+        error: postcard::Error,
+    },
+}
+
+pub(crate) type Done<T> = Result<T, Fault>;
+
+fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Done<T> {
+    postcard::from_bytes(value).map_err(|error| Fault::Damaged {
+        table: key.first().map_or('?', |b| char::from(*b)),
+        error,
+    })
+}
+
+fn encode<T: Serialize>(value: &T) -> Done<Vec<u8>> {
+    postcard::to_stdvec(value).map_err(|error| Fault::Damaged { table: '?', error })
+}
+
+/// A view of the state, with the changes of one operation.
+pub(crate) struct State<'a, K: Kv> {
+    kv: Overlay<'a, K>,
+    pub counters: Counters,
+    /// Inodes whose attributes changed, in order.
+    pub touched: Vec<Ino>,
+}
+
+impl<'a, K: Kv> State<'a, K> {
+    pub fn new(kv: &'a K) -> Done<State<'a, K>> {
+        let counters = match kv.get(&keys::counters())? {
+            Some(v) => decode(b"m", &v)?,
+            None => Counters::default(),
+        };
+        Ok(State { kv: Overlay::new(kv), counters, touched: Vec::new() })
+    }
+
+    pub fn finish(mut self) -> Done<Changes> {
+        let counters = encode(&self.counters)?;
+        self.kv.put(keys::counters(), counters);
+        Ok(self.kv.changes)
+    }
+
+    fn load<T: DeserializeOwned>(&self, key: &[u8]) -> Done<Option<T>> {
+        match self.kv.get(key)? {
+            Some(v) => Ok(Some(decode(key, &v)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn store<T: Serialize>(&mut self, key: Vec<u8>, value: &T) -> Done<()> {
+        let value = encode(value)?;
+        self.kv.put(key, value);
+        Ok(())
+    }
+
+    // ---- inodes ----
+
+    pub fn attr(&self, ino: Ino) -> Done<Attr> {
+        self.load(&keys::attr(ino))?.ok_or(Fault::Refused(Errno::ENOENT))
+    }
+
+    pub fn dir(&self, ino: Ino) -> Done<Attr> {
+        let attr = self.attr(ino)?;
+        if attr.kind == Kind::Dir { Ok(attr) } else { Err(Errno::ENOTDIR.into()) }
+    }
+
+    /// Stores attributes, stamped with this record's position.
+    pub fn put_attr(&mut self, mut attr: Attr) -> Done<Attr> {
+        attr.seq = self.counters.position;
+        if !self.touched.contains(&attr.ino) {
+            self.touched.push(attr.ino);
+        }
+        self.store(keys::attr(attr.ino), &attr)?;
+        Ok(attr)
+    }
+
+    pub fn next_ino(&mut self) -> Ino {
+        self.counters.ino += 1;
+        Ino((self.counters.epoch << COUNTER_BITS) | self.counters.ino)
+    }
+
+    pub fn next_versions(&mut self, count: u32) -> Version {
+        let first = self.counters.version + 1;
+        self.counters.version += u64::from(count);
+        Version((self.counters.epoch << COUNTER_BITS) | first)
+    }
+
+    pub fn target(&self, ino: Ino) -> Done<Option<Vec<u8>>> {
+        Ok(self.kv.get(&keys::target(ino))?)
+    }
+
+    pub fn put_target(&mut self, ino: Ino, target: Vec<u8>) {
+        self.kv.put(keys::target(ino), target);
+    }
+
+    pub fn set_orphan(&mut self, ino: Ino, is_orphan: bool) {
+        if is_orphan {
+            self.kv.put(keys::orphan(ino), Vec::new());
+        } else {
+            self.kv.remove(keys::orphan(ino));
+        }
+    }
+
+    pub fn is_orphan(&self, ino: Ino) -> Done<bool> {
+        Ok(self.kv.get(&keys::orphan(ino))?.is_some())
+    }
+
+    pub fn orphans(&self) -> Done<Vec<Ino>> {
+        let pairs = self.kv.scan(&keys::orphans(), &[], usize::MAX)?;
+        Ok(pairs.iter().filter_map(|(k, _)| keys::number_at(k, 1)).map(Ino).collect())
+    }
+
+    /// Removes an inode that has no name, with everything it has; its objects go to the garbage queue.
+    pub fn remove_inode(&mut self, attr: &Attr) -> Done<()> {
+        let ino = attr.ino;
+        for (key, value) in self.kv.scan(&keys::cloud_refs(ino), &[], usize::MAX)? {
+            let at: CloudRef = decode(&key, &value)?;
+            self.kv.remove(key);
+            self.add_garbage(at.object);
+        }
+        for (key, _) in self.kv.scan(&keys::xattr(ino, b""), &[], usize::MAX)? {
+            self.kv.remove(key);
+        }
+        for key in [keys::attr(ino), keys::target(ino), keys::layout(ino), keys::orphan(ino)] {
+            self.kv.remove(key);
+        }
+        self.touched.retain(|t| *t != ino);
+        self.counters.inodes = self.counters.inodes.saturating_sub(1);
+        if attr.kind == Kind::File {
+            self.counters.bytes = self.counters.bytes.saturating_sub(attr.size);
+        }
+        Ok(())
+    }
+
+    // ---- names ----
+
+    pub fn entry(&self, parent: Ino, name: &[u8]) -> Done<Option<Dirent>> {
+        check_name(name)?;
+        self.load(&keys::dirent(parent, name))
+    }
+
+    pub fn need_entry(&self, parent: Ino, name: &[u8]) -> Done<Dirent> {
+        self.entry(parent, name)?.ok_or(Fault::Refused(Errno::ENOENT))
+    }
+
+    pub fn put_entry(&mut self, parent: Ino, name: &[u8], ino: Ino, kind: Kind) -> Done<()> {
+        check_name(name)?;
+        self.counters.cookie = self.counters.cookie.max(2) + 1;
+        let cookie = self.counters.cookie;
+        self.store(keys::dirent(parent, name), &Dirent { ino, kind, cookie })?;
+        self.store(keys::cookie(parent, cookie), &(name, ino, kind))?;
+        self.kv.put(keys::link(ino, parent, name), Vec::new());
+        Ok(())
+    }
+
+    pub fn remove_entry(&mut self, parent: Ino, name: &[u8], entry: Dirent) {
+        self.kv.remove(keys::dirent(parent, name));
+        self.kv.remove(keys::cookie(parent, entry.cookie));
+        self.kv.remove(keys::link(entry.ino, parent, name));
+    }
+
+    pub fn is_empty_dir(&self, ino: Ino) -> Done<bool> {
+        Ok(self.kv.scan(&keys::cookies(ino), &[], 1)?.is_empty())
+    }
+
+    /// Entries after a cookie, in cookie order: cookie, name, inode, kind.
+    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<(u64, Vec<u8>, Ino, Kind)>> {
+        let from = keys::cookie(ino, after.saturating_add(1));
+        let mut out = Vec::new();
+        for (key, value) in self.kv.scan(&keys::cookies(ino), &from, max)? {
+            let (name, ino, kind): (Vec<u8>, Ino, Kind) = decode(&key, &value)?;
+            if let Some(cookie) = keys::number_at(&key, 9) {
+                out.push((cookie, name, ino, kind));
+            }
+        }
+        Ok(out)
+    }
+
+    /// One name of an inode: its directory and the name there.
+    pub fn a_name(&self, ino: Ino) -> Done<Option<(Ino, Vec<u8>)>> {
+        let found = self.kv.scan(&keys::links(ino), &[], 1)?;
+        Ok(found.first().and_then(|(k, _)| {
+            let parent = keys::number_at(k, 9)?;
+            Some((Ino(parent), k.get(17..)?.to_vec()))
+        }))
+    }
+
+    /// The directory a directory is in; the root is in itself.
+    pub fn parent_of(&self, dir: Ino) -> Done<Ino> {
+        Ok(self.a_name(dir)?.map_or(Ino::ROOT, |(parent, _)| parent))
+    }
+
+    // ---- contents ----
+
+    pub fn layout(&self, ino: Ino) -> Done<Layout> {
+        Ok(self.load(&keys::layout(ino))?.unwrap_or_default())
+    }
+
+    pub fn put_layout(&mut self, ino: Ino, layout: &Layout) -> Done<()> {
+        self.store(keys::layout(ino), layout)
+    }
+
+    pub fn cloud_refs(
+        &self,
+        ino: Ino,
+        only: Option<(u32, Version)>,
+    ) -> Done<Vec<(u32, Version, CloudRef)>> {
+        if let Some((index, version)) = only {
+            let found = self.load(&keys::cloud_ref(ino, index, version))?;
+            return Ok(found.map(|at| (index, version, at)).into_iter().collect());
+        }
+        self.decode_refs(self.kv.scan(&keys::cloud_refs(ino), &[], usize::MAX)?)
+    }
+
+    pub fn cloud_refs_of(&self, ino: Ino, index: u32) -> Done<Vec<(u32, Version, CloudRef)>> {
+        self.decode_refs(self.kv.scan(&keys::cloud_refs_of(ino, index), &[], usize::MAX)?)
+    }
+
+    fn decode_refs(&self, pairs: Vec<crate::kv::Pair>) -> Done<Vec<(u32, Version, CloudRef)>> {
+        let mut out = Vec::with_capacity(pairs.len());
+        for (key, value) in pairs {
+            if let Some((index, version)) = keys::parse_cloud_ref(&key) {
+                out.push((index, version, decode(&key, &value)?));
+            }
+        }
+        Ok(out)
+    }
+
+    pub fn put_cloud_ref(&mut self, key: fastcache_api::ChunkKey, at: &CloudRef) -> Done<()> {
+        self.store(keys::cloud_ref(key.ino, key.index, key.version), at)
+    }
+
+    pub fn remove_cloud_ref(&mut self, ino: Ino, index: u32, version: Version, at: CloudRef) {
+        self.kv.remove(keys::cloud_ref(ino, index, version));
+        self.add_garbage(at.object);
+    }
+
+    pub fn add_garbage(&mut self, object: String) {
+        self.counters.garbage += 1;
+        self.kv.put(keys::garbage(self.counters.garbage), object.into_bytes());
+    }
+
+    pub fn take_garbage(&mut self, max: usize) -> Done<Vec<String>> {
+        let mut out = Vec::new();
+        for (key, value) in self.kv.scan(&keys::all_garbage(), &[], max)? {
+            self.kv.remove(key);
+            out.push(String::from_utf8_lossy(&value).into_owned());
+        }
+        Ok(out)
+    }
+
+    // ---- extended attributes ----
+
+    pub fn xattr(&self, ino: Ino, name: &[u8]) -> Done<Option<Vec<u8>>> {
+        Ok(self.kv.get(&keys::xattr(ino, name))?)
+    }
+
+    pub fn xattr_names(&self, ino: Ino) -> Done<Vec<Vec<u8>>> {
+        let pairs = self.kv.scan(&keys::xattr(ino, b""), &[], usize::MAX)?;
+        Ok(pairs.iter().filter_map(|(k, _)| k.get(9..).map(<[u8]>::to_vec)).collect())
+    }
+
+    pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Vec<u8>) {
+        self.kv.put(keys::xattr(ino, name), value);
+    }
+
+    pub fn remove_xattr(&mut self, ino: Ino, name: &[u8]) {
+        self.kv.remove(keys::xattr(ino, name));
+    }
+
+    // ---- answers given ----
+
+    pub fn reply(&self, id: OpId) -> Done<Option<NsReply>> {
+        self.load(&keys::reply(id))
+    }
+
+    pub fn put_reply(&mut self, id: OpId, reply: &NsReply) -> Done<()> {
+        if let Some(old) = id.seq.checked_sub(REPLIES_KEPT) {
+            self.kv.remove(keys::reply(OpId { client: id.client, seq: old }));
+        }
+        self.store(keys::reply(id), reply)
+    }
+
+    /// A change to a directory's entries at `now`.
+    pub fn touch_dir(&mut self, mut dir: Attr, now: Time, nlink_by: i32) -> Done<Attr> {
+        dir.mtime = now;
+        dir.ctime = now;
+        dir.nlink = dir.nlink.saturating_add_signed(nlink_by);
+        self.put_attr(dir)
+    }
+}
+
+/// Refuses names no directory can hold.
+pub(crate) fn check_name(name: &[u8]) -> Result<(), Errno> {
+    if name.len() > NAME_MAX {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    if name.is_empty() || name == b"." || name == b".." || name.iter().any(|b| matches!(b, 0 | b'/')) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(())
+}
