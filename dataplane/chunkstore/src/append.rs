@@ -1,0 +1,251 @@
+//! Writing the journal and flushing the device, for everybody who waits, by one task at a time. The task is not the
+//! future of a caller, so that a caller who goes away never leaves a group half written.
+
+use crate::error::StoreError;
+use crate::journal::{Admission, Group, Journal, encode_group};
+use crate::store::{Inner, Store};
+use event_listener::Event;
+use fastcache_reactor::{IoBuf, spawn};
+use fastcache_types::BLOCK;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// How often a group is written before the store gives up sealing.
+const WRITE_ATTEMPTS: usize = 3;
+
+#[derive(Default)]
+struct FlushState {
+    /// Flushes asked for, started, and ended well. A caller needs one that starts after its call.
+    wanted: u64,
+    started: u64,
+    done: u64,
+    /// The last flush that failed, and how.
+    failed: Option<(u64, io::ErrorKind, String)>,
+    is_running: bool,
+}
+
+/// Device flushes, shared by all who wait for one.
+#[derive(Default)]
+pub(crate) struct Flusher {
+    state: Mutex<FlushState>,
+    event: Event,
+}
+
+impl Flusher {
+    fn lock(&self) -> MutexGuard<'_, FlushState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that the appending task ended; if it was dropped in the middle of a write, nobody knows what is on the device.
+struct Appending<'a> {
+    journal: &'a Journal,
+    is_writing: bool,
+}
+
+impl Drop for Appending<'_> {
+    fn drop(&mut self) {
+        let mut st = self.journal.lock();
+        st.is_appending = false;
+        st.is_sick |= self.is_writing;
+        drop(st);
+        self.journal.event.notify(usize::MAX);
+    }
+}
+
+struct Flushing<'a>(&'a Flusher);
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        self.0.lock().is_running = false;
+        self.0.event.notify(usize::MAX);
+    }
+}
+
+impl Store {
+    /// Starts the appending task if there is work and it does not run.
+    pub(crate) fn kick(&self) {
+        let mut st = self.inner.journal.lock();
+        if st.is_appending || st.is_sick || st.is_empty() {
+            return;
+        }
+        st.is_appending = true;
+        drop(st);
+        let store = self.clone();
+        spawn(async move { store.append_all().await }).detach();
+    }
+
+    async fn append_all(&self) {
+        let journal = &self.inner.journal;
+        let mut guard = Appending {
+            journal,
+            is_writing: false,
+        };
+        loop {
+            while let Some(group) = journal.take_group() {
+                guard.is_writing = true;
+                let result = self.inner.write_group(&group).await;
+                let mut st = journal.lock();
+                match result {
+                    Ok(()) => st.written = group.ticket,
+                    Err(error) => {
+                        tracing::error!(target: "nvme", %error, "the journal cannot be written; nothing can be sealed any more");
+                        st.is_sick = true;
+                    }
+                }
+                let is_sick = st.is_sick;
+                drop(st);
+                guard.is_writing = false;
+                journal.event.notify(usize::MAX);
+                if is_sick {
+                    return;
+                }
+                if journal.wants_checkpoint() {
+                    self.start_checkpoint();
+                }
+            }
+            // Whoever queues after this look finds the task ended and starts another.
+            let mut st = journal.lock();
+            if st.is_empty() {
+                st.is_appending = false;
+                drop(st);
+                std::mem::forget(guard);
+                return;
+            }
+        }
+    }
+
+    /// Waits for room in the journal.
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission<'_>, StoreError> {
+        loop {
+            let listener = self.inner.journal.event.listen();
+            if let Some(admission) = self.inner.journal.try_admit(bytes)? {
+                return Ok(admission);
+            }
+            // What is queued shrinks when it is written; what is written is forgotten by a checkpoint.
+            self.kick();
+            self.start_checkpoint();
+            listener.await;
+        }
+    }
+
+    /// Waits until the record with this ticket is in the journal (not flushed).
+    pub(crate) async fn wait_written(&self, ticket: u64) -> Result<(), StoreError> {
+        let journal = &self.inner.journal;
+        loop {
+            let listener = journal.event.listen();
+            {
+                let st = journal.lock();
+                if st.written >= ticket {
+                    return Ok(());
+                }
+                if st.is_sick {
+                    return Err(StoreError::Sick);
+                }
+            }
+            self.kick();
+            listener.await;
+        }
+    }
+
+    /// Device flush that covers everything written and journaled before the call. Concurrent callers share one. Ends
+    /// the quarantine of what was freed before.
+    ///
+    /// # Errors
+    /// `Device` when the device cannot flush, `Sick` when the journal cannot be written.
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let ticket = self.inner.journal.last();
+        self.wait_written(ticket).await?;
+        let flusher = &self.inner.flusher;
+        let mine = {
+            let mut st = flusher.lock();
+            st.wanted = st.started + 1;
+            st.wanted
+        };
+        loop {
+            let listener = flusher.event.listen();
+            {
+                let mut st = flusher.lock();
+                if st.done >= mine {
+                    return Ok(());
+                }
+                if let Some((n, kind, text)) = &st.failed
+                    && *n >= mine
+                {
+                    return Err(StoreError::Device(io::Error::new(*kind, text.clone())));
+                }
+                if !st.is_running {
+                    st.is_running = true;
+                    let store = self.clone();
+                    spawn(async move { store.flush_all().await }).detach();
+                }
+            }
+            listener.await;
+        }
+    }
+
+    async fn flush_all(&self) {
+        let flusher = &self.inner.flusher;
+        let _guard = Flushing(flusher);
+        loop {
+            let n = {
+                let mut st = flusher.lock();
+                if st.started >= st.wanted {
+                    return;
+                }
+                st.started += 1;
+                st.started
+            };
+            let covered = self.inner.journal.written();
+            let result = self.inner.device.sync().await;
+            let mut st = flusher.lock();
+            match result {
+                Ok(()) => st.done = n,
+                Err(StoreError::Device(e)) => st.failed = Some((n, e.kind(), e.to_string())),
+                Err(e) => st.failed = Some((n, io::ErrorKind::Other, e.to_string())),
+            }
+            let is_done = st.done == n;
+            drop(st);
+            if is_done {
+                self.inner.pool.space.flushed(covered);
+            }
+            flusher.event.notify(usize::MAX);
+        }
+    }
+}
+
+impl Inner {
+    /// Writes a group at its place; in two pieces where the ring ends.
+    async fn write_group(&self, group: &Group) -> Result<(), StoreError> {
+        let mut buf = IoBuf::alloc(group.blocks as usize * BLOCK);
+        let journal = &self.journal;
+        let records = group.submissions.iter().map(|(_, bytes)| bytes.as_slice());
+        encode_group(
+            &mut buf,
+            journal.store,
+            group.position,
+            journal.generation,
+            records,
+        );
+        let (first, room) = Journal::place(journal.ring, group.position);
+        let mut attempt = 1;
+        loop {
+            let result;
+            (result, buf) = if room < group.blocks {
+                let head = buf.split_to(room as usize * BLOCK);
+                let (a, head) = self.device.write(first, head).await;
+                let (b, tail) = self.device.write(journal.ring.start, buf).await;
+                (a.and(b), crate::device::join(Some(head), tail))
+            } else {
+                self.device.write(first, buf).await
+            };
+            match result {
+                Err(error) if attempt < WRITE_ATTEMPTS => {
+                    tracing::warn!(target: "nvme", %error, position = group.position, "writing the journal again");
+                    attempt += 1;
+                }
+                result => return result,
+            }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Checksums of chunks that were read or written lately, least recently used out first, within a budget of bytes.
+
+use crate::body::ChunkMeta;
+use fastcache_types::ChunkKey;
+use hashlink::LinkedHashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Shards, so that cores rarely meet at a lock.
+const SHARDS: usize = 16;
+/// What an entry costs beside its checksums, bytes (map node, key, two Arc counts, allocation headers).
+const ENTRY_BYTES: usize = 128;
+
+/// The place of the header tells bodies apart that have the same key, one after the other.
+type Key = (u32, ChunkKey);
+
+#[derive(Default)]
+struct Shard {
+    entries: LinkedHashMap<Key, Arc<ChunkMeta>>,
+    bytes: usize,
+}
+
+pub(crate) struct CrcCache {
+    shards: [Mutex<Shard>; SHARDS],
+    /// Per shard.
+    budget: usize,
+}
+
+fn cost(meta: &ChunkMeta) -> usize {
+    ENTRY_BYTES + meta.crcs.len() * size_of::<u32>()
+}
+
+impl CrcCache {
+    pub(crate) fn new(budget_bytes: usize) -> CrcCache {
+        CrcCache {
+            shards: Default::default(),
+            budget: budget_bytes / SHARDS,
+        }
+    }
+
+    fn shard(&self, header: u32) -> MutexGuard<'_, Shard> {
+        let at = (header.wrapping_mul(0x9E37_79B1) >> 28) as usize % SHARDS;
+        self.shards[at]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn get(&self, header: u32, key: ChunkKey) -> Option<Arc<ChunkMeta>> {
+        self.shard(header).entries.to_back(&(header, key)).cloned()
+    }
+
+    pub(crate) fn insert(&self, header: u32, key: ChunkKey, meta: Arc<ChunkMeta>) {
+        let mut shard = self.shard(header);
+        shard.bytes += cost(&meta);
+        if let Some(old) = shard.entries.insert((header, key), meta) {
+            shard.bytes -= cost(&old);
+        }
+        while shard.bytes > self.budget
+            && let Some((_, old)) = shard.entries.pop_front()
+        {
+            shard.bytes -= cost(&old);
+        }
+    }
+
+    pub(crate) fn remove(&self, header: u32, key: ChunkKey) {
+        let mut shard = self.shard(header);
+        if let Some(old) = shard.entries.remove(&(header, key)) {
+            shard.bytes -= cost(&old);
+        }
+    }
+
+    /// Bytes in use.
+    pub(crate) fn bytes(&self) -> usize {
+        self.shards
+            .iter()
+            .map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).bytes)
+            .sum()
+    }
+}

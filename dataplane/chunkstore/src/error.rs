@@ -1,0 +1,107 @@
+//! What can go wrong in the chunk store, and what the reader of the message can do about it.
+
+use fastcache_types::ChunkKey;
+
+/// An error of the chunk store.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No space for this now. The caller evicts clean chunks, calls `reclaim` and tries again.
+    #[error("the chunk store is full: evict clean chunks, or give it a larger device")]
+    Full,
+    /// The path cannot be opened or made.
+    #[error("cannot open the chunk store at {}: {error}; check the path, its permissions and its space", path.display())]
+    Open {
+        /// The path.
+        path: std::path::PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The device failed. Counted; the caller treats a read as a miss.
+    #[error(
+        "the device of the chunk store failed: {0}; check its cabling, its SMART log and the kernel log"
+    )]
+    Device(#[from] std::io::Error),
+    /// Something of the store's own on the device is not what was written there. A chunk: treat it as a miss and
+    /// remove it.
+    #[error("{what} is corrupt ({at})")]
+    Corrupt {
+        /// What it is.
+        what: &'static str,
+        /// Where it is.
+        at: String,
+    },
+    /// A block of a chunk does not have the checksum it was written with. Treat it as a miss and remove the chunk.
+    #[error("block {block} of chunk {key} does not match its checksum")]
+    Checksum {
+        /// The chunk.
+        key: ChunkKey,
+        /// The block of the chunk.
+        block: u32,
+    },
+    /// The device carries something else.
+    #[error(
+        "the device carries {signature}, not a fastcache store: choose another device, or pass --format --force to erase it"
+    )]
+    Foreign {
+        /// What was found.
+        signature: &'static str,
+    },
+    /// Both superblocks are unreadable.
+    #[error(
+        "both superblocks of this fastcache store are damaged: restore the device from a copy, or pass --format --force to erase it (chunks that are not yet in the cloud are lost)"
+    )]
+    Damaged,
+    /// Written by another version of fastcache.
+    #[error(
+        "the store has disk format {found}, this program knows {supported}: run the version that wrote it, or pass --format to erase it"
+    )]
+    Version {
+        /// On the device.
+        found: u32,
+        /// Known here.
+        supported: u32,
+    },
+    /// The device or file is too small.
+    #[error(
+        "the device has {have} bytes, the chunk store needs {need}: choose a larger one or raise --nvme-capacity"
+    )]
+    TooSmall {
+        /// Its size, bytes.
+        have: u64,
+        /// Wanted, bytes.
+        need: u64,
+    },
+    /// The device is larger than block numbers can name.
+    #[error(
+        "the device has {have} bytes, the chunk store can use at most {most}: make a smaller partition"
+    )]
+    TooLarge {
+        /// Its size, bytes.
+        have: u64,
+        /// The most, bytes.
+        most: u64,
+    },
+    /// Another process holds the store.
+    #[error(
+        "another process is using this chunk store: stop the other fastcache-data, or give this one another --nvme"
+    )]
+    Busy,
+    /// A SEAL record's commit is longer than the journal takes.
+    #[error(
+        "a commit of {bytes} bytes is too long for the journal (at most {most}): seal the file in smaller steps"
+    )]
+    CommitTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The most.
+        most: usize,
+    },
+    /// An earlier write to the journal failed, so that nothing can be sealed any more. Reads go on.
+    #[error(
+        "the chunk store accepts no changes since its journal could not be written: replace the device and restart"
+    )]
+    Sick,
+    /// The caller broke the rules of the call; nothing was changed.
+    #[error("wrong use of the chunk store: {0}")]
+    Invalid(&'static str),
+}

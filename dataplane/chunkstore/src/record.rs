@@ -1,0 +1,170 @@
+//! Records: what happened to the index. The journal and the checkpoints carry the same ones. docs/disk-layout.md draws
+//! them.
+//!
+//! Checkpoints are taken while records go on, so replay may apply a record to a state that has its effect already.
+//! Therefore a record either replaces what is there (PUT, SEAL) or names the exact version it is about (CLEAN, REMOVE,
+//! COMMITTED).
+
+use crate::body::{BodyFacts, Runs};
+use crate::header::{RUN_BYTES, get_runs, put_runs};
+use crate::wire::{Get, Put};
+use fastcache_types::{ChunkKey, Ino, Version};
+
+const PUT: u8 = 1;
+const SEAL: u8 = 2;
+const COMMITTED: u8 = 3;
+const CLEAN: u8 = 4;
+const REMOVE: u8 = 5;
+
+const FLAG_DIRTY: u8 = 1;
+const FLAG_PENDING: u8 = 2;
+
+const PUT_FIXED: usize = 32;
+const SEAL_FIXED: usize = 24;
+
+/// One change of the index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Record {
+    /// A chunk was sealed, replacing what its id had.
+    Put { facts: BodyFacts, is_pending: bool },
+    /// A file was sealed: its pending chunks are final; the coordinator has to be told `commit`.
+    Seal {
+        ino: Ino,
+        number: u64,
+        commit: Vec<u8>,
+    },
+    /// The coordinator has it.
+    Committed { number: u64 },
+    /// This version is in the cloud.
+    Clean(ChunkKey),
+    /// This version is gone.
+    Remove(ChunkKey),
+}
+
+/// Bytes of a PUT record.
+pub(crate) fn put_bytes(runs: usize) -> u64 {
+    (PUT_FIXED + runs * RUN_BYTES) as u64
+}
+
+/// Bytes of a SEAL record.
+pub(crate) fn seal_bytes(commit: usize) -> u64 {
+    (SEAL_FIXED + commit) as u64
+}
+
+fn put_key(out: &mut Vec<u8>, kind: u8, key: ChunkKey) {
+    out.extend_from_slice(&[kind, 0, 0, 0]);
+    out.put_u64(key.ino.0);
+    out.put_u32(key.index);
+    out.put_u64(key.version.0);
+}
+
+fn get_key(g: &mut Get<'_>) -> Option<ChunkKey> {
+    g.bytes(3)?;
+    Some(ChunkKey {
+        ino: Ino(g.u64()?),
+        index: g.u32()?,
+        version: Version(g.u64()?),
+    })
+}
+
+/// Appends a PUT record.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "a chunk has at most 1024 runs"
+)]
+pub(crate) fn encode_put(out: &mut Vec<u8>, facts: &BodyFacts, is_pending: bool) {
+    out.push(PUT);
+    let dirty = if facts.is_dirty { FLAG_DIRTY } else { 0 };
+    let pending = if is_pending { FLAG_PENDING } else { 0 };
+    out.push(dirty | pending);
+    out.put_u16(facts.runs.len() as u16);
+    out.put_u32(facts.len);
+    out.put_u64(facts.key.ino.0);
+    out.put_u32(facts.key.index);
+    out.put_u32(facts.header);
+    out.put_u64(facts.key.version.0);
+    put_runs(out, &facts.runs);
+}
+
+/// Appends a SEAL record.
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the commit's length was checked"
+)]
+pub(crate) fn encode_seal(out: &mut Vec<u8>, ino: Ino, number: u64, commit: &[u8]) {
+    out.extend_from_slice(&[SEAL, 0, 0, 0]);
+    out.put_u32(commit.len() as u32);
+    out.put_u64(ino.0);
+    out.put_u64(number);
+    out.extend_from_slice(commit);
+}
+
+impl Record {
+    /// Appends it.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Record::Put { facts, is_pending } => encode_put(out, facts, *is_pending),
+            Record::Seal {
+                ino,
+                number,
+                commit,
+            } => encode_seal(out, *ino, *number, commit),
+            Record::Committed { number } => {
+                out.extend_from_slice(&[COMMITTED, 0, 0, 0]);
+                out.put_u64(*number);
+            }
+            Record::Clean(key) => put_key(out, CLEAN, *key),
+            Record::Remove(key) => put_key(out, REMOVE, *key),
+        }
+    }
+
+    /// Reads one; `None` when the bytes are none.
+    pub(crate) fn decode(g: &mut Get<'_>) -> Option<Record> {
+        Some(match g.u8()? {
+            PUT => {
+                let flags = g.u8()?;
+                let count = usize::from(g.u16()?);
+                let len = g.u32()?;
+                let ino = Ino(g.u64()?);
+                let index = g.u32()?;
+                let header = g.u32()?;
+                let key = ChunkKey {
+                    ino,
+                    index,
+                    version: Version(g.u64()?),
+                };
+                let runs: Runs = get_runs(g, count)?;
+                let is_dirty = flags & FLAG_DIRTY != 0;
+                let facts = BodyFacts {
+                    key,
+                    len,
+                    is_dirty,
+                    header,
+                    runs,
+                };
+                Record::Put {
+                    facts,
+                    is_pending: flags & FLAG_PENDING != 0,
+                }
+            }
+            SEAL => {
+                g.bytes(3)?;
+                let len = g.u32()? as usize;
+                let ino = Ino(g.u64()?);
+                let number = g.u64()?;
+                Record::Seal {
+                    ino,
+                    number,
+                    commit: g.bytes(len)?.to_vec(),
+                }
+            }
+            COMMITTED => {
+                g.bytes(3)?;
+                Record::Committed { number: g.u64()? }
+            }
+            CLEAN => Record::Clean(get_key(g)?),
+            REMOVE => Record::Remove(get_key(g)?),
+            _ => return None,
+        })
+    }
+}

@@ -1,0 +1,466 @@
+//! Opening a store: recognise the device, read the newest checkpoint and the journal behind it, rebuild the index. Chunks
+//! are not read. When no checkpoint can be read, all headers are scanned instead.
+
+use crate::body::{ChunkBody, Pool};
+use crate::checkpoint::{CheckpointHeader, segment_records};
+use crate::crc_cache::CrcCache;
+use crate::device::Device;
+use crate::error::StoreError;
+use crate::header;
+use crate::index::Index;
+use crate::journal::{GroupHeader, Journal, Newest};
+use crate::record::{Record, seal_bytes};
+use crate::replay::{PendingSeal, Replay};
+use crate::space::Space;
+use crate::store::{Inner, Seal, Seals, Store, StoreOptions};
+use crate::superblock::{COPIES, Found, Geometry, HEAD_BLOCKS, Superblock, examine};
+use fastcache_reactor::{IoBuf, now};
+use fastcache_types::{BLOCK, BLOCK_U64, ChunkKey, Extent};
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Blocks read at once from the journal and by the scan.
+const WINDOW_BLOCKS: u32 = 256;
+
+/// What opening found.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Chunks in the store.
+    pub chunks: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Files whose seal the coordinator may not know, oldest first.
+    pub pending: Vec<PendingSeal>,
+}
+
+/// Where the journal goes on.
+struct Resume {
+    head: u64,
+    tail: u64,
+    newest: Newest,
+    /// No checkpoint was readable.
+    is_scanned: bool,
+}
+
+impl Store {
+    /// Opens a store, or makes one where there is nothing. To be called on a reactor thread.
+    ///
+    /// # Errors
+    /// Every variant but `Full`, `Checksum` and `Sick`; each says what to do.
+    pub async fn open(options: StoreOptions) -> Result<(Store, Recovered), StoreError> {
+        let started = now();
+        let mut device = Device::open(&options.path, options.capacity_bytes)?;
+        let found = look(&device).await?;
+        let may_erase = match &found {
+            Found::Blank | Found::Store { .. } | Found::Refused(StoreError::Version { .. }) => {
+                options.format
+            }
+            Found::Refused(_) => options.format && options.force,
+        };
+        let superblock = match found {
+            Found::Store {
+                mut superblock,
+                is_repaired,
+            } if !may_erase => {
+                if is_repaired {
+                    tracing::warn!(target: "nvme", "one copy of the superblock was damaged; it is written again");
+                }
+                superblock.generation += 1;
+                superblock
+            }
+            Found::Refused(error) if !may_erase => return Err(error),
+            _ => {
+                if may_erase {
+                    device = device.resize(&options.path, options.capacity_bytes)?;
+                }
+                format(&device).await?
+            }
+        };
+        let need = u64::from(superblock.geometry.total_blocks) * BLOCK_U64;
+        if device.len() < need {
+            return Err(StoreError::TooSmall {
+                have: device.len(),
+                need,
+            });
+        }
+        // Also makes durable what the last session journaled without a flush: blocks that it freed are reused from now
+        // on.
+        write_superblock(&device, &superblock).await?;
+
+        let mut replay = Replay::new();
+        let resume = load(&device, &superblock, &mut replay).await?;
+        let region = superblock.geometry.data;
+        let rebuilt = replay.finish(region);
+        let pool = Arc::new(Pool {
+            space: Space::new(region, &rebuilt.owned),
+            crcs: CrcCache::new(options.crc_budget_bytes),
+        });
+        let index = Index::new();
+        let chunks = rebuilt.bodies.len() as u64;
+        for facts in rebuilt.bodies {
+            let body = ChunkBody::recovered(facts, &pool);
+            index.count_in(&body);
+            index.of(body.key().ino).put(body, false, &mut Vec::new());
+        }
+        let pending: Vec<PendingSeal> = replay.seals.into_values().collect();
+        let seals = Seals {
+            bytes: pending.iter().map(|p| seal_bytes(p.commit.len())).sum(),
+            pending: pending
+                .iter()
+                .map(|p| {
+                    (
+                        p.number,
+                        Seal {
+                            ino: p.ino,
+                            commit: p.commit.clone().into(),
+                        },
+                    )
+                })
+                .collect(),
+            next_number: replay.next_number,
+        };
+        let journal = Journal::new(
+            superblock.geometry.journal,
+            superblock.store_id(),
+            superblock.generation,
+            resume.head,
+            resume.tail,
+            resume.newest,
+        );
+        let inner = Inner::new(superblock, device, pool, index, journal, seals);
+        let store = Store {
+            inner: Arc::new(inner),
+        };
+        if resume.is_scanned {
+            store.checkpoint().await?;
+        }
+        store.forget(&rebuilt.dropped).await?;
+        let elapsed = now().duration_since(started);
+        tracing::info!(target: "nvme", chunks, pending = pending.len(), dropped = rebuilt.dropped.len(),
+            ?elapsed, generation = superblock.generation, "chunk store open");
+        Ok((
+            store,
+            Recovered {
+                chunks,
+                elapsed,
+                pending,
+            },
+        ))
+    }
+
+    /// Journals that recovery did not keep these. Before anything else: a later SEAL record of their file would make
+    /// them real at the next start.
+    async fn forget(&self, keys: &[ChunkKey]) -> Result<(), StoreError> {
+        let mut ticket = 0;
+        for keys in keys.chunks(128) {
+            let mut records = Vec::new();
+            keys.iter()
+                .for_each(|&key| Record::Remove(key).encode(&mut records));
+            let _admission = self.admit(records.len()).await?;
+            ticket = self.inner.journal.enqueue(&self.inner.pool.space, &records);
+        }
+        self.wait_written(ticket).await
+    }
+}
+
+/// Reads the start of the device.
+async fn look(device: &Device) -> Result<Found, StoreError> {
+    let need = u64::from(HEAD_BLOCKS) * BLOCK_U64;
+    if device.len() < need {
+        return Err(StoreError::TooSmall {
+            have: device.len(),
+            need: crate::superblock::MIN_BYTES,
+        });
+    }
+    let (result, head) = device
+        .read(0, IoBuf::alloc(HEAD_BLOCKS as usize * BLOCK))
+        .await;
+    result?;
+    Ok(examine(&head))
+}
+
+/// Makes an empty store. The superblock is written by the caller, when everything else is there.
+async fn format(device: &Device) -> Result<Superblock, StoreError> {
+    let geometry = Geometry::new(device.len())?;
+    let mut uuid = [0; 16];
+    std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut uuid))?;
+    let formatted_at = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let superblock = Superblock {
+        uuid,
+        generation: 1,
+        formatted_at,
+        geometry,
+    };
+    device
+        .write(0, IoBuf::alloc(HEAD_BLOCKS as usize * BLOCK))
+        .await
+        .0?;
+    let mut first = IoBuf::alloc(BLOCK);
+    let empty = CheckpointHeader {
+        sequence: 1,
+        start: 0,
+        generation: 1,
+        segments: 0,
+        blocks: 0,
+        next_number: 1,
+    };
+    empty.encode(&mut first, superblock.store_id());
+    device.write(geometry.checkpoints[0].start, first).await.0?;
+    device
+        .write(geometry.checkpoints[1].start, IoBuf::alloc(BLOCK))
+        .await
+        .0?;
+    device.sync().await?;
+    tracing::info!(target: "nvme", bytes = device.len(), "formatted a chunk store");
+    Ok(superblock)
+}
+
+/// Writes both copies, one after the other, so that one is whole at any moment.
+async fn write_superblock(device: &Device, superblock: &Superblock) -> Result<(), StoreError> {
+    for at in COPIES {
+        let mut block = IoBuf::alloc(BLOCK);
+        superblock.encode(&mut block);
+        device.write(at, block).await.0?;
+        device.sync().await?;
+    }
+    Ok(())
+}
+
+/// Fills `replay` from the newest checkpoint that can be read and the journal behind it.
+async fn load(
+    device: &Device,
+    superblock: &Superblock,
+    replay: &mut Replay,
+) -> Result<Resume, StoreError> {
+    let store = superblock.store_id();
+    let ring = superblock.geometry.journal;
+    let mut found: Vec<(usize, CheckpointHeader)> = Vec::new();
+    for (area, e) in superblock.geometry.checkpoints.iter().enumerate() {
+        let (result, block) = device.read(e.start, IoBuf::alloc(BLOCK)).await;
+        if result.is_ok()
+            && let Some(header) = CheckpointHeader::decode(&block, store)
+        {
+            found.push((area, header));
+        }
+    }
+    found.sort_by_key(|(_, header)| std::cmp::Reverse(header.sequence));
+    // Where a checkpoint that cannot be read says that the journal has been before.
+    let mut least_head = 0;
+    for (n, &(area, ref header)) in found.iter().enumerate() {
+        let mut fresh = Replay::new();
+        let is_whole = load_checkpoint(device, superblock, area, header, &mut fresh).await;
+        let head = match is_whole {
+            true => replay_journal(device, superblock, header, &mut fresh).await,
+            false => None,
+        };
+        let Some(head) = head.filter(|&head| head >= least_head) else {
+            tracing::error!(target: "nvme", sequence = header.sequence, "a checkpoint cannot be used; trying an older one");
+            least_head = least_head.max(header.start);
+            continue;
+        };
+        *replay = fresh;
+        // As long as the older one can be continued from, keep its part of the journal.
+        let older = found.get(n + 1).map(|(_, h)| h.start);
+        let tail = older
+            .filter(|&start| start <= header.start && head - start <= u64::from(ring.len) / 2)
+            .unwrap_or(header.start);
+        let newest = Newest {
+            sequence: header.sequence,
+            area,
+            start: header.start,
+        };
+        return Ok(Resume {
+            head,
+            tail,
+            newest,
+            is_scanned: false,
+        });
+    }
+    tracing::error!(target: "nvme", "no checkpoint can be read; scanning the headers of all chunks");
+    *replay = Replay::new();
+    scan(device, superblock, replay).await?;
+    let newest = Newest {
+        sequence: u64::from(superblock.generation) << 32,
+        area: 1,
+        start: 0,
+    };
+    Ok(Resume {
+        head: 0,
+        tail: 0,
+        newest,
+        is_scanned: true,
+    })
+}
+
+/// Reads a checkpoint's segments. Whether all were whole.
+async fn load_checkpoint(
+    device: &Device,
+    superblock: &Superblock,
+    area: usize,
+    header: &CheckpointHeader,
+    replay: &mut Replay,
+) -> bool {
+    replay.next_number = replay.next_number.max(header.next_number);
+    for n in 0..header.segments {
+        let Some(e) = header.segment(superblock.geometry.checkpoints[area], n) else {
+            return false;
+        };
+        let (result, segment) = device
+            .read(e.start, IoBuf::alloc(e.len as usize * BLOCK))
+            .await;
+        if result.is_err() {
+            return false;
+        }
+        match segment_records(&segment, superblock.store_id(), header.sequence) {
+            Some(records) => replay.apply_all(records),
+            None => {
+                device.mismatch();
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Reads the ring by position, a window at a time.
+struct RingReader<'a> {
+    device: &'a Device,
+    ring: Extent,
+    from: u64,
+    window: Vec<u8>,
+}
+
+impl RingReader<'_> {
+    /// `blocks` blocks from a position on; `None` when the device fails.
+    async fn get(&mut self, position: u64, blocks: u32) -> Option<&[u8]> {
+        let bytes = blocks as usize * BLOCK;
+        let have = self.from + self.window.len() as u64 / BLOCK_U64;
+        if position < self.from || position + u64::from(blocks) > have {
+            let mut want = blocks.max(WINDOW_BLOCKS).min(self.ring.len);
+            self.window.clear();
+            self.from = position;
+            let mut at = position;
+            while want > 0 {
+                let (first, room) = Journal::place(self.ring, at);
+                let len = want.min(room);
+                let (result, buf) = self
+                    .device
+                    .read(first, IoBuf::alloc(len as usize * BLOCK))
+                    .await;
+                if let Err(error) = result {
+                    tracing::error!(target: "nvme", %error, position = at, "the journal cannot be read");
+                    return None;
+                }
+                self.window.extend_from_slice(&buf);
+                at += u64::from(len);
+                want -= len;
+            }
+        }
+        let skip = usize::try_from(position - self.from).ok()? * BLOCK;
+        self.window.get(skip..skip + bytes)
+    }
+}
+
+/// Applies the journal from a checkpoint on; answers where it ends. `None`: this part of the journal has been
+/// overwritten, so that the checkpoint leads nowhere.
+async fn replay_journal(
+    device: &Device,
+    superblock: &Superblock,
+    checkpoint: &CheckpointHeader,
+    replay: &mut Replay,
+) -> Option<u64> {
+    let store = superblock.store_id();
+    let ring = superblock.geometry.journal;
+    let mut reader = RingReader {
+        device,
+        ring,
+        from: 0,
+        window: Vec::new(),
+    };
+    let mut generation = checkpoint.generation;
+    let mut position = checkpoint.start;
+    let mut groups = 0u64;
+    while position - checkpoint.start < u64::from(ring.len) {
+        let Some(block) = reader.get(position, 1).await else {
+            break;
+        };
+        let Some(group) = GroupHeader::decode(block, store) else {
+            break;
+        };
+        if group.position != position {
+            if group.position > position && group.generation >= generation {
+                return None;
+            }
+            break;
+        }
+        let is_next = (generation..superblock.generation).contains(&group.generation);
+        if !is_next || group.blocks() > ring.len / 2 {
+            break;
+        }
+        let Some(bytes) = reader.get(position, group.blocks()).await else {
+            break;
+        };
+        let Some(records) = group.records(bytes) else {
+            tracing::warn!(target: "nvme", position, "the journal ends with a torn or damaged group");
+            break;
+        };
+        replay.apply_all(records);
+        generation = group.generation;
+        position += u64::from(group.blocks());
+        groups += 1;
+    }
+    tracing::debug!(target: "nvme", groups, position, "journal replayed");
+    Some(position)
+}
+
+/// Reads every block of the data region and takes the headers it finds. A block that was freed may carry an old header:
+/// of each chunk the latest header counts, of two chunks that name the same block the later one. Chunks that were
+/// removed may come back, as dirty as they were sealed; the agent drops those that no layout names. SEAL records are
+/// lost.
+async fn scan(
+    device: &Device,
+    superblock: &Superblock,
+    replay: &mut Replay,
+) -> Result<(), StoreError> {
+    let store = superblock.store_id();
+    let data = superblock.geometry.data;
+    let mut found = Vec::new();
+    let mut at = data.start;
+    while at < data.end() {
+        // Windows overlap, so that every header is whole in one of them.
+        let len = WINDOW_BLOCKS.min(data.end() - at);
+        let (result, buf) = device.read(at, IoBuf::alloc(len as usize * BLOCK)).await;
+        let step = match len > header::BLOCKS_MAX && at + len < data.end() {
+            true => len - header::BLOCKS_MAX + 1,
+            false => len,
+        };
+        match result {
+            Ok(()) => {
+                for n in 0..step {
+                    if let Some(h) = header::decode(&buf[n as usize * BLOCK..], store, at + n) {
+                        found.push((h.stamp, h.facts));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::error!(target: "nvme", %error, block = at, "the scan skips this")
+            }
+        }
+        at += step;
+    }
+    found.sort_by_key(|(stamp, _)| *stamp);
+    for (_, facts) in found {
+        replay.apply(Record::Put {
+            facts,
+            is_pending: false,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What the records say: the index as it is rebuilt at start. Pure; `recovery.rs` reads the records.
+
+use crate::body::BodyFacts;
+use crate::record::Record;
+use crate::slots::{Body, Slots};
+use crate::space::Space;
+use crate::wire::Get;
+use fastcache_types::{ChunkKey, Extent, Ino};
+use std::collections::BTreeMap;
+
+/// A file whose seal the coordinator may not know: its SEAL record has no COMMITTED record yet.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PendingSeal {
+    /// The file.
+    pub ino: Ino,
+    /// The number of its SEAL record, for [`crate::Store::committed`].
+    pub number: u64,
+    /// What the caller gave to [`crate::Store::seal`].
+    pub commit: Vec<u8>,
+}
+
+/// A body, and when it was put: of two that name the same blocks the later one is right.
+#[derive(Clone, Debug)]
+pub(crate) struct Replayed {
+    pub(crate) facts: BodyFacts,
+    pub(crate) order: u64,
+}
+
+impl Body for Replayed {
+    fn key(&self) -> ChunkKey {
+        self.facts.key
+    }
+    fn clean(&mut self) {
+        self.facts.is_dirty = false;
+    }
+}
+
+/// The state that the records read so far make.
+#[derive(Default)]
+pub(crate) struct Replay {
+    pub(crate) slots: Slots<Replayed>,
+    pub(crate) seals: BTreeMap<u64, PendingSeal>,
+    pub(crate) next_number: u64,
+    order: u64,
+}
+
+/// What recovery makes of the records.
+pub(crate) struct Rebuilt {
+    pub(crate) bodies: Vec<BodyFacts>,
+    /// What they own, in order of the device.
+    pub(crate) owned: Vec<Extent>,
+    /// Chunks that are not kept: never sealed, or impossible. REMOVE records have to say so.
+    pub(crate) dropped: Vec<ChunkKey>,
+}
+
+impl Replay {
+    pub(crate) fn new() -> Replay {
+        Replay {
+            next_number: 1,
+            ..Replay::default()
+        }
+    }
+
+    /// Applies one record.
+    pub(crate) fn apply(&mut self, record: Record) {
+        match record {
+            Record::Put { facts, is_pending } => {
+                self.order += 1;
+                let body = Replayed {
+                    facts,
+                    order: self.order,
+                };
+                self.slots.put(body, is_pending, &mut Vec::new());
+            }
+            Record::Seal {
+                ino,
+                number,
+                commit,
+            } => {
+                self.slots.confirm(ino, &mut Vec::new());
+                self.next_number = self.next_number.max(number + 1);
+                self.seals.insert(
+                    number,
+                    PendingSeal {
+                        ino,
+                        number,
+                        commit,
+                    },
+                );
+            }
+            Record::Committed { number } => {
+                self.seals.remove(&number);
+                self.next_number = self.next_number.max(number + 1);
+            }
+            Record::Clean(key) => {
+                self.slots.clean(key);
+            }
+            Record::Remove(key) => {
+                self.slots.remove(key);
+            }
+        }
+    }
+
+    /// Applies the records of a checked group or segment. A record of an unknown kind ends it (the checksum was right,
+    /// so that only a newer program can have written it).
+    pub(crate) fn apply_all(&mut self, records: &[u8]) {
+        let mut g = Get::new(records);
+        while !g.rest.is_empty() {
+            let Some(record) = Record::decode(&mut g) else {
+                tracing::error!(target: "nvme", "a record of unknown kind; the rest of its group is ignored");
+                return;
+            };
+            self.apply(record);
+        }
+    }
+
+    /// Ends the replay: chunks without their SEAL record give way to what they replaced, chunks that cannot be are
+    /// dropped, and of two chunks that own the same block the later one stays.
+    pub(crate) fn finish(&mut self, region: Extent) -> Rebuilt {
+        let mut dropped = Vec::new();
+        for (id, prior) in std::mem::take(&mut self.slots.pending) {
+            if let Some(unsealed) = self.slots.current.remove(&id) {
+                dropped.push(unsealed.facts.key);
+            }
+            if let Some(prior) = prior {
+                self.slots.current.insert(id, prior);
+            }
+        }
+        let space = Space::new(region, &[]);
+        let mut bodies: Vec<Replayed> = Vec::with_capacity(self.slots.current.len());
+        for (_, body) in std::mem::take(&mut self.slots.current) {
+            match body.facts.check(&space) {
+                Ok(()) => bodies.push(body),
+                Err(error) => {
+                    tracing::error!(target: "nvme", key = %body.facts.key, %error, "a chunk is dropped");
+                    dropped.push(body.facts.key);
+                }
+            }
+        }
+        let owned = loop {
+            let mut all: Vec<(Extent, usize)> = Vec::with_capacity(bodies.len() * 2);
+            for (at, body) in bodies.iter().enumerate() {
+                all.extend(body.facts.extents().map(|e| (e, at)));
+            }
+            all.sort_unstable();
+            let mut lost: Vec<usize> = Vec::new();
+            // The range that reaches farthest so far, and whose it is.
+            let mut reach: Option<(u32, usize)> = None;
+            for &(e, at) in &all {
+                if let Some((end, other)) = reach
+                    && e.start < end
+                {
+                    lost.push(if bodies[other].order < bodies[at].order {
+                        other
+                    } else {
+                        at
+                    });
+                }
+                if reach.is_none_or(|(end, _)| e.end() > end) {
+                    reach = Some((e.end(), at));
+                }
+            }
+            if lost.is_empty() {
+                break all.into_iter().map(|(e, _)| e).collect();
+            }
+            lost.sort_unstable();
+            lost.dedup();
+            for at in lost.into_iter().rev() {
+                let facts = bodies.swap_remove(at).facts;
+                tracing::error!(target: "nvme", key = %facts.key, is_dirty = facts.is_dirty,
+                    "the blocks of a chunk belong to a later one; it is dropped");
+                dropped.push(facts.key);
+            }
+        };
+        Rebuilt {
+            bodies: bodies.into_iter().map(|b| b.facts).collect(),
+            owned,
+            dropped,
+        }
+    }
+}
