@@ -227,6 +227,7 @@ impl Core {
                 break;
             };
             runnable.run();
+            self.driver.borrow_mut().submit_batch()?;
         }
         self.fire_timers();
         let is_idle = self.ready.borrow().is_empty() && self.shared.prepare_sleep();

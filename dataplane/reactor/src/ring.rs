@@ -34,6 +34,10 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 /// How long one look at the operations of a core that ends waits; they are cancelled anew in each.
 const SHUTDOWN_ROUND: Duration = Duration::from_millis(20);
 
+/// Entries that are submitted before the turn is over. One system call for all of a turn lets a device work in lockstep
+/// with the core, which costs 15 % of 4 KiB random reads at depth 32; batches of 8 reach what one call for each does.
+const SUBMIT_BATCH: usize = 8;
+
 /// `user_data` of entries whose completion says nothing.
 const IGNORED: u64 = u64::MAX;
 
@@ -121,6 +125,8 @@ pub(crate) struct Driver {
     in_kernel: usize,
     /// Entries that found the submission queue full; bounded by MAX_IN_FLIGHT operations and a cancel for each.
     backlog: VecDeque<squeue::Entry>,
+    /// Entries queued since the last submission of a batch or a turn.
+    queued: usize,
     files: FileTable,
     eventfd: RawFd,
     is_wake_armed: bool,
@@ -147,6 +153,7 @@ impl Driver {
             table: ManuallyDrop::new(Slab::with_capacity(MAX_IN_FLIGHT)),
             in_kernel: 0,
             backlog: VecDeque::new(),
+            queued: 0,
             files,
             eventfd,
             is_wake_armed: false,
@@ -203,6 +210,7 @@ impl Driver {
 
     /// Puts an entry on the submission queue, or on the backlog when that is full even after submitting.
     fn push(&mut self, entry: squeue::Entry) {
+        self.queued += 1;
         if self.backlog.is_empty() {
             // SAFETY: start's contract, or an entry without addresses; the table keeps all of it alive and in place.
             if unsafe { self.ring.submission().push(&entry) }.is_ok() {
@@ -312,6 +320,7 @@ impl Driver {
     pub(crate) fn submit(&mut self) -> io::Result<()> {
         self.arm_wake();
         self.push_backlog();
+        self.queued = 0;
         let queue = self.ring.submission();
         let is_needed = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
         drop(queue);
@@ -322,10 +331,20 @@ impl Driver {
         }
     }
 
+    /// Gives the kernel what is queued once it is a batch, so that the device starts while more tasks run.
+    pub(crate) fn submit_batch(&mut self) -> io::Result<()> {
+        if self.queued < SUBMIT_BATCH {
+            return Ok(());
+        }
+        self.queued = 0;
+        ignore_transient(self.ring.submit())
+    }
+
     /// Gives the kernel everything queued and waits for a completion, for at most `limit`.
     pub(crate) fn submit_and_wait(&mut self, limit: Option<Duration>) -> io::Result<()> {
         self.arm_wake();
         self.push_backlog();
+        self.queued = 0;
         if !self.backlog.is_empty() || !self.ring.completion().is_empty() {
             return self.submit();
         }
