@@ -81,7 +81,10 @@ impl S3 {
                 objects.push((key.to_owned(), bytes));
             }
             match objects.last() {
-                Some((key, _)) if page.contains("<IsTruncated>true") => start_after = key.clone(),
+                Some((key, _)) if page.contains("<IsTruncated>true") => {
+                    assert!(*key > start_after, "the listing goes on");
+                    start_after = key.clone();
+                }
                 _ => return objects,
             }
         }
@@ -99,4 +102,36 @@ fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
     text.split_once(from)
         .and_then(|(_, t)| t.split_once(to))
         .map_or("", |(t, _)| t)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_more_than_one_page() {
+        let s3 = S3::start();
+        let script = "for n in $(seq 1 1005); do printf 'url = \"%s/fastcache-tests/chunks/ab/%04d\"\\nupload-file = \"/dev/stdin\"\\noutput = /dev/null\\n' \
+                      $0 $n; done";
+        assert!(s3.objects().is_empty());
+        let config = run(Command::new("bash").args(["-c", script, &s3.endpoint()]));
+        let dir = tempfile::tempdir().unwrap();
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"xy").unwrap();
+        std::fs::write(
+            dir.path().join("config"),
+            config.replace("/dev/stdin", &empty.to_string_lossy()),
+        )
+        .unwrap();
+        run(Command::new("curl")
+            .arg("-sSfK")
+            .arg(dir.path().join("config")));
+        let objects = s3.objects();
+        assert_eq!(objects.len(), 1005);
+        assert!(
+            objects
+                .iter()
+                .all(|(key, bytes)| key.starts_with("chunks/a") && *bytes == 2)
+        );
+    }
 }
