@@ -1,5 +1,7 @@
 //! What an agent is told at start.
 
+use crate::error::AgentError;
+use fastcache_api::control::SLOT_BYTES;
 use fastcache_cloud::{CloudConfig, Secret};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -92,5 +94,52 @@ impl Default for AgentConfig {
             upload_max_delay: Duration::from_secs(30),
             put_limit: PUT_LIMIT_DEFAULT,
         }
+    }
+}
+
+impl AgentConfig {
+    /// Refuses what cannot work, with a sentence.
+    pub(crate) fn check(&self) -> Result<(), AgentError> {
+        let max = u32::try_from(SLOT_BYTES).unwrap_or(u32::MAX);
+        if self.chunk_size == 0 || !self.chunk_size.is_multiple_of(4096) || self.chunk_size > max {
+            return Err(AgentError::Config(format!(
+                "a chunk size of {} bytes is not possible; choose a multiple of 4096, at most 4 MiB",
+                self.chunk_size
+            )));
+        }
+        if self.upload_parallel == 0 || self.fetch_parallel == 0 {
+            return Err(AgentError::Config(
+                "uploads and fetches at once must each be at least 1".to_owned(),
+            ));
+        }
+        if self.fsync == FsyncLevel::Cloud && matches!(self.cloud, CloudConfig::None) {
+            return Err(AgentError::Config(
+                "--fsync cloud needs an object store; set --cloud-provider, or another level"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The configured name of this node, or the one drawn at its first start.
+    pub(crate) fn keep_peer_id(&self) -> Result<String, AgentError> {
+        if let Some(id) = &self.peer_id {
+            return Ok(id.clone());
+        }
+        let path = self.state_dir.join("peer-id");
+        let failed = |source| AgentError::State {
+            path: path.clone(),
+            source,
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let id = format!("node-{:012x}", rand::random::<u64>() >> 16);
+        let new = self.state_dir.join("peer-id.new");
+        std::fs::write(&new, format!("{id}\n")).map_err(failed)?;
+        std::fs::rename(&new, &path).map_err(failed)?;
+        Ok(id)
     }
 }

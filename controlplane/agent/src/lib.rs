@@ -11,10 +11,19 @@
 
 mod config;
 mod error;
-mod node;
+mod garbage;
+mod link;
+mod lru;
 pub mod metrics;
+mod namespace;
+mod node;
+mod persist;
 pub mod rest;
+mod serve;
+#[cfg(test)]
+mod tests;
 pub mod types;
+mod victims;
 
 pub use config::{AgentConfig, FsyncLevel, PUT_LIMIT_DEFAULT};
 pub use error::AgentError;

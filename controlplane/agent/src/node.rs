@@ -1,12 +1,37 @@
-//! A node's control plane as its callers see it.
+//! A node's control plane as its callers see it (REST, the command line), and what its parts share.
 
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, FsyncLevel};
 use crate::error::AgentError;
-use crate::types::{Backlog, CachedChunk, FileState, FlushProgress, NodeStats, ShutdownReport};
+use crate::garbage;
+use crate::link::{self, Link, lock, unexpected};
+use crate::lru::Lru;
+use crate::namespace::NamespaceHandle;
+use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
+use crate::types::{
+    Backlog, CachedChunk, CloudCounters, FileState, FlushProgress, NamespaceStats, NodeStats,
+    ShutdownReport,
+};
+use crate::victims;
 use bytes::Bytes;
-use fastcache_api::{Attr, ChunkId, Errno, Ino, NsOp, NsReply};
-use std::sync::Arc;
+use fastcache_api::control::{DataAnswer, DataCall, SLOT_BYTES};
+use fastcache_api::{Attr, ChunkId, Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
+use fastcache_cloud::Cloud;
+use rand::Rng;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// Longest a change waits for a data plane that is away to be told; it is told when it comes back.
+const INVALIDATE_WAIT: Duration = Duration::from_secs(2);
+/// Longest [`Node::stats`] waits for the data plane.
+const STATS_WAIT: Duration = Duration::from_secs(2);
+/// Longest the parts of a node take to end once they were told to.
+const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// A running agent. Clones are handles on the same one.
 #[derive(Clone)]
@@ -14,104 +39,380 @@ pub struct Node {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    config: AgentConfig,
+/// What the parts of a node share. Locks are held for moments; where two are needed: `cache`, then `queue`.
+pub(crate) struct Inner {
+    pub(crate) config: AgentConfig,
+    peer_id: String,
+    /// This agent's number in [`OpId`]s.
+    client: u64,
+    op_seq: AtomicU64,
+    pub(crate) namespace: NamespaceHandle,
+    pub(crate) cloud: Option<Cloud>,
+    pub(crate) link: Link,
+    pub(crate) cache: Mutex<Lru>,
+    pub(crate) queue: Mutex<Queue>,
+    pub(crate) breaker: Mutex<Breaker>,
+    /// Writers wait for space until then, as far as is known.
+    pub(crate) pressed_until: Mutex<Option<Instant>>,
+    /// Invalidations the data plane has still to be told.
+    pub(crate) missed: Mutex<Vec<DataCall>>,
+    /// Something left the queue, or it was filled.
+    pub(crate) queue_changed: watch::Sender<()>,
+    pub(crate) upload_wake: Notify,
+    pub(crate) victims_wake: Notify,
+    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) fetches: Semaphore,
+    pub(crate) capacity_bytes: AtomicU64,
+    pub(crate) counters: Counters,
+    pub(crate) stop: CancellationToken,
+    started: Instant,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// Counters of the object store.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) puts: AtomicU64,
+    pub(crate) put_bytes: AtomicU64,
+    pub(crate) gets: AtomicU64,
+    pub(crate) get_bytes: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) deletes: AtomicU64,
+}
+
+impl Inner {
+    /// A request of this agent's own, with an id where it needs one.
+    pub(crate) fn request(&self, op: NsOp) -> NsRequest {
+        let id = op.is_change().then(|| OpId {
+            client: self.client,
+            seq: self.op_seq.fetch_add(1, Ordering::Relaxed),
+        });
+        NsRequest {
+            id,
+            now: Time::now(),
+            op,
+        }
+    }
 }
 
 impl Node {
     /// Opens the namespace and the object store, and starts connecting to the data plane (for ever, in the
-    /// background). Returns before the data plane is there.
+    /// background). Returns before the data plane is there. An object store that cannot be reached now is said
+    /// in the log and tried again; one that does not exist or refuses is an error.
     pub async fn start(config: AgentConfig) -> Result<Node, AgentError> {
-        Ok(Node {
-            inner: Arc::new(Inner { config }),
-        })
+        config.check()?;
+        let namespace = NamespaceHandle::open(&config).await?;
+        Node::start_on(config, namespace).await
+    }
+
+    /// [`Node::start`] on a namespace that is open.
+    pub(crate) async fn start_on(
+        config: AgentConfig,
+        namespace: NamespaceHandle,
+    ) -> Result<Node, AgentError> {
+        std::fs::create_dir_all(&config.state_dir).map_err(|source| AgentError::State {
+            path: config.state_dir.clone(),
+            source,
+        })?;
+        let peer_id = config.keep_peer_id()?;
+        let cloud = open_cloud(&config).await?;
+        if config.fsync == FsyncLevel::Peers {
+            info!(target: "control", "fsync level peers: as local while there is no other node");
+        }
+        let pace = Pace {
+            quiet: config.upload_quiet,
+            longest: config.upload_max_delay,
+        };
+        let (finished, to_record) = mpsc::channel(persist::RECORD_QUEUE);
+        let inner = Arc::new(Inner {
+            uploads: Arc::new(Semaphore::new(config.upload_parallel)),
+            fetches: Semaphore::new(config.fetch_parallel),
+            config,
+            peer_id,
+            client: rand::rng().random(),
+            op_seq: AtomicU64::new(1),
+            namespace,
+            cloud: cloud.clone(),
+            link: Link::new(),
+            cache: Mutex::default(),
+            queue: Mutex::new(Queue::new(pace)),
+            breaker: Mutex::default(),
+            pressed_until: Mutex::default(),
+            missed: Mutex::default(),
+            queue_changed: watch::Sender::new(()),
+            upload_wake: Notify::new(),
+            victims_wake: Notify::new(),
+            capacity_bytes: AtomicU64::new(0),
+            counters: Counters::default(),
+            stop: CancellationToken::new(),
+            started: Instant::now(),
+            tasks: Mutex::new(JoinSet::new()),
+        });
+        {
+            let mut tasks = lock(&inner.tasks);
+            tasks.spawn(link::supervise(inner.clone()));
+            tasks.spawn(victims::victims_loop(inner.clone()));
+            if let Some(cloud) = cloud {
+                tasks.spawn(persist::upload_loop(inner.clone(), cloud.clone(), finished));
+                tasks.spawn(persist::record_loop(inner.clone(), to_record));
+                tasks.spawn(garbage::collect_loop(inner.clone(), cloud));
+            }
+        }
+        info!(target: "control", peer_id = inner.peer_id, "agent started");
+        Ok(Node { inner })
     }
 
     /// Waits until the data plane is connected, at most `bound`. Whether it is.
     pub async fn wait_connected(&self, bound: Duration) -> bool {
-        let _ = bound;
-        false
+        self.inner.link.session(bound).await.is_ok()
     }
 
-    /// Stops taking work, uploads what can be within the bound, and tells what is left.
+    /// Seals, uploads what can be within the bound, stops everything, and tells what is left. The handle answers
+    /// with errors afterwards.
     pub async fn shutdown(&self, upload_bound: Duration) -> ShutdownReport {
-        let _ = upload_bound;
-        ShutdownReport::default()
+        let inner = &self.inner;
+        let deadline = Instant::now() + upload_bound;
+        if self.is_data_connected() {
+            let sealed = tokio::time::timeout_at(deadline, self.seal(None, true)).await;
+            if !matches!(sealed, Ok(Ok(()))) {
+                warn!(target: "control", "could not seal everything before stopping");
+            }
+            if inner.cloud.is_some() {
+                let _ = inner.wait_persisted(None, Some(deadline)).await;
+            }
+        }
+        let (dirty_chunks, dirty_bytes) = lock(&inner.queue).left(None);
+        let sync = inner.namespace.call(inner.request(NsOp::Sync));
+        if tokio::time::timeout(STOP_WAIT, sync).await.is_err() {
+            warn!(target: "control", "the namespace did not answer before stopping");
+        }
+        inner.stop.cancel();
+        let mut tasks = std::mem::take(&mut *lock(&inner.tasks));
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(STOP_WAIT, ended).await;
+        ShutdownReport {
+            dirty_chunks,
+            dirty_bytes,
+        }
     }
 
     /// An operation of the namespace on behalf of this node (REST, command line). After a change returns, no cache
     /// of this node shows what was before. Errors of the operation are the `Err`; `Ok` has `result: Ok`.
     pub async fn ns(&self, op: NsOp) -> Result<NsReply, Errno> {
-        let _ = op;
-        Err(Errno::ENOSYS)
+        let entries = changed_entries(&op);
+        let is_change = op.is_change();
+        let reply = self.inner.namespace.call(self.inner.request(op)).await;
+        if let Err(errno) = &reply.result {
+            return Err(*errno);
+        }
+        if is_change && (!reply.touched.is_empty() || !entries.is_empty()) {
+            self.invalidate(reply.touched.clone(), entries).await;
+        }
+        Ok(reply)
+    }
+
+    /// Makes the data plane drop what a change made stale, and waits for it; when it is away, it is told
+    /// before anything else when it comes back.
+    async fn invalidate(&self, touched: Vec<Attr>, entries: Vec<(Ino, Vec<u8>)>) {
+        let call = DataCall::Invalidate {
+            touched,
+            entries,
+            inos: Vec::new(),
+        };
+        let link = &self.inner.link;
+        let told = match link.session(INVALIDATE_WAIT).await {
+            Ok(session) => session.call(session.any_lane(), call.clone()).await,
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = told {
+            warn!(target: "control", %errno, "the data plane is told of a change when it is back");
+            self.inner.missed(call);
+        }
     }
 
     /// Attributes of what a path leads to from the root (symbolic links are not followed).
     pub async fn resolve(&self, path: &[Vec<u8>]) -> Result<Attr, Errno> {
-        let _ = path;
-        Err(Errno::ENOSYS)
+        let op = if path.is_empty() {
+            NsOp::GetAttr { ino: Ino::ROOT }
+        } else {
+            NsOp::Resolve {
+                path: path.to_vec(),
+            }
+        };
+        match self.ns(op).await?.result? {
+            NsAnswer::Entry(attr) | NsAnswer::Attr(attr) => Ok(attr),
+            _ => Err(Errno::EIO),
+        }
     }
 
     /// Bytes of a file through all tiers: at most `len` (and at most 4 MiB), fewer at the end, none past it.
     pub async fn read_file(&self, ino: Ino, offset: u64, len: u32) -> Result<Bytes, Errno> {
-        let _ = (ino, offset, len);
-        Err(Errno::ENOSYS)
+        let len = len.min(u32::try_from(SLOT_BYTES).unwrap_or(u32::MAX));
+        let link = &self.inner.link;
+        let mut is_again = false;
+        let slot = loop {
+            let session = link.session(link::RECONNECT_WAIT).await?;
+            let call = DataCall::ReadFile { ino, offset, len };
+            match session.call_for_slot(session.lane_of(ino), call).await {
+                Err(Errno::ENOTCONN) if !is_again => {
+                    is_again = true;
+                    link.left(&session).await;
+                }
+                Err(Errno::ENOTCONN) => return Err(Errno::EIO),
+                done => break done?,
+            }
+        };
+        if slot.len > len {
+            return Err(Errno::EIO);
+        }
+        Ok(Bytes::from(slot.copy_out()?))
     }
 
     /// Writes bytes (at most 4 MiB a call) into a file, as an application would. Visible after [`Node::seal`].
+    /// Not tried again when the data plane breaks: what was written before is lost with it, so the caller
+    /// starts over.
     pub async fn write_file(&self, ino: Ino, offset: u64, data: &[u8]) -> Result<(), Errno> {
-        let _ = (ino, offset, data);
-        Err(Errno::ENOSYS)
+        if data.len() > SLOT_BYTES {
+            return Err(Errno::EINVAL);
+        }
+        let broken = |errno| {
+            if errno == Errno::ENOTCONN {
+                Errno::EIO
+            } else {
+                errno
+            }
+        };
+        let session = self.inner.link.session(link::RECONNECT_WAIT).await?;
+        let lane = session.lane_of(ino);
+        let empty = session
+            .call_for_slot(lane, DataCall::TakeSlot)
+            .await
+            .map_err(broken)?;
+        let slot = empty.fill(data)?;
+        let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        let call = DataCall::WriteFile {
+            ino,
+            offset,
+            slot,
+            len,
+        };
+        match session.call(lane, call).await.map_err(broken)? {
+            DataAnswer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Seals and commits what was written, of one file or all, as `close` would; with `is_durable` as `fsync` of
-    /// level `local` would.
+    /// level `local` would. When it returns, the persist queue knows what became dirty by it.
     pub async fn seal(&self, ino: Option<Ino>, is_durable: bool) -> Result<(), Errno> {
-        let _ = (ino, is_durable);
-        Err(Errno::ENOSYS)
+        let link = &self.inner.link;
+        link.tell(ino, DataCall::Seal { ino, is_durable }).await?;
+        if ino.is_none()
+            && let Some(session) = link.current()
+        {
+            // News of other lanes may still be under way: an answer on each lane is behind them.
+            for lane in 0..session.lane_count() {
+                let _ = session.call(lane, DataCall::Stats).await;
+            }
+        }
+        Ok(())
     }
 
     /// Durability of a file: of its committed contents.
     pub async fn file_state(&self, ino: Ino) -> Result<FileState, Errno> {
-        let _ = ino;
-        Err(Errno::ENOSYS)
+        self.inner.file_state(ino).await
     }
 
     /// Seals, and uploads at once, one file or all. With `wait` returns when everything is persisted; without, how
     /// much is left (ask again for progress). ENOTSUP when there is no cloud tier.
     pub async fn flush(&self, ino: Option<Ino>, wait: bool) -> Result<FlushProgress, Errno> {
-        let _ = (ino, wait);
-        Err(Errno::ENOSYS)
+        let inner = &self.inner;
+        if inner.cloud.is_none() {
+            return Err(Errno::ENOTSUP);
+        }
+        self.seal(ino, false).await?;
+        if wait {
+            inner.wait_persisted(ino, None).await?;
+        } else {
+            lock(&inner.queue).hurry(ino);
+            lock(&inner.breaker).hurry(Instant::now());
+            inner.upload_wake.notify_one();
+        }
+        let (chunks_left, bytes_left) = lock(&inner.queue).left(ino);
+        Ok(FlushProgress {
+            chunks_left,
+            bytes_left,
+        })
     }
 
     /// What still has to be uploaded.
     pub fn backlog(&self) -> Backlog {
-        Backlog::default()
+        let (chunks, bytes, oldest) = {
+            let queue = lock(&self.inner.queue);
+            let (chunks, bytes) = queue.left(None);
+            (chunks, bytes, queue.oldest())
+        };
+        Backlog {
+            chunks,
+            bytes,
+            oldest_dirty_age: oldest.map(|since| since.elapsed()),
+            failing: lock(&self.inner.breaker).error(),
+        }
     }
 
     /// Evicts clean chunks of one file or all, and the kernel's pages of them. Chunks, bytes.
     pub async fn evict(&self, ino: Option<Ino>) -> Result<(u64, u64), Errno> {
-        let _ = ino;
-        Err(Errno::ENOSYS)
+        match self.inner.link.call(ino, DataCall::Evict { ino }).await? {
+            DataAnswer::Evicted { chunks, bytes } => Ok((chunks, bytes)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Everything countable.
     pub async fn stats(&self) -> NodeStats {
+        let inner = &self.inner;
+        let asked = async {
+            let session = inner.link.current()?;
+            match session.call(session.any_lane(), DataCall::Stats).await {
+                Ok(DataAnswer::Stats(stats)) => Some(*stats),
+                _ => None,
+            }
+        };
+        let data = tokio::time::timeout(STATS_WAIT, asked).await.ok().flatten();
+        let statfs = inner.namespace.call(inner.request(NsOp::Statfs));
+        let namespace = match tokio::time::timeout(STATS_WAIT, statfs).await {
+            Ok(NsReply {
+                result: Ok(NsAnswer::Statfs(s)),
+                ..
+            }) => Some(NamespaceStats {
+                inodes: s.inodes,
+                bytes: s.bytes,
+            }),
+            _ => None,
+        };
+        let c = &inner.counters;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NodeStats {
-            data: None,
+            data,
             backlog: self.backlog(),
-            cloud: crate::types::CloudCounters::default(),
-            namespace: None,
-            peer_id: String::new(),
-            coordinator: self.inner.config.coordinator.clone(),
-            uptime: Duration::ZERO,
+            cloud: CloudCounters {
+                puts: count(&c.puts),
+                put_bytes: count(&c.put_bytes),
+                gets: count(&c.gets),
+                get_bytes: count(&c.get_bytes),
+                errors: count(&c.errors),
+                deletes: count(&c.deletes),
+            },
+            namespace,
+            peer_id: inner.peer_id.clone(),
+            coordinator: inner.config.coordinator.clone(),
+            uptime: inner.started.elapsed(),
         }
     }
 
     /// Chunks in this node's cache in order of `ChunkId`, after one, at most `max`.
     pub fn cached(&self, after: Option<ChunkId>, max: usize) -> Vec<CachedChunk> {
-        let _ = (after, max);
-        Vec::new()
+        lock(&self.inner.cache).listed(after, max)
     }
 
     /// What it was started with.
@@ -121,11 +422,53 @@ impl Node {
 
     /// This node's name.
     pub fn peer_id(&self) -> &str {
-        ""
+        &self.inner.peer_id
     }
 
     /// Whether the data plane is connected now.
     pub fn is_data_connected(&self) -> bool {
-        false
+        self.inner.link.current().is_some()
     }
+}
+
+/// Directory entries an operation changes.
+fn changed_entries(op: &NsOp) -> Vec<(Ino, Vec<u8>)> {
+    match op {
+        NsOp::Make {
+            at: Some((parent, name)),
+            ..
+        } => vec![(*parent, name.clone())],
+        NsOp::Unlink { parent, name }
+        | NsOp::Rmdir { parent, name }
+        | NsOp::Link { parent, name, .. }
+        | NsOp::LinkReplace { parent, name, .. } => vec![(*parent, name.clone())],
+        NsOp::Rename {
+            parent,
+            name,
+            new_parent,
+            new_name,
+            ..
+        } => {
+            vec![(*parent, name.clone()), (*new_parent, new_name.clone())]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Opens and checks the object store.
+async fn open_cloud(config: &AgentConfig) -> Result<Option<Cloud>, AgentError> {
+    let refused = |e: fastcache_cloud::CloudError| AgentError::Cloud(e.to_string());
+    let Some(cloud) = Cloud::open(&config.cloud).map_err(refused)? else {
+        warn!(target: "cloud",
+            "no cloud tier (--cloud-provider none): nothing is uploaded, everything stays dirty");
+        return Ok(None);
+    };
+    match cloud.check().await {
+        Ok(()) => info!(target: "cloud", place = cloud.place(), "object store is ready"),
+        Err(error) if error.is_passing() => {
+            warn!(target: "cloud", %error, "object store is away; uploads wait for it");
+        }
+        Err(error) => return Err(refused(error)),
+    }
+    Ok(Some(cloud))
 }

@@ -1,0 +1,345 @@
+//! Which dirty chunk is uploaded next. Pure: no I/O, and time comes from outside.
+//!
+//! Rules (DESIGN 5.3): first in, first out; the newest version of a chunk replaces an older one that waits, and
+//! keeps its place, so that a chunk that is rewritten for ever is uploaded all the same; due after a quiet
+//! time, or when it has waited long enough, or at once when somebody waits for it. The queue holds what is on
+//! the device and dirty, so its length is bounded by the chunks the store has room for.
+
+use fastcache_api::{ChunkId, ChunkKey, Ino};
+use hashlink::LinkedHashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A replaced version's age is kept this long for its successor, and for so many chunks.
+const FADED: (Duration, usize) = (Duration::from_secs(2), 4096);
+
+/// When a dirty chunk is due.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// After it was not sealed again for this long,
+    pub(crate) quiet: Duration,
+    /// but at most this long after it became dirty.
+    pub(crate) longest: Duration,
+}
+
+struct Entry {
+    /// The newest version.
+    key: ChunkKey,
+    len: u32,
+    /// Since when the chunk is dirty without a break, and the number of the seal that made it so.
+    since: Instant,
+    order: u64,
+    sealed: Instant,
+    is_hurried: bool,
+    /// The version that is being uploaded.
+    uploading: Option<ChunkKey>,
+    /// The first seal after the upload began.
+    next: Option<(Instant, u64)>,
+    failures: u32,
+    /// Where it stands in `due`, unless it is being uploaded.
+    due: Instant,
+    not_before: Option<Instant>,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Upload this.
+    Take(ChunkKey),
+    /// Nothing is due before then.
+    At(Instant),
+    /// Nothing waits.
+    Idle,
+}
+
+/// The persist queue.
+pub(crate) struct Queue {
+    pace: Pace,
+    entries: BTreeMap<ChunkId, Entry>,
+    due: BTreeSet<(Instant, u64, ChunkId)>,
+    /// By the seal that made them dirty: the first is the oldest.
+    orders: BTreeMap<u64, ChunkId>,
+    next_order: u64,
+    bytes: u64,
+    is_synced: bool,
+    /// Ages of versions that just went, for the versions that replace them.
+    faded: LinkedHashMap<ChunkId, (Instant, Instant)>,
+    /// Ages from before the inventory that is being taken.
+    before: HashMap<ChunkKey, Instant>,
+}
+
+impl Queue {
+    /// Empty, and waiting for an inventory.
+    pub(crate) fn new(pace: Pace) -> Queue {
+        Queue {
+            pace,
+            entries: BTreeMap::new(),
+            due: BTreeSet::new(),
+            orders: BTreeMap::new(),
+            next_order: 1,
+            bytes: 0,
+            is_synced: false,
+            faded: LinkedHashMap::new(),
+            before: HashMap::new(),
+        }
+    }
+
+    /// Forgets everything but ages: an inventory follows.
+    pub(crate) fn begin_inventory(&mut self) {
+        let mut before = std::mem::take(&mut self.before);
+        before.extend(self.entries.values().map(|e| (e.key, e.since)));
+        let next_order = self.next_order;
+        *self = Queue {
+            before,
+            next_order,
+            ..Queue::new(self.pace)
+        };
+    }
+
+    /// The inventory is complete.
+    pub(crate) fn end_inventory(&mut self) {
+        self.before = HashMap::new();
+        self.is_synced = true;
+    }
+
+    /// Whether the queue knows what is dirty.
+    pub(crate) fn is_synced(&self) -> bool {
+        self.is_synced
+    }
+
+    /// A dirty version is on the device.
+    pub(crate) fn add(&mut self, key: ChunkKey, len: u32, now: Instant) {
+        let order = self.next_order;
+        self.next_order += 1;
+        if let Some(entry) = self.entries.get_mut(&key.id()) {
+            if entry.key == key {
+                return;
+            }
+            self.bytes = self.bytes + u64::from(len) - u64::from(entry.len);
+            (entry.key, entry.len, entry.sealed, entry.failures) = (key, len, now, 0);
+            if entry.uploading.is_some() {
+                entry.next.get_or_insert((now, order));
+            } else {
+                self.schedule(key.id());
+            }
+            return;
+        }
+        let faded = self.faded.remove(&key.id());
+        let since = match (self.before.get(&key), faded) {
+            (Some(since), _) => *since,
+            (None, Some((since, went))) if now.duration_since(went) < FADED.0 => since,
+            _ => now,
+        };
+        self.bytes += u64::from(len);
+        self.orders.insert(order, key.id());
+        let entry = Entry {
+            key,
+            len,
+            since,
+            order,
+            sealed: now,
+            is_hurried: false,
+            uploading: None,
+            next: None,
+            failures: 0,
+            due: now,
+            not_before: None,
+        };
+        self.entries.insert(key.id(), entry);
+        self.schedule(key.id());
+    }
+
+    /// A version is no longer on the device, or needs no upload.
+    pub(crate) fn gone(&mut self, key: ChunkKey, now: Instant) {
+        if self.entries.get(&key.id()).is_some_and(|e| e.key == key)
+            && let Some(entry) = self.remove(key.id())
+        {
+            self.faded.insert(key.id(), (entry.since, now));
+            while self.faded.len() > FADED.1 {
+                self.faded.pop_front();
+            }
+        }
+    }
+
+    /// The next version to upload; with `is_urgent` whatever is not held back by a failure.
+    pub(crate) fn next(&mut self, now: Instant, is_urgent: bool) -> Next {
+        let mut found = None;
+        let mut earliest = None;
+        for &(due, order, id) in &self.due {
+            let Some(entry) = self.entries.get(&id) else {
+                continue;
+            };
+            let at = if is_urgent {
+                entry.not_before.unwrap_or(now)
+            } else {
+                due
+            };
+            if at <= now {
+                found = Some((due, order, id));
+                break;
+            }
+            earliest = Some(earliest.map_or(at, |e: Instant| e.min(at)));
+            if !is_urgent {
+                break;
+            }
+        }
+        let Some(place) = found else {
+            return earliest.map_or(Next::Idle, Next::At);
+        };
+        self.due.remove(&place);
+        match self.entries.get_mut(&place.2) {
+            Some(entry) => {
+                entry.uploading = Some(entry.key);
+                Next::Take(entry.key)
+            }
+            None => Next::Idle,
+        }
+    }
+
+    /// An upload is complete, recorded and marked clean.
+    pub(crate) fn done(&mut self, key: ChunkKey) {
+        let Some(entry) = self.entries.get_mut(&key.id()) else {
+            return;
+        };
+        if entry.key == key {
+            self.remove(key.id());
+        } else if entry.uploading == Some(key) {
+            self.put_back(key.id(), None);
+        }
+    }
+
+    /// An upload failed; the chunk waits for `pause` now.
+    pub(crate) fn failed(&mut self, key: ChunkKey, pause: Duration, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&key.id()) else {
+            return;
+        };
+        if entry.uploading != Some(key) {
+            return;
+        }
+        entry.failures = entry.failures.saturating_add(1);
+        // What waits for the newest version now is as old as what failed: it was never uploaded.
+        entry.next = None;
+        self.put_back(key.id(), Some(now + pause));
+    }
+
+    /// How often uploading the chunk failed in a row.
+    pub(crate) fn failures(&self, key: ChunkKey) -> u32 {
+        self.entries.get(&key.id()).map_or(0, |e| e.failures)
+    }
+
+    /// Makes a file's chunks, or all, due at once, failures or not.
+    pub(crate) fn hurry(&mut self, ino: Option<Ino>) {
+        let ids: Vec<ChunkId> = match ino {
+            Some(ino) => self.of_file(ino).map(|(id, _)| *id).collect(),
+            None => self.entries.keys().copied().collect(),
+        };
+        for id in ids {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.is_hurried = true;
+                entry.not_before = None;
+                if entry.uploading.is_none() {
+                    self.schedule(id);
+                }
+            }
+        }
+    }
+
+    /// The object store works again: nothing is held back.
+    pub(crate) fn forgive(&mut self) {
+        let mut held = Vec::new();
+        for (id, entry) in &mut self.entries {
+            if entry.not_before.take().is_some() && entry.uploading.is_none() {
+                held.push(*id);
+            }
+        }
+        for id in held {
+            self.schedule(id);
+        }
+    }
+
+    /// A mark: what is dirty now is what [`Queue::is_left`] asks about.
+    pub(crate) fn mark(&self) -> u64 {
+        self.next_order
+    }
+
+    /// Whether something that became dirty before the mark still waits or is being uploaded.
+    pub(crate) fn is_left(&self, ino: Option<Ino>, mark: u64) -> bool {
+        match ino {
+            Some(ino) => self.of_file(ino).any(|(_, e)| e.order < mark),
+            None => self
+                .orders
+                .first_key_value()
+                .is_some_and(|(order, _)| *order < mark),
+        }
+    }
+
+    /// Chunks and bytes that wait or are being uploaded.
+    pub(crate) fn left(&self, ino: Option<Ino>) -> (u64, u64) {
+        match ino {
+            None => (
+                u64::try_from(self.entries.len()).unwrap_or(u64::MAX),
+                self.bytes,
+            ),
+            Some(ino) => self.of_file(ino).fold((0, 0), |(chunks, bytes), (_, e)| {
+                (chunks + 1, bytes + u64::from(e.len))
+            }),
+        }
+    }
+
+    /// Since when the oldest is dirty.
+    pub(crate) fn oldest(&self) -> Option<Instant> {
+        let id = self.orders.first_key_value()?.1;
+        self.entries.get(id).map(|e| e.since)
+    }
+
+    fn of_file(&self, ino: Ino) -> impl Iterator<Item = (&ChunkId, &Entry)> {
+        self.entries.range(
+            ChunkId { ino, index: 0 }..=ChunkId {
+                ino,
+                index: u32::MAX,
+            },
+        )
+    }
+
+    fn remove(&mut self, id: ChunkId) -> Option<Entry> {
+        let entry = self.entries.remove(&id)?;
+        self.orders.remove(&entry.order);
+        self.due.remove(&(entry.due, entry.order, id));
+        self.bytes -= u64::from(entry.len);
+        Some(entry)
+    }
+
+    /// After an upload: what was sealed meanwhile is what is dirty now.
+    fn put_back(&mut self, id: ChunkId, not_before: Option<Instant>) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.uploading = None;
+        entry.not_before = not_before;
+        if let Some((since, order)) = entry.next.take() {
+            self.orders.remove(&entry.order);
+            self.orders.insert(order, id);
+            entry.since = since;
+            entry.order = order;
+            entry.is_hurried = false;
+            entry.failures = 0;
+        }
+        self.schedule(id);
+    }
+
+    fn schedule(&mut self, id: ChunkId) {
+        let pace = self.pace;
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        self.due.remove(&(entry.due, entry.order, id));
+        let due = if entry.is_hurried {
+            entry.since
+        } else {
+            (entry.sealed + pace.quiet).min(entry.since + pace.longest)
+        };
+        entry.due = entry.not_before.map_or(due, |at| at.max(due));
+        self.due.insert((entry.due, entry.order, id));
+    }
+}

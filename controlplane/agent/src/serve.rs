@@ -1,0 +1,332 @@
+//! What the data plane asks and tells: namespace operations, fetches, fsync, states; events.
+
+use crate::config::FsyncLevel;
+use crate::link::{Session, lock, unexpected};
+use crate::node::Inner;
+use crate::types::{ChunkState, Durability, FileState};
+use fastcache_api::control::{DataAnswer, DataCall, DataEvent, NodeAnswer, NodeCall};
+use fastcache_api::{ChunkKey, CloudRef, Errno, Ino, Kind, NsAnswer, NsOp};
+use fastcache_cloud::{Cloud, CloudError};
+use metrics::{counter, histogram};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+/// Longest a fetch may take, waiting for its turn included; then the read fails with EIO.
+const FETCH_DEADLINE: Duration = Duration::from_secs(40);
+/// Longest an `fsync` of level `cloud` waits for the object store; then it fails with EIO.
+const FSYNC_CLOUD_DEADLINE: Duration = Duration::from_secs(120);
+/// How long "writers wait" lasts when it is not said again.
+const PRESSURE_LASTS: Duration = Duration::from_secs(2);
+/// Invalidations remembered for a data plane that is away; beyond, the oldest go.
+const MISSED_MAX: usize = 1024;
+
+impl Inner {
+    /// Answers one call of the data plane.
+    pub(crate) async fn serve(
+        &self,
+        session: &Session,
+        call: NodeCall,
+    ) -> Result<NodeAnswer, Errno> {
+        match call {
+            NodeCall::Ns(request) => Ok(NodeAnswer::Ns(self.namespace.call(request).await)),
+            NodeCall::Fetch { key, slot } => {
+                match tokio::time::timeout(FETCH_DEADLINE, self.fetch(session, key, slot)).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        warn!(target: "cloud", %key, "fetch took longer than {FETCH_DEADLINE:?}");
+                        counter!("fastcache_fetch_errors_total").increment(1);
+                        Err(Errno::EIO)
+                    }
+                }
+            }
+            NodeCall::Fsync { ino } => self.fsync(ino).await,
+            NodeCall::State { ino } => Ok(NodeAnswer::State(
+                self.file_state(ino).await?.state.to_string(),
+            )),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        session: &Session,
+        key: ChunkKey,
+        slot: u32,
+    ) -> Result<NodeAnswer, Errno> {
+        let fetched = self.fetch_bytes(key).await;
+        let (bytes, crc32c) = match fetched {
+            Ok(fetched) => fetched,
+            Err(errno) => {
+                counter!("fastcache_fetch_errors_total").increment(1);
+                return Err(errno);
+            }
+        };
+        session.fill(slot, &bytes)?;
+        let len = u32::try_from(bytes.len()).map_err(|_| Errno::EIO)?;
+        Ok(NodeAnswer::Fetched { len, crc32c })
+    }
+
+    async fn fetch_bytes(&self, key: ChunkKey) -> Result<(bytes::Bytes, u32), Errno> {
+        let refs = self
+            .cloud_refs(key.ino, Some((key.index, key.version)))
+            .await?;
+        let found = refs
+            .into_iter()
+            .find(|(i, v, _)| (*i, *v) == (key.index, key.version));
+        let Some((_, _, at)) = found else {
+            error!(target: "cloud", %key, "asked for a chunk that no tier has");
+            return Err(Errno::EIO);
+        };
+        let Some(cloud) = &self.cloud else {
+            error!(target: "cloud", %key, object = at.object,
+                "the chunk is in an object store, and this node has none (--cloud-provider none)");
+            return Err(Errno::EIO);
+        };
+        let _turn = self.fetches.acquire().await.map_err(|_| Errno::EIO)?;
+        let began = Instant::now();
+        let mut got = get_verified(cloud, key, &at).await;
+        if let Err(GetError::Altered(_)) = &got {
+            // Once more: it may have been the network.
+            got = get_verified(cloud, key, &at).await;
+        }
+        match got {
+            Ok(bytes) => {
+                let len = u64::from(at.len);
+                self.counters.gets.fetch_add(1, Ordering::Relaxed);
+                self.counters.get_bytes.fetch_add(len, Ordering::Relaxed);
+                counter!("fastcache_cloud_gets_total").increment(1);
+                counter!("fastcache_cloud_get_bytes_total").increment(len);
+                histogram!("fastcache_cloud_get_seconds").record(began.elapsed().as_secs_f64());
+                Ok((bytes, at.crc32c))
+            }
+            Err(why) => {
+                self.counters.errors.fetch_add(1, Ordering::Relaxed);
+                counter!("fastcache_cloud_errors_total", "op" => "get").increment(1);
+                match why {
+                    GetError::Altered(what) => {
+                        counter!("fastcache_checksum_errors_total", "tier" => "cloud").increment(1);
+                        error!(target: "cloud", %key, object = at.object, what,
+                            "an object in the store was altered; the read fails");
+                    }
+                    GetError::Refused(error) => {
+                        error!(target: "cloud", %key, object = at.object, %error,
+                            "cannot read an object; the read fails");
+                    }
+                }
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    async fn fsync(&self, ino: Ino) -> Result<NodeAnswer, Errno> {
+        self.namespace.call(self.request(NsOp::Sync)).await.result?;
+        if self.config.fsync == FsyncLevel::Cloud && self.cloud.is_some() {
+            let deadline = Instant::now() + FSYNC_CLOUD_DEADLINE;
+            self.wait_persisted(Some(ino), Some(deadline))
+                .await
+                .map_err(|errno| {
+                    warn!(target: "cloud", %ino, %errno, "fsync could not reach the object store");
+                    Errno::EIO
+                })?;
+        }
+        Ok(NodeAnswer::Done)
+    }
+
+    /// Durability of a file's committed contents.
+    pub(crate) async fn file_state(&self, ino: Ino) -> Result<FileState, Errno> {
+        let open = self.request(NsOp::Open { ino, write: false });
+        let (attr, layout) = match self.namespace.call(open).await.result {
+            Ok(NsAnswer::Opened { attr, layout }) => (attr, layout),
+            Ok(_) => return Err(Errno::EIO),
+            // Not a file: a directory, a link. It has no chunks.
+            Err(Errno::EISDIR | Errno::EINVAL) => {
+                return Ok(FileState {
+                    state: Durability::Persisted,
+                    size: 0,
+                    chunks: Vec::new(),
+                });
+            }
+            Err(errno) => return Err(errno),
+        };
+        let mut chunks = Vec::new();
+        if attr.kind == Kind::File && !layout.runs.is_empty() {
+            let mut refs: HashMap<_, CloudRef> = self
+                .cloud_refs(ino, None)
+                .await?
+                .into_iter()
+                .map(|(index, version, at)| ((index, version), at))
+                .collect();
+            for (index, version, len) in layout.chunks(attr.chunk_size) {
+                let at = refs.remove(&(index, version));
+                let state = if at.is_some() {
+                    Durability::Persisted
+                } else {
+                    Durability::Dirty
+                };
+                let (object, etag) = at.map_or((None, None), |at| (Some(at.object), at.etag));
+                chunks.push(ChunkState {
+                    index,
+                    version,
+                    len,
+                    state,
+                    object,
+                    etag,
+                });
+            }
+        }
+        let is_dirty = chunks.iter().any(|c| c.state == Durability::Dirty);
+        let state = if is_dirty {
+            Durability::Dirty
+        } else {
+            Durability::Persisted
+        };
+        Ok(FileState {
+            state,
+            size: attr.size,
+            chunks,
+        })
+    }
+
+    /// Takes in news. Called by the lanes' readers, in order per file; does not block.
+    pub(crate) fn on_event(&self, event: DataEvent) {
+        match event {
+            DataEvent::Stored(chunks) => {
+                let now = Instant::now();
+                let mut has_dirty = false;
+                {
+                    let mut cache = lock(&self.cache);
+                    let mut queue = lock(&self.queue);
+                    for chunk in &chunks {
+                        cache.store(chunk);
+                        if chunk.is_dirty {
+                            queue.add(chunk.key, chunk.len, now);
+                            has_dirty = true;
+                        }
+                    }
+                }
+                if has_dirty {
+                    self.upload_wake.notify_one();
+                }
+            }
+            DataEvent::Accessed(ids) => lock(&self.cache).touch(&ids),
+            DataEvent::Gone(keys) => {
+                let now = Instant::now();
+                {
+                    let mut cache = lock(&self.cache);
+                    let mut queue = lock(&self.queue);
+                    for key in keys {
+                        cache.forget(key);
+                        queue.gone(key, now);
+                    }
+                }
+                self.queue_changed.send_replace(());
+            }
+            DataEvent::Pressure {
+                used_bytes: _,
+                is_blocked,
+            } => {
+                if is_blocked {
+                    *lock(&self.pressed_until) = Some(Instant::now() + PRESSURE_LASTS);
+                    self.upload_wake.notify_one();
+                }
+                self.victims_wake.notify_one();
+            }
+        }
+    }
+
+    /// A session begins: before its first message.
+    pub(crate) fn session_begins(&self, session: &Session) {
+        self.capacity_bytes
+            .store(session.hello.capacity_bytes, Ordering::Relaxed);
+        lock(&self.cache).begin_inventory();
+        lock(&self.queue).begin_inventory();
+    }
+
+    /// Tells a new session what it missed, and learns what it stores.
+    pub(crate) async fn synchronise(&self, session: &Arc<Session>) -> Result<(), Errno> {
+        let missed = std::mem::take(&mut *lock(&self.missed));
+        for (at, call) in missed.iter().enumerate() {
+            if let Err(errno) = session.call(0, call.clone()).await {
+                lock(&self.missed).splice(0..0, missed[at..].iter().cloned());
+                return Err(errno);
+            }
+        }
+        self.publish(session);
+        let mut from = None;
+        let (mut count, mut dirty) = (0u64, 0u64);
+        loop {
+            let (chunks, next) = match session.call(0, DataCall::Inventory { from }).await? {
+                DataAnswer::Inventory { chunks, next } => (chunks, next),
+                other => return Err(unexpected(&other)),
+            };
+            let now = Instant::now();
+            {
+                let mut cache = lock(&self.cache);
+                let mut queue = lock(&self.queue);
+                for chunk in &chunks {
+                    if cache.take_stock(chunk) {
+                        count += 1;
+                        if chunk.is_dirty {
+                            dirty += 1;
+                            queue.add(chunk.key, chunk.len, now);
+                        }
+                    }
+                }
+            }
+            match next {
+                Some(next) => from = Some(next),
+                None => break,
+            }
+        }
+        lock(&self.cache).end_inventory();
+        lock(&self.queue).end_inventory();
+        info!(target: "control", chunks = count, dirty, "learned what the data plane stores");
+        self.queue_changed.send_replace(());
+        self.upload_wake.notify_one();
+        self.victims_wake.notify_one();
+        Ok(())
+    }
+
+    /// Remembers an invalidation for when the data plane is back.
+    pub(crate) fn missed(&self, call: DataCall) {
+        let mut missed = lock(&self.missed);
+        if missed.len() >= MISSED_MAX {
+            missed.remove(0);
+        }
+        missed.push(call);
+    }
+}
+
+/// Why an object could not be had.
+enum GetError {
+    /// It is not what was uploaded; the text says how it differs.
+    Altered(&'static str),
+    Refused(CloudError),
+}
+
+async fn get_verified(
+    cloud: &Cloud,
+    key: ChunkKey,
+    at: &CloudRef,
+) -> Result<bytes::Bytes, GetError> {
+    let whole = at.offset == 0;
+    let got = if whole {
+        cloud.get(&at.object).await
+    } else {
+        cloud.get_range(&at.object, at.offset, at.len).await
+    };
+    let object = got.map_err(GetError::Refused)?;
+    if u32::try_from(object.bytes.len()) != Ok(at.len) {
+        return Err(GetError::Altered("its length differs"));
+    }
+    if crc_fast::crc32_iscsi(&object.bytes) != at.crc32c {
+        return Err(GetError::Altered("its checksum differs"));
+    }
+    if whole && object.crc32c.is_some_and(|crc| crc != at.crc32c) {
+        warn!(target: "cloud", %key, object = at.object, "the object's metadata differs");
+    }
+    Ok(object.bytes)
+}

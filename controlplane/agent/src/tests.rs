@@ -1,0 +1,171 @@
+//! Goal: chunks go to the object store and come back verified, and the node survives a data plane that goes
+//! away. Method: a data plane of threads that speaks the socket's protocol, the directory backend, and a
+//! namespace of a few closures.
+
+mod data_plane;
+
+use crate::namespace::NamespaceHandle;
+use crate::persist::object_key;
+use crate::{AgentConfig, CloudConfig, Node};
+use data_plane::{DataPlane, key};
+use fastcache_api::control::{DataCall, NodeAnswer, NodeCall};
+use fastcache_api::{CloudRef, Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, Version};
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+type Refs = Arc<Mutex<HashMap<(Ino, u32, Version), CloudRef>>>;
+
+fn namespace(refs: Refs) -> NamespaceHandle {
+    NamespaceHandle::Fake(Box::new(move |request: NsRequest| {
+        let mut refs = refs.lock().unwrap();
+        let result = match request.op {
+            NsOp::Persisted { chunks } => {
+                assert!(request.id.is_some());
+                for c in chunks {
+                    refs.insert((c.key.ino, c.key.index, c.key.version), c.at);
+                }
+                Ok(NsAnswer::Done)
+            }
+            NsOp::CloudRefs { ino, only } => {
+                let found = refs.iter().filter(|((i, index, version), _)| {
+                    *i == ino && only.is_none_or(|only| only == (*index, *version))
+                });
+                let found = found.map(|((_, i, v), at)| (*i, *v, at.clone()));
+                Ok(NsAnswer::CloudRefs(found.collect()))
+            }
+            NsOp::GetAttr { ino: Ino(404) } => Err(Errno::ENOENT),
+            NsOp::TakeGarbage { .. } => Ok(NsAnswer::Garbage(vec![])),
+            _ => Ok(NsAnswer::Done),
+        };
+        NsReply {
+            result,
+            touched: vec![],
+            log_position: 0,
+            lease_ms: None,
+        }
+    }))
+}
+
+async fn node(dir: &Path, refs: &Refs) -> Node {
+    let config = AgentConfig {
+        socket: dir.join("data.sock"),
+        state_dir: dir.join("state"),
+        cloud: CloudConfig::Dir {
+            path: dir.join("cloud"),
+        },
+        upload_quiet: Duration::from_millis(20),
+        ..AgentConfig::default()
+    };
+    Node::start_on(config, namespace(refs.clone()))
+        .await
+        .unwrap()
+}
+
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "waited in vain: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_go_up_and_come_back_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataPlane::start(&dir.path().join("data.sock"));
+    // From before the agent started, of a file that is gone, and one whose version is gone.
+    data.put(key(2, 1), b"old and dirty", true);
+    data.put(key(404, 1), b"deleted", true);
+    let refs = Refs::default();
+    let node = node(dir.path(), &refs).await;
+    assert!(node.wait_connected(Duration::from_secs(10)).await);
+    data.put(key(3, 1), &[7; 100_000], true);
+    data.tell_stored(key(3, 1));
+    data.tell_stored(key(5, 9));
+    until("clean", || {
+        data.clean().contains(&key(2, 1)) && data.clean().contains(&key(3, 1))
+    })
+    .await;
+    until("dropped", || data.is_gone(key(404, 1))).await;
+    until("empty", || node.backlog().chunks == 0).await;
+    assert_eq!(node.stats().await.cloud.puts, 3);
+    assert_eq!(node.cached(None, 10).len(), 4);
+
+    let fetched = data
+        .call(NodeCall::Fetch {
+            key: key(3, 1),
+            slot: 5,
+        })
+        .unwrap();
+    let NodeAnswer::Fetched { len, crc32c } = fetched else {
+        panic!("{fetched:?}")
+    };
+    let slot = data.slot(5, len);
+    assert_eq!(
+        (slot.len(), crc_fast::crc32_iscsi(&slot)),
+        (100_000, crc32c)
+    );
+
+    let object = dir.path().join("cloud").join(object_key(key(3, 1)));
+    let mut bytes = std::fs::read(&object).unwrap();
+    bytes[500] ^= 1;
+    std::fs::write(&object, bytes).unwrap();
+    assert!(matches!(
+        data.call(NodeCall::Fetch {
+            key: key(3, 1),
+            slot: 5
+        }),
+        Err(Errno::EIO)
+    ));
+    assert!(matches!(
+        data.call(NodeCall::Fetch {
+            key: key(3, 2),
+            slot: 5
+        }),
+        Err(Errno::EIO)
+    ));
+
+    node.write_file(Ino(9), 4, b"abc").await.unwrap();
+    assert_eq!(&node.read_file(Ino(9), 4, 10).await.unwrap()[..], b"abc");
+    let report = node.shutdown(Duration::from_secs(5)).await;
+    assert_eq!(report.dirty_chunks, 0);
+    assert_eq!(data.slots_out(), 0, "every slot came back");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_plane_that_goes_away_is_told_what_it_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("data.sock");
+    let data = DataPlane::start(&socket);
+    let refs = Refs::default();
+    let node = node(dir.path(), &refs).await;
+    assert!(node.wait_connected(Duration::from_secs(10)).await);
+    data.stop();
+    until("disconnected", || !node.is_data_connected()).await;
+    assert!(matches!(
+        node.write_file(Ino(9), 0, &vec![0; 5 << 20]).await,
+        Err(Errno::EINVAL)
+    ));
+    node.ns(NsOp::Unlink {
+        parent: Ino::ROOT,
+        name: b"gone".to_vec(),
+    })
+    .await
+    .unwrap();
+    let data = DataPlane::start(&socket);
+    let read = node.read_file(Ino(9), 0, 10).await;
+    assert!(read.unwrap().is_empty());
+    let seen = data.seen();
+    let DataCall::Invalidate { entries, .. } = &seen[0] else {
+        panic!("{seen:?}")
+    };
+    assert_eq!(entries, &vec![(Ino::ROOT, b"gone".to_vec())]);
+    let id = std::fs::read_to_string(dir.path().join("state/peer-id")).unwrap();
+    assert_eq!(id.trim(), node.peer_id());
+    node.shutdown(Duration::from_secs(1)).await;
+}
