@@ -6,5 +6,7 @@
 )]
 
 mod engine;
+mod namespace;
 
 pub use engine::{Engine, EngineError, EngineStats, LOG_KEPT, SYNC_EVERY};
+pub use namespace::Namespace;
