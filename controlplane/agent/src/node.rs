@@ -182,14 +182,16 @@ impl Node {
             }
         }
         let (dirty_chunks, dirty_bytes) = lock(&inner.queue).left(None);
-        let sync = inner.namespace.call(inner.request(NsOp::Sync));
-        if tokio::time::timeout(STOP_WAIT, sync).await.is_err() {
-            warn!(target: "control", "the namespace did not answer before stopping");
-        }
         inner.stop.cancel();
         let mut tasks = std::mem::take(&mut *lock(&inner.tasks));
         let ended = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_WAIT, ended).await;
+        if tokio::time::timeout(STOP_WAIT, inner.namespace.close())
+            .await
+            .is_err()
+        {
+            warn!(target: "control", "the namespace did not answer before stopping");
+        }
         ShutdownReport {
             dirty_chunks,
             dirty_bytes,

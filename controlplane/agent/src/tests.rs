@@ -169,3 +169,62 @@ async fn a_data_plane_that_goes_away_is_told_what_it_missed() {
     assert_eq!(id.trim(), node.peer_id());
     node.shutdown(Duration::from_secs(1)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_embedded_namespace_survives_a_restart() {
+    use fastcache_api::{Cred, Kind, NewInode};
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataPlane::start(&dir.path().join("data.sock"));
+    let config = AgentConfig {
+        socket: dir.path().join("data.sock"),
+        state_dir: dir.path().join("state"),
+        cloud: CloudConfig::Dir {
+            path: dir.path().join("cloud"),
+        },
+        ..AgentConfig::default()
+    };
+    let node = Node::start(config.clone()).await.unwrap();
+    assert!(node.wait_connected(Duration::from_secs(10)).await);
+    let new = NewInode {
+        kind: Kind::File,
+        mode: 0o644,
+        rdev: 0,
+        cred: Cred { uid: 0, gid: 0 },
+        target: vec![],
+        chunk_size: 4 << 20,
+    };
+    node.ns(NsOp::Make {
+        at: Some((Ino::ROOT, b"a".to_vec())),
+        new,
+    })
+    .await
+    .unwrap();
+    let attr = node.resolve(&[b"a".to_vec()]).await.unwrap();
+    let told = data.seen().into_iter().find_map(|call| match call {
+        DataCall::Invalidate {
+            touched, entries, ..
+        } => Some((touched, entries)),
+        _ => None,
+    });
+    let (touched, entries) = told.unwrap();
+    assert_eq!(entries, vec![(Ino::ROOT, b"a".to_vec())]);
+    assert!(touched.iter().any(|a| a.ino == Ino::ROOT));
+    assert_eq!(
+        node.file_state(attr.ino).await.unwrap().state.to_string(),
+        "persisted"
+    );
+    assert_eq!(node.stats().await.namespace.unwrap().inodes, 2);
+    node.shutdown(Duration::from_secs(1)).await;
+    drop(node);
+    let began = Instant::now();
+    let node = loop {
+        // The last handle on the store goes with the last task.
+        match Node::start(config.clone()).await {
+            Ok(node) => break node,
+            Err(error) => assert!(began.elapsed() < Duration::from_secs(10), "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(node.resolve(&[b"a".to_vec()]).await.unwrap().ino, attr.ino);
+    node.shutdown(Duration::ZERO).await;
+}

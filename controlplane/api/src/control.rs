@@ -10,8 +10,9 @@
 //!  └────────┴──────────────────────┘
 //! ```
 //!
-//! The data plane speaks first, with [`ServerHello`] (the arena's memfd rides on its first byte as SCM_RIGHTS),
-//! the agent answers with [`ClientHello`]; then [`ToAgent`] and [`ToData`] flow. Payloads never travel in
+//! The data plane speaks first, with [`ServerHello`] (an arena's memfd rides on its first byte as SCM_RIGHTS),
+//! the agent answers with [`ClientHello`]. Lane 0 comes first: it begins a session, and the arena that came with it
+//! is the session's; those offered on the other lanes are not used. Then [`ToAgent`] and [`ToData`] flow. Payloads never travel in
 //! frames: they are in slots of the arena. Every slot is handed out by the data plane. A new agent session (a new
 //! `agent` number) makes the data plane close the lanes of the old one and make a new arena, so that a
 //! process which still holds the old one can write into nothing that is used.

@@ -1,1 +1,229 @@
-//! The file system of a node: metadata cache, read path, write path, single flight, eviction candidates.
+//! The file system of a node, without FUSE: metadata cache, read path, write path, single flight on misses and
+//! eviction from the standing list of victims.
+//!
+//! A hit (a read of a chunk in the store, an open under a lease) takes a few short locks and one device read; it
+//! never crosses the socket. Everything else is asked of the agent through [`Link`]. No lock is held across
+//! an await; what several requests change together is gathered first and applied in one go.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+mod content;
+mod fetch;
+mod inode;
+mod link;
+mod names;
+mod open_chunk;
+mod read;
+mod seal;
+mod serve;
+mod space;
+mod write;
+
+pub use link::{Link, Outgoing};
+
+use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
+use fastcache_chunkstore::Store;
+use fastcache_reactor::Arena;
+use inode::InodeTable;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::time::Duration;
+
+/// How long the kernel may keep names and attributes that are under a lease without end.
+const ENDLESS_LEASE: Duration = Duration::from_secs(3600);
+
+/// A name that was found or made.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Attributes.
+    pub attr: Attr,
+    /// How long the kernel may keep the name.
+    pub entry_valid: Duration,
+    /// How long the kernel may keep the attributes.
+    pub attr_valid: Duration,
+}
+
+/// An open file.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// Its handle.
+    pub fh: u64,
+    /// The kernel's pages of this file are still right.
+    pub keep_cache: bool,
+}
+
+/// A setattr request: size and attributes at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttrRequest {
+    /// New size, bytes.
+    pub size: Option<u64>,
+    /// The rest.
+    pub set: SetAttr,
+}
+
+/// Counts for statfs(2).
+#[derive(Clone, Copy, Debug)]
+pub struct StatfsOut {
+    /// Size of the file system, in units of `frsize`.
+    pub blocks: u64,
+    /// Free blocks.
+    pub bfree: u64,
+    /// Free blocks for users without privilege.
+    pub bavail: u64,
+    /// Inodes.
+    pub files: u64,
+    /// Free inodes.
+    pub ffree: u64,
+    /// Preferred block size, bytes.
+    pub bsize: u32,
+    /// Longest name, bytes.
+    pub namelen: u32,
+    /// Unit of the block counts, bytes.
+    pub frsize: u32,
+}
+
+/// What the file system tells the kernel unasked. Implementations queue and return at once; they must deliver from
+/// a thread that serves no requests.
+pub trait KernelNotify: Send + Sync {
+    /// Forget the attributes and pages of an inode.
+    fn inval_inode(&self, ino: Ino);
+    /// Forget a directory entry.
+    fn inval_entry(&self, parent: Ino, name: &[u8]);
+    /// Calls `done` when everything queued before has been delivered.
+    fn barrier(&self, done: Box<dyn FnOnce() + Send>);
+}
+
+/// Counters of the file system; see `DataStats` for what each means.
+#[derive(Default, Debug)]
+pub(crate) struct Counters {
+    pub nvme_hits: AtomicU64,
+    pub nvme_hit_bytes: AtomicU64,
+    pub misses: AtomicU64,
+    pub fetched_chunks: AtomicU64,
+    pub fetched_bytes: AtomicU64,
+    pub evicted_chunks: AtomicU64,
+    pub evicted_bytes: AtomicU64,
+    pub written_bytes: AtomicU64,
+    pub write_stalls: AtomicU64,
+    pub uncommitted_files: AtomicU64,
+    pub conflict_files: AtomicU64,
+}
+
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+/// The file system. Clones share it; every method that is async runs on a core of the reactor.
+#[derive(Clone)]
+pub struct FileSystem {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub store: Store,
+    pub link: Link,
+    pub arena: RwLock<Arena>,
+    pub inodes: InodeTable,
+    pub versions: seal::Versions,
+    pub flights: fetch::Flights,
+    pub space: space::Space,
+    pub counters: Counters,
+    pub notify: OnceLock<Box<dyn KernelNotify>>,
+    /// Chunk size of new files, bytes; the agent says it at the handshake.
+    pub chunk_size: AtomicU32,
+    /// Length of the lease that answers came with, ms; 0: without end.
+    pub lease_ms: AtomicU32,
+    pub orphans: Mutex<Vec<Ino>>,
+    pub is_stopping: AtomicBool,
+    pub started: fastcache_reactor::Instant,
+    pub extra_stats: OnceLock<Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send + Sync>>,
+}
+
+impl FileSystem {
+    /// A file system over an open store, speaking to the agent through `link`.
+    pub fn new(store: Store, link: Link, arena: Arena) -> FileSystem {
+        FileSystem {
+            inner: Arc::new(Inner {
+                store,
+                link,
+                arena: RwLock::new(arena),
+                inodes: InodeTable::default(),
+                versions: seal::Versions::default(),
+                flights: fetch::Flights::default(),
+                space: space::Space::default(),
+                counters: Counters::default(),
+                notify: OnceLock::new(),
+                chunk_size: AtomicU32::new(4 << 20),
+                lease_ms: AtomicU32::new(0),
+                orphans: Mutex::new(Vec::new()),
+                is_stopping: AtomicBool::new(false),
+                started: fastcache_reactor::now(),
+                extra_stats: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Sets who tells the kernel what to forget. Once, before serving.
+    pub fn set_notify(&self, notify: Box<dyn KernelNotify>) {
+        let _ = self.inner.notify.set(notify);
+    }
+
+    /// Sets what completes the statistics (transport, requests). Once, before serving.
+    pub fn set_extra_stats(
+        &self,
+        fill: Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send + Sync>,
+    ) {
+        let _ = self.inner.extra_stats.set(fill);
+    }
+
+    /// Sets the chunk size of new files, bytes (what the agent said at the handshake).
+    pub fn set_chunk_size(&self, bytes: u32) {
+        self.inner.chunk_size.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Replaces the arena: a new agent session has begun.
+    pub fn set_arena(&self, arena: Arena) {
+        *lock_write(&self.inner.arena) = arena;
+    }
+
+    /// The link to the agent.
+    pub fn agent(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// The chunk store.
+    pub fn store(&self) -> &Store {
+        &self.inner.store
+    }
+
+    /// How long the kernel may remember that a name does not exist. 0: not at all.
+    pub fn negative_valid(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    pub(crate) fn lease(&self) -> Duration {
+        match self.inner.lease_ms.load(Ordering::Relaxed) {
+            0 => ENDLESS_LEASE,
+            ms => Duration::from_millis(u64::from(ms)),
+        }
+    }
+}
+
+/// Locks a mutex; a panic elsewhere while it was held does not matter to state that is applied in one go.
+pub(crate) fn lock<T: ?Sized>(m: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+pub(crate) fn lock_write<T: ?Sized>(m: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    m.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+pub(crate) fn lock_read<T: ?Sized>(m: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    m.read().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A page of a directory: entries, and whether nothing follows.
+pub type DirPage = (Vec<DirEntry>, bool);
+
+/// What most operations answer.
+pub type Result<T> = std::result::Result<T, Errno>;

@@ -1,19 +1,19 @@
 //! Checkpoints: the whole index as records, in one of two areas, so that replay starts late. Written while everything
-//! goes on: the snapshot is taken file by file, and replaying the journal from where it stood when the snapshot began
-//! repairs what the snapshot saw half of (see `record.rs`). Complete when its header block is on stable storage, after
-//! every record that the snapshot may have seen.
+//! goes on: each stripe is copied under its lock, together with the last ticket it has seen, and replay starts where the
+//! journal stood before the first copy (see `record.rs`). Complete when its header block is on stable storage, after
+//! every record that a copy may have seen.
 
+use crate::body::BodyFacts;
 use crate::crc::crc_all;
 use crate::device::Device;
 use crate::error::StoreError;
 use crate::index::STRIPES;
 use crate::journal::Newest;
-use crate::record::{encode_put, encode_seal};
+use crate::record::{Record, TICKET_BYTES, encode_put, encode_seal};
 use crate::store::{Inner, Store};
 use crate::wire::{Get, Put};
 use fastcache_reactor::{IoBuf, spawn};
-use fastcache_types::{BLOCK, ChunkId, Extent};
-use std::ops::Bound;
+use fastcache_types::{BLOCK, Extent};
 
 /// First bytes of a checkpoint's header: "FCCKPT01".
 const MAGIC: u64 = u64::from_le_bytes(*b"FCCKPT01");
@@ -24,12 +24,12 @@ pub(crate) const SEGMENT_BLOCKS: u32 = 256;
 const SEGMENT_BYTES: usize = SEGMENT_BLOCKS as usize * BLOCK;
 /// Bytes before a segment's records.
 const SEGMENT_HEADER: usize = 32;
-/// Chunks copied out under one hold of a stripe's lock.
-const PAGE: usize = 512;
 /// Longest commit of a SEAL record, bytes, whatever the size of the store.
 const COMMIT_MAX: usize = 512 << 10;
 /// The longest PUT record: 32 + 1024 runs of 8.
 const PUT_MAX: usize = 8224;
+/// MARK records of a checkpoint, bytes.
+const MARKS_BYTES: usize = (STRIPES + 1) * TICKET_BYTES;
 
 /// The header of a checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -116,7 +116,8 @@ pub(crate) fn usable_bytes(area: Extent) -> u64 {
     let whole =
         u64::from(blocks / SEGMENT_BLOCKS) * (SEGMENT_BYTES - SEGMENT_HEADER - PUT_MAX) as u64;
     let rest = (blocks % SEGMENT_BLOCKS) as usize * BLOCK;
-    whole + rest.saturating_sub(SEGMENT_HEADER + PUT_MAX) as u64
+    let all = whole + rest.saturating_sub(SEGMENT_HEADER + PUT_MAX) as u64;
+    all.saturating_sub(MARKS_BYTES as u64)
 }
 
 /// Longest commit that a SEAL record may carry.
@@ -253,20 +254,32 @@ impl Store {
             blocks: 0,
         };
         // SEAL records first: those of chunks that are still pending are yet to come.
-        let (seals, next_number) = inner.seals_snapshot();
+        let (seals, ticket, next_number) = inner.seals_snapshot();
         let mut record = Vec::new();
+        Record::Mark {
+            stripe: None,
+            ticket,
+        }
+        .encode(&mut record);
+        writer.add(&record).await?;
         for (number, seal) in seals {
             record.clear();
             encode_seal(&mut record, seal.ino, number, &seal.commit);
             writer.add(&record).await?;
         }
-        for stripe in 0..STRIPES {
-            let mut from = Bound::Unbounded;
-            while let Some((page, last)) = inner.page(stripe, from) {
-                from = Bound::Excluded(last);
-                for record in page {
-                    writer.add(&record).await?;
+        for at in 0..STRIPES {
+            let (chunks, ticket) = inner.stripe_snapshot(at);
+            let stripe = u16::try_from(at).ok();
+            record.clear();
+            Record::Mark { stripe, ticket }.encode(&mut record);
+            writer.add(&record).await?;
+            for chunk in chunks {
+                record.clear();
+                if let Some(prior) = &chunk.prior {
+                    encode_put(&mut record, prior, false);
                 }
+                encode_put(&mut record, &chunk.current, chunk.is_pending);
+                writer.add(&record).await?;
             }
         }
         writer.end_segment().await?;
@@ -294,23 +307,32 @@ impl Store {
     }
 }
 
+/// What a chunk id holds, copied out of the index.
+struct Snapshot {
+    current: BodyFacts,
+    is_pending: bool,
+    /// The body that a pending one replaced.
+    prior: Option<BodyFacts>,
+}
+
 impl Inner {
-    /// Some records of a stripe's chunks after `from`, and the id where to go on. A pending chunk comes after the one
-    /// it replaced, in the same record.
-    fn page(&self, stripe: usize, from: Bound<ChunkId>) -> Option<(Vec<Vec<u8>>, ChunkId)> {
-        let stripe = self.index.stripe(stripe);
-        let mut page = Vec::new();
-        let mut last = None;
-        for (&id, body) in stripe.current.range((from, Bound::Unbounded)).take(PAGE) {
-            let mut record = Vec::new();
-            let pending = stripe.pending.get(&id);
-            if let Some(Some(prior)) = pending {
-                encode_put(&mut record, &prior.facts(), false);
-            }
-            encode_put(&mut record, &body.facts(), pending.is_some());
-            page.push(record);
-            last = Some(id);
-        }
-        last.map(|last| (page, last))
+    /// A stripe as it is now, and the last ticket that it has seen.
+    fn stripe_snapshot(&self, at: usize) -> (Vec<Snapshot>, u64) {
+        let stripe = self.index.stripe(at);
+        let ticket = self.journal.last();
+        let chunks = stripe
+            .current
+            .iter()
+            .map(|(id, body)| {
+                let pending = stripe.pending.get(id);
+                let prior = pending.and_then(|p| p.as_ref().map(|b| b.facts()));
+                Snapshot {
+                    current: body.facts(),
+                    is_pending: pending.is_some(),
+                    prior,
+                }
+            })
+            .collect();
+        (chunks, ticket)
     }
 }

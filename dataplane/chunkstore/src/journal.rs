@@ -12,6 +12,7 @@
 
 use crate::crc::crc_all;
 use crate::error::StoreError;
+use crate::record::{Record, TICKET_BYTES};
 use crate::wire::{Get, Put};
 use event_listener::Event;
 use fastcache_types::{BLOCK, Extent};
@@ -168,6 +169,7 @@ pub(crate) struct Group {
 }
 
 impl Journal {
+    /// `ticket` is the last one that was used.
     pub(crate) fn new(
         ring: Extent,
         store: u64,
@@ -175,6 +177,7 @@ impl Journal {
         head: u64,
         tail: u64,
         newest: Newest,
+        ticket: u64,
     ) -> Journal {
         Journal {
             ring,
@@ -184,8 +187,8 @@ impl Journal {
                 queue: VecDeque::new(),
                 queued_blocks: 0,
                 admitted_blocks: 0,
-                last: 0,
-                written: 0,
+                last: ticket,
+                written: ticket,
                 head,
                 tail,
                 newest,
@@ -207,7 +210,7 @@ impl Journal {
 
     /// Most bytes of one submission: an eighth of the ring.
     pub(crate) fn submission_max(&self) -> usize {
-        (self.ring.len / 8) as usize * BLOCK - GROUP_HEADER
+        (self.ring.len / 8) as usize * BLOCK - GROUP_HEADER - TICKET_BYTES
     }
 
     /// Room for a submission of so many bytes; `None`: wait for a checkpoint.
@@ -216,7 +219,7 @@ impl Journal {
         if st.is_sick {
             return Err(StoreError::Sick);
         }
-        let blocks = u64::from(group_blocks(bytes));
+        let blocks = u64::from(group_blocks(TICKET_BYTES + bytes));
         if st.in_use() + blocks > self.blocks() / 4 * 3 {
             return Ok(None);
         }
@@ -238,13 +241,17 @@ impl Journal {
         let room = BLOCK - GROUP_HEADER;
         match st.queue.back_mut() {
             // Small submissions share a block from the start.
-            Some((last, bytes)) if bytes.len() + records.len() <= room => {
+            Some((last, bytes)) if bytes.len() + TICKET_BYTES + records.len() <= room => {
                 *last = ticket;
+                Record::Ticket(ticket).encode(bytes);
                 bytes.extend_from_slice(records);
             }
             _ => {
-                st.queued_blocks += u64::from(group_blocks(records.len()));
-                st.queue.push_back((ticket, records.to_vec()));
+                let mut bytes = Vec::with_capacity(TICKET_BYTES + records.len());
+                Record::Ticket(ticket).encode(&mut bytes);
+                bytes.extend_from_slice(records);
+                st.queued_blocks += u64::from(group_blocks(bytes.len()));
+                st.queue.push_back((ticket, bytes));
             }
         }
         ticket

@@ -1,9 +1,9 @@
 //! Records: what happened to the index. The journal and the checkpoints carry the same ones. docs/disk-layout.md draws
 //! them.
 //!
-//! Checkpoints are taken while records go on, so replay may apply a record to a state that has its effect already.
-//! Therefore a record either replaces what is there (PUT, SEAL) or names the exact version it is about (CLEAN, REMOVE,
-//! COMMITTED).
+//! Every submission to the journal begins with its ticket, a number that rises for ever. A checkpoint says for each
+//! stripe of the index, and for the SEAL records, up to which ticket it has seen them; replay skips what it has seen.
+//! Thus a checkpoint can be taken while everything goes on.
 
 use crate::body::{BodyFacts, Runs};
 use crate::header::{RUN_BYTES, get_runs, put_runs};
@@ -15,6 +15,15 @@ const SEAL: u8 = 2;
 const COMMITTED: u8 = 3;
 const CLEAN: u8 = 4;
 const REMOVE: u8 = 5;
+
+const TICKET: u8 = 6;
+const MARK: u8 = 7;
+
+/// The number in a MARK record that stands for the SEAL records instead of a stripe.
+const MARK_SEALS: u16 = u16::MAX;
+
+/// Bytes of a TICKET or MARK record.
+pub(crate) const TICKET_BYTES: usize = 12;
 
 const FLAG_DIRTY: u8 = 1;
 const FLAG_PENDING: u8 = 2;
@@ -39,6 +48,10 @@ pub(crate) enum Record {
     Clean(ChunkKey),
     /// This version is gone.
     Remove(ChunkKey),
+    /// The records that follow have this ticket.
+    Ticket(u64),
+    /// In a checkpoint: it has seen this stripe (`None`: the SEAL records) up to this ticket.
+    Mark { stripe: Option<u16>, ticket: u64 },
 }
 
 /// Bytes of a PUT record.
@@ -115,6 +128,15 @@ impl Record {
             }
             Record::Clean(key) => put_key(out, CLEAN, *key),
             Record::Remove(key) => put_key(out, REMOVE, *key),
+            Record::Ticket(ticket) => {
+                out.extend_from_slice(&[TICKET, 0, 0, 0]);
+                out.put_u64(*ticket);
+            }
+            Record::Mark { stripe, ticket } => {
+                out.extend_from_slice(&[MARK, 0]);
+                out.put_u16(stripe.unwrap_or(MARK_SEALS));
+                out.put_u64(*ticket);
+            }
         }
     }
 
@@ -164,6 +186,18 @@ impl Record {
             }
             CLEAN => Record::Clean(get_key(g)?),
             REMOVE => Record::Remove(get_key(g)?),
+            TICKET => {
+                g.bytes(3)?;
+                Record::Ticket(g.u64()?)
+            }
+            MARK => {
+                g.u8()?;
+                let stripe = Some(g.u16()?).filter(|&s| s != MARK_SEALS);
+                Record::Mark {
+                    stripe,
+                    ticket: g.u64()?,
+                }
+            }
             _ => return None,
         })
     }

@@ -127,6 +127,7 @@ impl Store {
             resume.head,
             resume.tail,
             resume.newest,
+            replay.ticket,
         );
         let inner = Inner::new(superblock, device, pool, index, journal, seals);
         let store = Store {
@@ -153,7 +154,7 @@ impl Store {
     /// them real at the next start.
     async fn forget(&self, keys: &[ChunkKey]) -> Result<(), StoreError> {
         let mut ticket = 0;
-        for keys in keys.chunks(128) {
+        for keys in keys.chunks(100) {
             let mut records = Vec::new();
             keys.iter()
                 .for_each(|&key| Record::Remove(key).encode(&mut records));
@@ -253,8 +254,10 @@ async fn load(
     for (n, &(area, ref header)) in found.iter().enumerate() {
         let mut fresh = Replay::new();
         let is_whole = load_checkpoint(device, superblock, area, header, &mut fresh).await;
+        // The newest of two readable checkpoints is followed by its journal for sure; another one must show it.
+        let is_sure = n == 0 && found.len() == 2;
         let head = match is_whole {
-            true => replay_journal(device, superblock, header, &mut fresh).await,
+            true => replay_journal(device, superblock, header, &mut fresh, is_sure).await,
             false => None,
         };
         let Some(head) = head.filter(|&head| head >= least_head) else {
@@ -316,7 +319,7 @@ async fn load_checkpoint(
             return false;
         }
         match segment_records(&segment, superblock.store_id(), header.sequence) {
-            Some(records) => replay.apply_all(records),
+            Some(records) => replay.load_all(records),
             None => {
                 device.mismatch();
                 return false;
@@ -366,12 +369,13 @@ impl RingReader<'_> {
 }
 
 /// Applies the journal from a checkpoint on; answers where it ends. `None`: this part of the journal has been
-/// overwritten, so that the checkpoint leads nowhere.
+/// overwritten, so that the checkpoint leads nowhere (looked for unless `is_sure`).
 async fn replay_journal(
     device: &Device,
     superblock: &Superblock,
     checkpoint: &CheckpointHeader,
     replay: &mut Replay,
+    is_sure: bool,
 ) -> Option<u64> {
     let store = superblock.store_id();
     let ring = superblock.geometry.journal;
@@ -391,13 +395,8 @@ async fn replay_journal(
         let Some(group) = GroupHeader::decode(block, store) else {
             break;
         };
-        if group.position != position {
-            if group.position > position && group.generation >= generation {
-                return None;
-            }
-            break;
-        }
-        let is_next = (generation..superblock.generation).contains(&group.generation);
+        let is_next = group.position == position
+            && (generation..superblock.generation).contains(&group.generation);
         if !is_next || group.blocks() > ring.len / 2 {
             break;
         }
@@ -414,6 +413,23 @@ async fn replay_journal(
         groups += 1;
     }
     tracing::debug!(target: "nvme", groups, position, "journal replayed");
+    // A group of a later lap where the next one should be: the journal went on, and this part was overwritten. The
+    // later group may begin a little behind, as far as one is long.
+    for ahead in 0..if is_sure { 0 } else { ring.len / 8 } {
+        let at = position + u64::from(ahead);
+        let group = reader
+            .get(at, 1)
+            .await
+            .and_then(|b| GroupHeader::decode(b, store));
+        if let Some(group) = group
+            && group.position >= position + u64::from(ring.len)
+            && group.blocks() <= ring.len / 2
+            && let Some(bytes) = reader.get(at, group.blocks()).await
+            && group.records(bytes).is_some()
+        {
+            return None;
+        }
+    }
     Some(position)
 }
 

@@ -1,6 +1,7 @@
 //! What the records say: the index as it is rebuilt at start. Pure; `recovery.rs` reads the records.
 
 use crate::body::BodyFacts;
+use crate::index::{Index, STRIPES};
 use crate::record::Record;
 use crate::slots::{Body, Slots};
 use crate::space::Space;
@@ -36,11 +37,15 @@ impl Body for Replayed {
 }
 
 /// The state that the records read so far make.
-#[derive(Default)]
 pub(crate) struct Replay {
     pub(crate) slots: Slots<Replayed>,
     pub(crate) seals: BTreeMap<u64, PendingSeal>,
     pub(crate) next_number: u64,
+    /// The last ticket read.
+    pub(crate) ticket: u64,
+    /// Up to which ticket the checkpoint has seen each stripe, and the SEAL records.
+    stripe_marks: [u64; STRIPES],
+    seals_mark: u64,
     order: u64,
 }
 
@@ -56,62 +61,100 @@ pub(crate) struct Rebuilt {
 impl Replay {
     pub(crate) fn new() -> Replay {
         Replay {
+            slots: Slots::default(),
+            seals: BTreeMap::new(),
             next_number: 1,
-            ..Replay::default()
+            ticket: 0,
+            stripe_marks: [0; STRIPES],
+            seals_mark: 0,
+            order: 0,
         }
     }
 
-    /// Applies one record.
+    /// Whether the checkpoint has not seen this record of the journal.
+    fn is_new(&self, ino: Ino) -> bool {
+        self.ticket > self.stripe_marks[Index::stripe_of(ino)]
+    }
+
+    /// Applies one record of the journal, unless the checkpoint has seen it.
     pub(crate) fn apply(&mut self, record: Record) {
         match record {
-            Record::Put { facts, is_pending } => {
-                self.order += 1;
-                let body = Replayed {
-                    facts,
-                    order: self.order,
-                };
-                self.slots.put(body, is_pending, &mut Vec::new());
+            Record::Ticket(ticket) => self.ticket = ticket,
+            Record::Put { facts, is_pending } if self.is_new(facts.key.ino) => {
+                self.put(facts, is_pending);
             }
             Record::Seal {
                 ino,
                 number,
                 commit,
             } => {
-                self.slots.confirm(ino, &mut Vec::new());
-                self.next_number = self.next_number.max(number + 1);
-                self.seals.insert(
-                    number,
-                    PendingSeal {
-                        ino,
-                        number,
-                        commit,
-                    },
-                );
+                if self.is_new(ino) {
+                    self.slots.confirm(ino, &mut Vec::new());
+                }
+                if self.ticket > self.seals_mark {
+                    self.seal(ino, number, commit);
+                }
             }
-            Record::Committed { number } => {
+            Record::Committed { number } if self.ticket > self.seals_mark => {
                 self.seals.remove(&number);
                 self.next_number = self.next_number.max(number + 1);
             }
-            Record::Clean(key) => {
-                self.slots.clean(key);
-            }
-            Record::Remove(key) => {
-                self.slots.remove(key);
-            }
+            Record::Clean(key) if self.is_new(key.ino) => drop(self.slots.clean(key)),
+            Record::Remove(key) if self.is_new(key.ino) => drop(self.slots.remove(key)),
+            _ => {}
         }
     }
 
-    /// Applies the records of a checked group or segment. A record of an unknown kind ends it (the checksum was right,
-    /// so that only a newer program can have written it).
-    pub(crate) fn apply_all(&mut self, records: &[u8]) {
-        let mut g = Get::new(records);
-        while !g.rest.is_empty() {
-            let Some(record) = Record::decode(&mut g) else {
-                tracing::error!(target: "nvme", "a record of unknown kind; the rest of its group is ignored");
-                return;
-            };
-            self.apply(record);
+    /// Takes one record of a checkpoint.
+    pub(crate) fn load(&mut self, record: Record) {
+        match record {
+            Record::Put { facts, is_pending } => self.put(facts, is_pending),
+            Record::Seal {
+                ino,
+                number,
+                commit,
+            } => self.seal(ino, number, commit),
+            Record::Mark { stripe, ticket } => {
+                self.ticket = self.ticket.max(ticket);
+                match stripe.map(usize::from) {
+                    None => self.seals_mark = ticket,
+                    Some(at) if at < STRIPES => self.stripe_marks[at] = ticket,
+                    Some(_) => {}
+                }
+            }
+            _ => {}
         }
+    }
+
+    fn put(&mut self, facts: BodyFacts, is_pending: bool) {
+        self.order += 1;
+        let body = Replayed {
+            facts,
+            order: self.order,
+        };
+        self.slots.put(body, is_pending, &mut Vec::new());
+    }
+
+    fn seal(&mut self, ino: Ino, number: u64, commit: Vec<u8>) {
+        self.next_number = self.next_number.max(number + 1);
+        self.seals.insert(
+            number,
+            PendingSeal {
+                ino,
+                number,
+                commit,
+            },
+        );
+    }
+
+    /// Takes the records of a checked segment.
+    pub(crate) fn load_all(&mut self, records: &[u8]) {
+        each(records, |record| self.load(record));
+    }
+
+    /// Applies the records of a checked group.
+    pub(crate) fn apply_all(&mut self, records: &[u8]) {
+        each(records, |record| self.apply(record));
     }
 
     /// Ends the replay: chunks without their SEAL record give way to what they replaced, chunks that cannot be are
@@ -177,5 +220,18 @@ impl Replay {
             owned,
             dropped,
         }
+    }
+}
+
+/// Decodes records. One of an unknown kind ends it (the checksum was right, so that only a newer program can have
+/// written it).
+fn each(records: &[u8], mut take: impl FnMut(Record)) {
+    let mut g = Get::new(records);
+    while !g.rest.is_empty() {
+        let Some(record) = Record::decode(&mut g) else {
+            tracing::error!(target: "nvme", "a record of unknown kind; what follows it is ignored");
+            return;
+        };
+        take(record);
     }
 }

@@ -20,10 +20,10 @@ use std::time::Duration;
 
 /// How often the background task looks whether freed space waits for a flush or records wait to be written.
 const BACKGROUND_PERIOD: Duration = Duration::from_secs(1);
-/// Keys of one journal submission of `mark_clean` and `remove`: they fit in one block.
-const KEYS_PER_RECORD: usize = 128;
-/// Bytes of a CLEAN, REMOVE or COMMITTED record, at most.
-const SMALL_RECORD: usize = 24;
+/// Keys for which `mark_clean` and `remove` ask the journal for room at once: they fit in one block.
+const KEYS_PER_ADMISSION: usize = 100;
+/// Bytes of a CLEAN, REMOVE or COMMITTED record with its ticket, at most.
+const SMALL_RECORD: usize = 36;
 /// Bodies in a page of the inventory, at least (except the last).
 const INVENTORY_PAGE: usize = 1024;
 
@@ -132,12 +132,12 @@ impl Inner {
         self.seals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn seals_snapshot(&self) -> (Vec<(u64, Seal)>, u64) {
+    /// The uncommitted seals as they are now, the last ticket they have seen, and the next number.
+    pub(crate) fn seals_snapshot(&self) -> (Vec<(u64, Seal)>, u64, u64) {
         let seals = self.seals();
-        (
-            seals.pending.iter().map(|(&n, s)| (n, s.clone())).collect(),
-            seals.next_number,
-        )
+        let ticket = self.journal.last();
+        let all = seals.pending.iter().map(|(&n, s)| (n, s.clone())).collect();
+        (all, ticket, seals.next_number)
     }
 
     pub(crate) fn next_stamp(&self) -> u64 {
@@ -236,7 +236,7 @@ impl Store {
         let inner = &*self.inner;
         let mut marked = Vec::new();
         let mut ticket = 0;
-        for keys in keys.chunks(KEYS_PER_RECORD) {
+        for keys in keys.chunks(KEYS_PER_ADMISSION) {
             let _admission = self.admit(SMALL_RECORD * keys.len()).await?;
             for &key in keys {
                 let mut stripe = inner.index.of(key.ino);
@@ -270,7 +270,7 @@ impl Store {
         let inner = &*self.inner;
         let mut removed = Vec::new();
         let mut ticket = 0;
-        for keys in keys.chunks(KEYS_PER_RECORD) {
+        for keys in keys.chunks(KEYS_PER_ADMISSION) {
             let _admission = self.admit(SMALL_RECORD * keys.len()).await?;
             for &key in keys {
                 let mut stripe = inner.index.of(key.ino);

@@ -1,2 +1,235 @@
-//! fastcache-data
-fn main() {}
+//! `fastcache-data`: configuration, wiring and shutdown of the data plane.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
+mod config;
+mod control;
+
+use anyhow::{Context, Result};
+use config::Config;
+use fastcache_api::control::DataStats;
+use fastcache_cache::{FileSystem, Link};
+use fastcache_chunkstore::{Recovered, Store, StoreOptions};
+use fastcache_fuse::{Mount, MountOptions, Session};
+use fastcache_reactor::Remote;
+use std::sync::mpsc;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// Buffers of one core for requests: what can be in flight in the kernel of one client at full depth.
+const POOL_BUFFERS: usize = 96;
+/// Budget of the checksum pages, bytes: all of a 64 GiB store when every page of it is hot.
+const CRC_BUDGET_BYTES: usize = 64 << 20;
+/// Submission entries of a ring.
+const RING_ENTRIES: u32 = 512;
+/// How long the mount may take to become free at the end before its connection is cut.
+const UNMOUNT_MAX: Duration = Duration::from_secs(5);
+
+fn main() {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("FASTCACHE_LOG").unwrap_or_else(|_| EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let done = Config::load().and_then(run);
+    if let Err(error) = done {
+        tracing::error!(target: "control", "{error:#}");
+        std::process::exit(1);
+    }
+}
+
+fn ring_config(cpu: usize) -> fastcache_reactor::Config {
+    fastcache_reactor::Config {
+        cpu: Some(cpu),
+        entries: RING_ENTRIES,
+        pool_buffers: POOL_BUFFERS,
+        buffer_bytes: fastcache_fuse::BUFFER_MIN + fastcache_types::BLOCK,
+    }
+}
+
+/// What a core is told when it starts.
+enum Start {
+    Serve(FileSystem, Session),
+    Stop,
+}
+
+fn run(config: Config) -> Result<()> {
+    // Every core says where it can be reached, then waits for its session; the first one brings everything up.
+    let (say, hear) = mpsc::channel::<Result<(usize, Remote)>>();
+    let mut starts = Vec::new();
+    let mut threads = Vec::new();
+    for (core, cpu) in config.cpus.iter().copied().enumerate().skip(1) {
+        let (send, receive) = futures_channel::oneshot::channel::<Start>();
+        starts.push(send);
+        let say = say.clone();
+        threads.push(std::thread::Builder::new().name(format!("core-{core}")).spawn(move || {
+            let ended = fastcache_reactor::run(ring_config(cpu), || async move {
+                let _ = say.send(Ok((core, fastcache_reactor::remote())));
+                drop(say);
+                if let Ok(Start::Serve(fs, session)) = receive.await {
+                    serve(fs, session).await;
+                }
+            });
+            if let Err(error) = ended {
+                tracing::error!(target: "control", core, %error, "a core's ring cannot be made");
+                std::process::exit(1);
+            }
+        })?);
+    }
+    drop(say);
+    let first = config.cpus.first().copied().unwrap_or(0);
+    fastcache_reactor::run(ring_config(first), || bring_up(config, hear, starts))
+        .context("the first core's ring cannot be made")?
+}
+
+async fn serve(fs: FileSystem, session: Session) {
+    fastcache_fuse::serve(fs, session).await;
+}
+
+async fn bring_up(
+    config: Config,
+    others: mpsc::Receiver<Result<(usize, Remote)>>,
+    starts: Vec<futures_channel::oneshot::Sender<Start>>,
+) -> Result<()> {
+    let mut remotes = vec![fastcache_reactor::remote()];
+    let mut heard: Vec<(usize, Remote)> = others.iter().collect::<Result<_>>()?;
+    heard.sort_by_key(|(core, _)| *core);
+    remotes.extend(heard.into_iter().map(|(_, remote)| remote));
+
+    let (store, Recovered { chunks, elapsed, pending, .. }) = Store::open(StoreOptions {
+        path: config.nvme.clone(),
+        capacity_bytes: config.capacity_bytes,
+        format: config.format,
+        force: config.force,
+        crc_budget_bytes: CRC_BUDGET_BYTES,
+    })
+    .await?;
+    let usage = store.usage();
+    tracing::info!(target: "nvme", path = %config.nvme.display(), chunks, dirty_chunks = usage.dirty_chunks, used_bytes = usage.used_bytes, capacity_bytes = usage.capacity_bytes, elapsed_ms = elapsed.as_millis(), uncommitted = pending.len(), "the store is open");
+
+    let listener = control::bind(&config.socket)?;
+    let arena = control::new_arena()?;
+    let link = Link::new(config.cpus.clone(), rand::random());
+    let fs = FileSystem::new(store.clone(), link, arena);
+    fastcache_reactor::spawn(control::listen(
+        fs.clone(),
+        listener,
+        remotes.clone(),
+        usage.capacity_bytes,
+    ))
+    .detach();
+    {
+        let store = store.clone();
+        fastcache_reactor::spawn(async move { store.background().await }).detach();
+    }
+
+    let stop = stop_signal()?;
+    tracing::info!(target: "control", socket = %config.socket.display(), "waiting for the agent (fastcache-ctl with the same --socket)");
+    let ready = async {
+        fs.agent().connected().await;
+        fs.recover(pending).await;
+        fs.drop_stale_orphans().await;
+    };
+    let stopped_early = {
+        let ready = std::pin::pin!(ready);
+        let stop = std::pin::pin!(async { stop.recv().await });
+        matches!(futures_util::future::select(stop, ready).await, futures_util::future::Either::Left(_))
+    };
+    if stopped_early {
+        for start in starts {
+            let _ = start.send(Start::Stop);
+        }
+        fs.stop().await;
+        return Ok(());
+    }
+
+    let mount = fastcache_fuse::mount(&config.mount, &MountOptions::default())?;
+    fs.set_notify(Box::new(mount.notifier()?));
+    fs.set_extra_stats(Box::new(|stats: &mut DataStats| {
+        stats.fuse_requests = fastcache_fuse::counters();
+        stats.transport = "dev".to_owned();
+    }));
+    for start in starts {
+        let session = mount.session()?;
+        let _ = start.send(Start::Serve(fs.clone(), session));
+    }
+    let session = mount.session()?;
+    fastcache_reactor::spawn(serve(fs.clone(), session)).detach();
+    {
+        let fs = fs.clone();
+        fastcache_reactor::spawn(async move { fs.background().await }).detach();
+    }
+    tracing::info!(target: "fuse", mount = %config.mount.display(), cores = remotes.len(), "mounted");
+
+    stop.recv().await;
+    tracing::info!(target: "control", "stopping: sealing what is open, unmounting, closing the store");
+    if let Err(error) = fs.sync_all().await {
+        tracing::error!(target: "cache", %error, "not every open file could be sealed");
+    }
+    take_off(mount).await;
+    fs.stop().await;
+    let _ = std::fs::remove_file(&config.socket);
+    tracing::info!(target: "control", "stopped");
+    // The other cores hold nothing that is not on the device now.
+    std::process::exit(0);
+}
+
+/// Unmounts from a thread that serves no requests, while this core goes on serving.
+async fn take_off(mount: Mount) {
+    let aborter = mount.aborter();
+    let (send, receive) = futures_channel::oneshot::channel();
+    let thread = std::thread::Builder::new().name("unmount".to_owned()).spawn(move || {
+        let _ = send.send(mount.unmount());
+    });
+    if let Err(error) = thread {
+        tracing::error!(target: "fuse", %error, "no thread to unmount from");
+        return;
+    }
+    match fastcache_reactor::timeout(UNMOUNT_MAX, receive).await {
+        Ok(Ok(Ok(true))) => tracing::info!(target: "fuse", "unmounted"),
+        Ok(Ok(Ok(false))) => tracing::warn!(target: "fuse", "programs still used the mount; it was taken out of the tree"),
+        Ok(Ok(Err(error))) => tracing::error!(target: "fuse", %error, "the mount could not be taken off"),
+        Ok(Err(_)) => tracing::error!(target: "fuse", "the thread that unmounts is gone"),
+        Err(_) => {
+            tracing::error!(target: "fuse", "unmounting takes too long: cutting the connection");
+            if let Err(error) = aborter.abort() {
+                tracing::error!(target: "fuse", %error, "the connection could not be cut");
+            }
+        }
+    }
+}
+
+/// SIGINT and SIGTERM, as something to wait for.
+fn stop_signal() -> Result<StopSignal> {
+    let mut signals = signal_hook::iterator::Signals::new([
+        signal_hook::consts::SIGINT,
+        signal_hook::consts::SIGTERM,
+    ])?;
+    let state = std::sync::Arc::new((std::sync::atomic::AtomicBool::new(false), event_listener::Event::new()));
+    let theirs = std::sync::Arc::clone(&state);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for _ in signals.forever() {
+            theirs.0.store(true, std::sync::atomic::Ordering::SeqCst);
+            theirs.1.notify(usize::MAX);
+        }
+    })?;
+    Ok(StopSignal { state })
+}
+
+struct StopSignal {
+    state: std::sync::Arc<(std::sync::atomic::AtomicBool, event_listener::Event)>,
+}
+
+impl StopSignal {
+    async fn recv(&self) {
+        loop {
+            let listener = self.state.1.listen();
+            if self.state.0.load(std::sync::atomic::Ordering::SeqCst) {
+                return;
+            }
+            listener.await;
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Operations on contents that are neither reads nor writes: truncation, holes, seeking data, copying ranges.
+
+use crate::inode::Inode;
+use crate::open_chunk::OpenChunk;
+use crate::write::{attr_of, locate};
+use crate::{FileSystem, Result, lock};
+use fastcache_api::{Errno, FILE_SIZE_MAX, Ino, Run, Version};
+use fastcache_reactor::IoBuf;
+use fastcache_types::{BLOCK, ChunkId, REQUEST_MAX};
+use std::sync::Arc;
+
+const FALLOC_KEEP_SIZE: i32 = 1;
+const FALLOC_PUNCH_HOLE: i32 = 2;
+const FALLOC_ZERO_RANGE: i32 = 16;
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+
+impl FileSystem {
+    /// truncate(2): the size changes, and is committed when nobody has the file open.
+    pub(crate) async fn set_size(&self, ino: Ino, size: u64, kill_suid: bool) -> Result<()> {
+        let inode = self.with_layout(ino, true).await?;
+        if !Self::is_file(&inode) {
+            return Err(Errno::EINVAL);
+        }
+        self.truncate_open(&inode, size, kill_suid).await?;
+        if lock(&inode.state).opens == 0 {
+            self.seal_file(&inode, false).await?;
+            self.commits_done(&inode).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the size of a file whose layout is loaded; the change is committed with the next seal.
+    pub(crate) async fn truncate_open(
+        &self,
+        inode: &Arc<Inode>,
+        size: u64,
+        kill_suid: bool,
+    ) -> Result<()> {
+        if size > FILE_SIZE_MAX {
+            return Err(Errno::EFBIG);
+        }
+        let _one_at_a_time = inode.seal_lock.lock().await;
+        let attr = attr_of(inode)?;
+        if size < attr.size {
+            let keep = size.div_ceil(u64::from(attr.chunk_size));
+            let keep = u32::try_from(keep).map_err(|_| Errno::EFBIG)?;
+            let beyond: Vec<Arc<OpenChunk>> =
+                lock(&inode.state).open_chunks.range(keep..).map(|(_, c)| Arc::clone(c)).collect();
+            for chunk in &beyond {
+                self.discard(chunk).await;
+                lock(&inode.state).open_chunks.remove(&chunk.index);
+            }
+            let rest = locate(size, attr.chunk_size)?.1;
+            if rest > 0 {
+                let boundary = lock(&inode.state).open_chunks.get(&(keep - 1)).cloned();
+                if let Some(chunk) = boundary {
+                    self.trim(&chunk, rest).await?;
+                }
+            }
+            let mut state = lock(&inode.state);
+            if let Some(layout) = &mut state.layout {
+                layout.truncate(size, attr.chunk_size);
+            }
+            state.unsealed.truncate = Some(state.unsealed.truncate.map_or(size, |t| t.min(size)));
+            let rest = u32::try_from(rest).unwrap_or(attr.chunk_size);
+            cut_runs(&mut state.unsealed.runs, keep, if rest > 0 { Some(rest) } else { None });
+        }
+        let mut state = lock(&inode.state);
+        if let Some(attr) = &mut state.attr {
+            attr.size = size;
+        }
+        state.touch(kill_suid);
+        Ok(())
+    }
+
+    /// fallocate(2): room is not reserved (the cloud has it), holes and zeros are made. EOPNOTSUPP for the rest.
+    pub async fn fallocate(
+        &self,
+        ino: Ino,
+        _fh: u64,
+        mode: i32,
+        offset: u64,
+        len: u64,
+    ) -> Result<()> {
+        let inode = self.with_layout(ino, true).await?;
+        let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        if end > FILE_SIZE_MAX {
+            return Err(Errno::EFBIG);
+        }
+        let keeps_size = mode & FALLOC_KEEP_SIZE != 0;
+        let size = attr_of(&inode)?.size;
+        match mode & !FALLOC_KEEP_SIZE {
+            0 => {}
+            FALLOC_PUNCH_HOLE if keeps_size => self.zero(&inode, offset, end.min(size)).await?,
+            FALLOC_ZERO_RANGE => self.zero(&inode, offset, end.min(size)).await?,
+            _ => return Err(Errno::ENOTSUP),
+        }
+        if !keeps_size && end > size {
+            self.truncate_open(&inode, end, false).await?;
+        } else {
+            lock(&inode.state).touch(false);
+        }
+        Ok(())
+    }
+
+    /// Makes `from..to` read as zeros: whole chunks and blocks become holes, the edges are written.
+    async fn zero(&self, inode: &Arc<Inode>, from: u64, to: u64) -> Result<()> {
+        let chunk_size = attr_of(inode)?.chunk_size;
+        let mut at = from;
+        while at < to {
+            let (index, within) = locate(at, chunk_size)?;
+            let left = usize::try_from(to - at).unwrap_or(usize::MAX);
+            let n = left.min(chunk_size as usize - within);
+            let size = attr_of(inode)?.size;
+            if within == 0 && (n == chunk_size as usize || at + n as u64 >= size) {
+                self.drop_chunk(inode, index).await;
+            } else {
+                self.zero_within(inode, index, within, n, chunk_size).await?;
+            }
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    async fn drop_chunk(&self, inode: &Arc<Inode>, index: u32) {
+        let _one_at_a_time = inode.seal_lock.lock().await;
+        let chunk = lock(&inode.state).open_chunks.get(&index).cloned();
+        if let Some(chunk) = chunk {
+            self.discard(&chunk).await;
+        }
+        let hole = Run { first: index, count: 1, version: Version::NONE, valid: 0 };
+        let mut state = lock(&inode.state);
+        state.open_chunks.remove(&index);
+        let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
+        if let Some(layout) = &mut state.layout {
+            layout.lay(&[hole], chunk_size);
+        }
+        state.unsealed.runs.push(hole);
+        state.touch(false);
+    }
+
+    async fn zero_within(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+        within: usize,
+        n: usize,
+        chunk_size: u32,
+    ) -> Result<()> {
+        let is_there = {
+            let state = lock(&inode.state);
+            state.open_chunks.contains_key(&index)
+                || state.layout.as_ref().is_some_and(|l| l.chunk(index, chunk_size).is_some())
+        };
+        if !is_there {
+            return Ok(());
+        }
+        let end = within + n;
+        let (first, last) = (within.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
+        let base = u64::from(index) * u64::from(chunk_size);
+        let edges =
+            if first >= last { vec![(within, end)] } else { vec![(within, first), (last, end)] };
+        for (a, b) in edges {
+            if a < b {
+                let zeros = IoBuf::alloc(b - a);
+                let size = attr_of(inode)?.size;
+                self.write_inode(inode, base + a as u64, zeros, false).await.0?;
+                debug_assert!(attr_of(inode)?.size >= size);
+            }
+        }
+        if first < last {
+            let _one_at_a_time = inode.seal_lock.lock().await;
+            let chunk = self.open_chunk(inode, index, first, 0).await?;
+            self.punch_blocks(&chunk, first / BLOCK, last / BLOCK).await?;
+            lock(&inode.state).touch(false);
+        }
+        Ok(())
+    }
+
+    /// lseek(2) with SEEK_DATA and SEEK_HOLE. ENXIO beyond the end.
+    pub async fn lseek(&self, ino: Ino, _fh: u64, offset: u64, whence: u32) -> Result<u64> {
+        let inode = self.with_layout(ino, false).await?;
+        let attr = attr_of(&inode)?;
+        if offset >= attr.size {
+            return Err(Errno::ENXIO);
+        }
+        let wants_data = match whence {
+            SEEK_DATA => true,
+            SEEK_HOLE => false,
+            _ => return Err(Errno::EINVAL),
+        };
+        let mut at = offset;
+        while at < attr.size {
+            let (index, within) = locate(at, attr.chunk_size)?;
+            let chunk_start = at - within as u64;
+            let blocks = attr.chunk_size as usize / BLOCK;
+            let view = View::of(self, &inode, index);
+            let found = match &view {
+                View::Hole if !wants_data => Some(within),
+                View::Hole => None,
+                view => (within / BLOCK..blocks)
+                    .find(|b| view.has_data(*b) == wants_data)
+                    .map(|b| within.max(b * BLOCK)),
+            };
+            if let Some(found) = found {
+                let found = chunk_start + found as u64;
+                return if found < attr.size { Ok(found) } else { end_of(wants_data, attr.size) };
+            }
+            at = chunk_start + u64::from(attr.chunk_size);
+            if matches!(view, View::Hole) {
+                at = at.max(self.next_chunk(&inode, index, attr.chunk_size, attr.size));
+            }
+        }
+        end_of(wants_data, attr.size)
+    }
+
+    /// Where the next chunk with data begins after a hole; the size when there is none.
+    fn next_chunk(&self, inode: &Inode, index: u32, chunk_size: u32, size: u64) -> u64 {
+        let state = lock(&inode.state);
+        let open = state.open_chunks.range(index + 1..).next().map(|(i, _)| *i);
+        let sealed = state.layout.as_ref().and_then(|l| {
+            let at = l.runs.partition_point(|r| r.first <= index);
+            l.runs.get(at).map(|r| r.first)
+        });
+        match open.into_iter().chain(sealed).min() {
+            Some(next) => u64::from(next) * u64::from(chunk_size),
+            None => size,
+        }
+    }
+
+    /// copy_file_range(2): through a buffer, inside the file system. Answers how many bytes were copied.
+    pub async fn copy_file_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        if from == to && from_offset < to_offset + len && to_offset < from_offset + len {
+            return Err(Errno::EINVAL);
+        }
+        let target = self.with_layout(to, true).await?;
+        let mut done = 0;
+        while done < len {
+            let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(REQUEST_MAX);
+            let buf = IoBuf::alloc(want.next_multiple_of(BLOCK));
+            let (read, mut buf) = self.read(from, 0, from_offset + done, want, buf).await;
+            let n = read?;
+            if n == 0 {
+                break;
+            }
+            let _rest = buf.split_off(n);
+            self.write_inode(&target, to_offset + done, buf, false).await.0?;
+            done += n as u64;
+        }
+        Ok(done)
+    }
+}
+
+fn end_of(wants_data: bool, size: u64) -> Result<u64> {
+    if wants_data { Err(Errno::ENXIO) } else { Ok(size) }
+}
+
+/// A chunk as SEEK_DATA sees it.
+enum View {
+    Hole,
+    /// Sealed, somewhere else: all of it counts as data.
+    Elsewhere(usize),
+    Open(Arc<OpenChunk>),
+    Here(Vec<(usize, usize)>, usize),
+}
+
+impl View {
+    fn of(fs: &FileSystem, inode: &Inode, index: u32) -> View {
+        let (version, valid) = {
+            let state = lock(&inode.state);
+            if let Some(c) = state.open_chunks.get(&index) {
+                return View::Open(Arc::clone(c));
+            }
+            let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
+            match state.layout.as_ref().and_then(|l| l.chunk(index, chunk_size)) {
+                Some(found) => found,
+                None => return View::Hole,
+            }
+        };
+        let valid = (valid as usize).div_ceil(BLOCK);
+        match fs.inner.store.get(ChunkId { ino: inode.ino, index }) {
+            Some(body) if body.key().version == version => {
+                let runs = body.runs().iter();
+                let runs = runs.map(|r| (r.first as usize, r.first as usize + r.extent.len as usize));
+                View::Here(runs.collect(), valid)
+            }
+            _ => View::Elsewhere(valid),
+        }
+    }
+
+    fn has_data(&self, block: usize) -> bool {
+        match self {
+            View::Hole => false,
+            View::Elsewhere(valid) => block < *valid,
+            View::Open(chunk) => FileSystem::has_data(chunk, block),
+            View::Here(runs, valid) => {
+                block < *valid && runs.iter().any(|(a, b)| *a <= block && block < *b)
+            }
+        }
+    }
+}
+
+/// Cuts runs that were sealed ahead at `keep` chunks, the last of them valid up to `rest` bytes.
+fn cut_runs(runs: &mut Vec<Run>, keep: u32, rest: Option<u32>) {
+    runs.retain(|r| r.first < keep);
+    for r in runs {
+        r.count = r.count.min(keep - r.first);
+        if r.first + r.count == keep
+            && let Some(rest) = rest
+        {
+            r.valid = r.valid.min(rest);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Misses: a chunk is fetched once for everybody who waits for it, verified, answered from the slot, and promoted
+//! to the store behind the readers' backs.
+
+use crate::open_chunk::device_error;
+use crate::{FileSystem, Result, count, lock, lock_read};
+use event_listener::Event;
+use fastcache_api::control::{NodeAnswer, NodeCall};
+use fastcache_api::{ChunkKey, Errno, Version};
+use fastcache_chunkstore::{
+    ChunkBody, ChunkMeta, SealChunk, SealData, StoreError, crc_all,
+};
+use fastcache_reactor::IoBuf;
+use fastcache_types::{BLOCK, ChunkId};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Times a fetch is tried again because the agent went away under it.
+const FETCH_TRIES: usize = 5;
+/// Pause between them.
+const FETCH_PAUSE: Duration = Duration::from_millis(200);
+
+/// A sealed chunk in the store, with its checksums.
+pub(crate) struct Local {
+    pub body: Arc<ChunkBody>,
+    pub meta: Arc<ChunkMeta>,
+}
+
+/// Slots that fetches may hold at once; the rest of the arena is for uploads and REST, so that neither starves.
+const FETCH_SLOTS: usize = 24;
+
+/// Fetches under way.
+pub(crate) struct Flights {
+    map: Mutex<HashMap<ChunkKey, Arc<Flight>>>,
+    slots: async_lock::Semaphore,
+}
+
+impl Default for Flights {
+    fn default() -> Self {
+        Flights { map: Mutex::default(), slots: async_lock::Semaphore::new(FETCH_SLOTS) }
+    }
+}
+
+#[derive(Default)]
+struct Flight {
+    state: Mutex<FlightState>,
+    changed: Event,
+}
+
+#[derive(Default)]
+struct FlightState {
+    stage: Stage,
+    /// Readers that still copy from the slot; the promotion waits for them.
+    readers: usize,
+}
+
+#[derive(Default)]
+enum Stage {
+    #[default]
+    Fetching,
+    /// In the slot: `len` bytes, padded with zeros to whole blocks.
+    Ready(IoBuf, usize),
+    /// The store has it, or could not take it; the flight is over.
+    Over,
+    Failed(Errno),
+}
+
+impl FileSystem {
+    /// Reads from a chunk that is not in the store.
+    pub(crate) async fn read_fetched(
+        &self,
+        id: ChunkId,
+        version: Version,
+        within: usize,
+        mut buf: IoBuf,
+    ) -> (Result<()>, IoBuf) {
+        let key = ChunkKey { ino: id.ino, index: id.index, version };
+        let flight = self.join_flight(key);
+        loop {
+            let listener = flight.changed.listen();
+            {
+                let mut state = lock(&flight.state);
+                match &state.stage {
+                    Stage::Fetching => {}
+                    Stage::Ready(slot, len) => {
+                        let whole = len.next_multiple_of(BLOCK).min(slot.len());
+                        let n = whole.saturating_sub(within).min(buf.len());
+                        if n > 0 {
+                            buf[..n].copy_from_slice(&slot[within..within + n]);
+                        }
+                        buf[n..].fill(0);
+                        state.readers -= 1;
+                        drop(state);
+                        flight.changed.notify(usize::MAX);
+                        return (Ok(()), buf);
+                    }
+                    Stage::Over => break,
+                    Stage::Failed(e) => return (Err(*e), buf),
+                }
+            }
+            listener.await;
+        }
+        // Promoted before we looked: it is in the store now (or was evicted at once: then the caller's caller asks again).
+        let Some(body) = self.inner.store.get(id).filter(|b| b.key() == key) else {
+            return Box::pin(self.read_fetched(id, version, within, buf)).await;
+        };
+        let Ok(first) = u32::try_from(within / BLOCK) else { return (Err(Errno::EFBIG), buf) };
+        let (result, buf) = self.inner.store.read(&body, first, buf).await;
+        (result.map_err(|e| device_error(&e)), buf)
+    }
+
+    /// Brings a chunk into the store and waits until it is there. ENOSPC when it cannot be made to fit.
+    pub(crate) async fn promote(&self, id: ChunkId, version: Version) -> Result<()> {
+        let key = ChunkKey { ino: id.ino, index: id.index, version };
+        let flight = self.join_flight(key);
+        let mut is_counted = true;
+        loop {
+            let listener = flight.changed.listen();
+            {
+                let mut state = lock(&flight.state);
+                match &state.stage {
+                    Stage::Fetching => {}
+                    Stage::Ready(..) => {
+                        if std::mem::take(&mut is_counted) {
+                            state.readers -= 1;
+                            drop(state);
+                            flight.changed.notify(usize::MAX);
+                        }
+                    }
+                    Stage::Over => break,
+                    Stage::Failed(e) => return Err(*e),
+                }
+            }
+            listener.await;
+        }
+        if self.inner.store.get(id).is_some_and(|b| b.key() == key) {
+            return Ok(());
+        }
+        self.make_room(1024 + 3).await
+    }
+
+    /// The flight of a chunk, started when there is none; the caller is counted as a reader.
+    fn join_flight(&self, key: ChunkKey) -> Arc<Flight> {
+        let mut map = lock(&self.inner.flights.map);
+        if let Some(flight) = map.get(&key) {
+            let mut state = lock(&flight.state);
+            if !matches!(state.stage, Stage::Over | Stage::Failed(_)) {
+                state.readers += 1;
+                drop(state);
+                return Arc::clone(flight);
+            }
+        }
+        let flight = Arc::new(Flight::default());
+        lock(&flight.state).readers = 1;
+        map.insert(key, Arc::clone(&flight));
+        drop(map);
+        let (fs, ours) = (self.clone(), Arc::clone(&flight));
+        fastcache_reactor::spawn(async move { fs.fly(key, &ours).await }).detach();
+        flight
+    }
+
+    async fn fly(&self, key: ChunkKey, flight: &Arc<Flight>) {
+        let _slot = self.inner.flights.slots.acquire().await;
+        let fetched = self.fetch(key).await;
+        match fetched {
+            Ok((buf, len)) => {
+                count(&self.inner.counters.fetched_chunks, 1);
+                count(&self.inner.counters.fetched_bytes, len as u64);
+                lock(&flight.state).stage = Stage::Ready(buf, len);
+                flight.changed.notify(usize::MAX);
+                let (buf, len) = loop {
+                    let listener = flight.changed.listen();
+                    {
+                        let mut state = lock(&flight.state);
+                        if state.readers == 0 {
+                            match std::mem::take(&mut state.stage) {
+                                Stage::Ready(buf, len) => break (buf, len),
+                                other => {
+                                    state.stage = other;
+                                    return;
+                                }
+                            }
+                        }
+                    }
+                    listener.await;
+                };
+                // From here on (stage Fetching) newcomers wait for the store to have it.
+                self.keep(key, buf, len).await;
+                lock(&flight.state).stage = Stage::Over;
+            }
+            Err(error) => {
+                tracing::warn!(target: "cache", %key, %error, "a chunk could not be fetched from any tier");
+                lock(&flight.state).stage = Stage::Failed(error);
+            }
+        }
+        {
+            let mut map = lock(&self.inner.flights.map);
+            if map.get(&key).is_some_and(|f| Arc::ptr_eq(f, flight)) {
+                map.remove(&key);
+            }
+        }
+        flight.changed.notify(usize::MAX);
+    }
+
+    /// Asks the agent for a chunk; verified bytes in a slot.
+    async fn fetch(&self, key: ChunkKey) -> Result<(IoBuf, usize)> {
+        for _ in 0..FETCH_TRIES {
+            self.inner.link.connected().await;
+            let arena = lock_read(&self.inner.arena).clone();
+            let slot = arena.take().await;
+            let index = slot.lend();
+            let answer = self.inner.link.call(NodeCall::Fetch { key, slot: index }).await;
+            let (len, crc32c) = match answer {
+                Ok(NodeAnswer::Fetched { len, crc32c }) => (len as usize, crc32c),
+                Ok(other) => {
+                    // The slot stays lent: a broken agent may still write into it.
+                    return Err(crate::link::unexpected(&other));
+                }
+                Err(Errno::ENOTCONN) => {
+                    // The arena died with the session; its slot is not used again.
+                    fastcache_reactor::sleep(FETCH_PAUSE).await;
+                    continue;
+                }
+                Err(e) => {
+                    arena.reclaim(index);
+                    return Err(e);
+                }
+            };
+            let Some(mut slot) = arena.reclaim(index) else { return Err(Errno::EIO) };
+            if len == 0 || len > slot.buf.len() {
+                tracing::error!(target: "control", %key, len, "the agent fetched a chunk of an impossible length");
+                return Err(Errno::EIO);
+            }
+            if crc_all(&slot.buf[..len]) != crc32c {
+                tracing::error!(target: "cache", %key, "the fetched chunk's checksum does not match: wrong bytes are not returned");
+                return Err(Errno::EIO);
+            }
+            let whole = len.next_multiple_of(BLOCK);
+            slot.buf[len..whole].fill(0);
+            return Ok((std::mem::replace(&mut slot.buf, IoBuf::alloc(0)), len));
+        }
+        Err(Errno::EIO)
+    }
+
+    /// Puts a fetched chunk into the store; without room it is not kept.
+    async fn keep(&self, key: ChunkKey, mut buf: IoBuf, len: usize) {
+        let whole = len.next_multiple_of(BLOCK);
+        let blocks = u32::try_from(whole / BLOCK).unwrap_or(u32::MAX);
+        self.make_room_now(blocks + 3).await;
+        let _rest = buf.split_off(whole);
+        let seal = SealChunk {
+            key,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+            is_dirty: false,
+            is_pending: false,
+            data: SealData::Inline { buf },
+        };
+        match self.inner.store.seal(vec![seal], None).await {
+            Ok(sealed) => self.tell_stored(&sealed.bodies, &sealed.replaced),
+            Err(StoreError::Full) => {
+                tracing::debug!(target: "cache", %key, "no room to keep a fetched chunk");
+            }
+            Err(error) => tracing::error!(target: "nvme", %key, %error, "a fetched chunk could not be kept"),
+        }
+    }
+
+    /// A chunk in the store cannot be read: when the cloud has it, it is dropped here and fetched again.
+    /// Answers whether that is so; a dirty chunk has no other copy, and stays for a later try.
+    pub(crate) async fn drop_unreadable(&self, body: &Arc<ChunkBody>, error: &StoreError) -> bool {
+        let key = body.key();
+        if body.is_dirty() {
+            tracing::error!(target: "nvme", %key, %error, "a chunk that is not in the cloud yet cannot be read: EIO");
+            return false;
+        }
+        tracing::warn!(target: "nvme", %key, %error, "a cached chunk cannot be read: it is fetched again");
+        self.drop_keys(key.ino, &[key]).await;
+        true
+    }
+}

@@ -1,0 +1,285 @@
+//! The inodes this node knows: attributes and layout under their lease, lookups and opens counted, and what was
+//! changed here and is not committed yet.
+
+use crate::link::{expect_answer, unexpected};
+use crate::open_chunk::OpenChunk;
+use crate::{FileSystem, Result, lock};
+use event_listener::Event;
+use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
+use fastcache_reactor::Instant;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex};
+
+/// Stripes of the table: enough that two cores seldom meet.
+const STRIPES: usize = 64;
+
+/// All inodes in use: looked up by the kernel, open, or with changes that are not committed.
+pub(crate) struct InodeTable {
+    stripes: Vec<Mutex<HashMap<Ino, Arc<Inode>>>>,
+}
+
+impl Default for InodeTable {
+    fn default() -> Self {
+        InodeTable { stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
+    }
+}
+
+impl InodeTable {
+    fn stripe(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+        let n = usize::try_from(ino.0 % STRIPES as u64).unwrap_or(0);
+        &self.stripes[n]
+    }
+
+    /// The inode, if it is known.
+    pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
+        lock(self.stripe(ino)).get(&ino).cloned()
+    }
+
+    /// The inode, made known when it was not.
+    pub fn get_or_insert(&self, ino: Ino) -> Arc<Inode> {
+        Arc::clone(lock(self.stripe(ino)).entry(ino).or_insert_with(|| Arc::new(Inode::new(ino))))
+    }
+
+    /// Forgets the inode when nothing holds it any more.
+    pub fn drop_if_idle(&self, ino: Ino) {
+        let mut stripe = lock(self.stripe(ino));
+        if let Some(inode) = stripe.get(&ino)
+            && Arc::strong_count(inode) <= 2
+            && lock(&inode.state).is_idle()
+        {
+            stripe.remove(&ino);
+        }
+    }
+
+    /// Every inode now.
+    pub fn all(&self) -> Vec<Arc<Inode>> {
+        self.stripes.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect()
+    }
+}
+
+/// One inode.
+pub(crate) struct Inode {
+    pub ino: Ino,
+    pub state: Mutex<InodeState>,
+    /// One at a time seals, truncates or punches. Taken before any chunk's state.
+    pub seal_lock: async_lock::Mutex<()>,
+    /// A commit was acknowledged or given up, or a chunk went from open to sealed.
+    pub changed: Event,
+}
+
+/// What is known about an inode. Changed in one go, never held across an await.
+#[derive(Default)]
+pub(crate) struct InodeState {
+    /// Lookups the kernel holds.
+    pub lookups: u64,
+    /// Open handles.
+    pub opens: u32,
+    /// No name is left.
+    pub is_orphan: bool,
+    /// Attributes; size and times include local changes.
+    pub attr: Option<Attr>,
+    /// Until when attributes and layout may be used; `None`: without end.
+    pub deadline: Option<Instant>,
+    /// Contents, sealed local chunks included. `None`: not asked for yet.
+    pub layout: Option<Layout>,
+    /// Chunks being written, by index.
+    pub open_chunks: BTreeMap<u32, Arc<OpenChunk>>,
+    /// Changes since the last seal.
+    pub unsealed: Unsealed,
+    /// The layout version of the last seal: what the next commit is based on.
+    pub sealed_version: Version,
+    /// Sealed, not yet acknowledged by the coordinator; oldest first.
+    pub commits: VecDeque<PendingCommit>,
+    /// A task sends `commits`.
+    pub is_committing: bool,
+    /// Why the last commit was refused; told once, at the next close or fsync.
+    pub commit_error: Option<Errno>,
+    /// The kernel's pages may be wrong: the next open drops them.
+    pub is_kernel_stale: bool,
+}
+
+/// What changed since the last seal.
+#[derive(Default, Clone)]
+pub(crate) struct Unsealed {
+    /// Anything at all.
+    pub is_dirty: bool,
+    /// Since when.
+    pub since: Option<Instant>,
+    /// Smallest size since then.
+    pub truncate: Option<u64>,
+    /// Chunks sealed ahead of the file, and holes.
+    pub runs: Vec<fastcache_api::Run>,
+    /// Clear setuid and setgid.
+    pub kill_suid: bool,
+}
+
+/// A sealed state of the file on its way to the coordinator.
+pub(crate) struct PendingCommit {
+    pub commit: Commit,
+    /// Number of its SEAL record.
+    pub number: u64,
+    /// Change time to stamp.
+    pub now: Time,
+}
+
+impl Inode {
+    fn new(ino: Ino) -> Inode {
+        Inode {
+            ino,
+            state: Mutex::default(),
+            seal_lock: async_lock::Mutex::new(()),
+            changed: Event::new(),
+        }
+    }
+}
+
+impl InodeState {
+    /// Whether nothing would be lost by forgetting it.
+    pub fn is_idle(&self) -> bool {
+        self.lookups == 0
+            && self.opens == 0
+            && self.open_chunks.is_empty()
+            && !self.unsealed.is_dirty
+            && self.commits.is_empty()
+            && !self.is_committing
+            && self.commit_error.is_none()
+    }
+
+    /// Whether local changes are not at the coordinator yet.
+    pub fn has_local_changes(&self) -> bool {
+        self.unsealed.is_dirty || !self.commits.is_empty() || !self.open_chunks.is_empty()
+    }
+
+    /// Takes newer attributes from the coordinator; size, times of contents and layout version stay local while
+    /// there are local changes.
+    pub fn learn(&mut self, new: &Attr, deadline: Option<Instant>) {
+        self.deadline = deadline;
+        match &mut self.attr {
+            Some(old) if old.seq > new.seq => {}
+            Some(old) if self.unsealed.is_dirty || !self.commits.is_empty() => {
+                let (size, mtime, ctime, version) =
+                    (old.size, old.mtime, old.ctime.max(new.ctime), old.layout_version);
+                *old = new.clone();
+                (old.size, old.mtime, old.ctime, old.layout_version) = (size, mtime, ctime, version);
+            }
+            Some(old) => {
+                if old.layout_version != new.layout_version {
+                    self.layout = None;
+                }
+                *old = new.clone();
+            }
+            None => self.attr = Some(new.clone()),
+        }
+    }
+
+    /// Notes a change of contents now.
+    pub fn touch(&mut self, kill_suid: bool) {
+        let now = Time::now();
+        if let Some(attr) = &mut self.attr {
+            attr.mtime = now;
+            attr.ctime = now;
+            if kill_suid {
+                attr.mode &= !0o4000;
+                if attr.mode & 0o010 != 0 {
+                    attr.mode &= !0o2000;
+                }
+            }
+        }
+        self.unsealed.is_dirty = true;
+        self.unsealed.kill_suid |= kill_suid;
+        self.unsealed.since.get_or_insert_with(fastcache_reactor::now);
+    }
+}
+
+impl FileSystem {
+    /// When attributes that were just told stop being valid.
+    pub(crate) fn deadline_of(&self, lease_ms: Option<u32>) -> Option<Instant> {
+        self.inner.lease_ms.store(lease_ms.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+        lease_ms.map(|ms| {
+            fastcache_reactor::now() + std::time::Duration::from_millis(u64::from(ms))
+        })
+    }
+
+    /// Takes in what a reply says about inodes that are known here.
+    pub(crate) fn learn_touched(&self, reply: &fastcache_api::NsReply) {
+        let deadline = self.deadline_of(reply.lease_ms);
+        for attr in &reply.touched {
+            if let Some(inode) = self.inner.inodes.get(attr.ino) {
+                lock(&inode.state).learn(attr, deadline);
+            }
+        }
+    }
+
+    /// The inode with attributes that may be used now.
+    pub(crate) async fn with_attr(&self, ino: Ino) -> Result<(Arc<Inode>, Attr)> {
+        let inode = self.inner.inodes.get_or_insert(ino);
+        if let Some(attr) = usable_attr(&lock(&inode.state)) {
+            return Ok((Arc::clone(&inode), attr));
+        }
+        let reply = self.inner.link.ns(NsOp::GetAttr { ino }).await;
+        let reply = match reply {
+            Ok(r) if r.result.is_ok() => r,
+            Ok(r) => {
+                drop(inode);
+                self.inner.inodes.drop_if_idle(ino);
+                return Err(r.result.err().unwrap_or(Errno::EIO));
+            }
+            Err(e) => return Err(e),
+        };
+        let deadline = self.deadline_of(reply.lease_ms);
+        let attr = expect_answer!(reply, NsAnswer::Attr(attr) | NsAnswer::Entry(attr) => attr)?;
+        let mut state = lock(&inode.state);
+        state.learn(&attr, deadline);
+        let attr = state.attr.clone().unwrap_or(attr);
+        drop(state);
+        Ok((inode, attr))
+    }
+
+    /// The inode with its layout loaded and usable now.
+    pub(crate) async fn with_layout(&self, ino: Ino, write: bool) -> Result<Arc<Inode>> {
+        let inode = self.inner.inodes.get_or_insert(ino);
+        {
+            let state = lock(&inode.state);
+            if state.layout.is_some() && usable_attr(&state).is_some() {
+                drop(state);
+                return Ok(inode);
+            }
+        }
+        let reply = self.inner.link.ns(NsOp::Open { ino, write }).await?;
+        let deadline = self.deadline_of(reply.lease_ms);
+        let (attr, layout) = match reply.result {
+            Ok(NsAnswer::Opened { attr, layout }) => (attr, layout),
+            Ok(other) => return Err(unexpected(&other)),
+            Err(e) => {
+                drop(inode);
+                self.inner.inodes.drop_if_idle(ino);
+                return Err(e);
+            }
+        };
+        let mut state = lock(&inode.state);
+        let is_current = state.attr.as_ref().is_none_or(|a| a.seq <= attr.seq);
+        let is_changed = state.has_local_changes() && state.layout.is_some();
+        state.learn(&attr, deadline);
+        if is_current && !is_changed {
+            state.sealed_version = attr.layout_version;
+            state.layout = Some(layout);
+        } else if state.layout.is_none() {
+            // Attributes that are newer than this layout came in between: ask again.
+            drop(state);
+            return Box::pin(self.with_layout(ino, write)).await;
+        }
+        drop(state);
+        Ok(inode)
+    }
+}
+
+fn usable_attr(state: &InodeState) -> Option<Attr> {
+    let attr = state.attr.as_ref()?;
+    if state.has_local_changes() {
+        return Some(attr.clone());
+    }
+    match state.deadline {
+        Some(d) if fastcache_reactor::now() >= d => None,
+        _ => Some(attr.clone()),
+    }
+}

@@ -1,0 +1,221 @@
+//! The read path: which chunks, where each is, one device read into the request's own buffer, verified.
+
+use crate::fetch::Local;
+use crate::inode::Inode;
+use crate::open_chunk::{OpenChunk, join};
+use crate::write::locate;
+use crate::{FileSystem, Result, count, lock};
+use fastcache_api::{Errno, Ino, Version};
+use fastcache_reactor::IoBuf;
+use fastcache_types::{BLOCK, ChunkId};
+use std::sync::Arc;
+
+/// Times a chunk that changes under a reader is looked up again.
+const LOOK_TRIES: usize = 64;
+
+/// Where a chunk's bytes are, as the inode says now.
+enum Source {
+    Hole,
+    Open(Arc<OpenChunk>),
+    Sealed(Version, u32),
+}
+
+impl FileSystem {
+    /// Reads up to `len` bytes from `offset` on into `buf` (block-aligned memory, at least `len` rounded up to whole
+    /// blocks). Answers how many bytes there were.
+    pub async fn read(
+        &self,
+        ino: Ino,
+        _fh: u64,
+        offset: u64,
+        len: usize,
+        buf: IoBuf,
+    ) -> (Result<usize>, IoBuf) {
+        let inode = match self.with_layout(ino, false).await {
+            Ok(inode) => inode,
+            Err(e) => return (Err(e), buf),
+        };
+        let (size, chunk_size) = {
+            let state = lock(&inode.state);
+            match &state.attr {
+                Some(a) => (a.size, a.chunk_size),
+                None => return (Err(Errno::ESTALE), buf),
+            }
+        };
+        if offset >= size || len == 0 || chunk_size == 0 {
+            return (Ok(0), buf);
+        }
+        let n = usize::try_from(size - offset).unwrap_or(usize::MAX).min(len);
+        let skip = usize::try_from(offset % BLOCK as u64).unwrap_or(0);
+        let span = (skip + n).next_multiple_of(BLOCK);
+        if span > buf.len() || !buf.is_aligned() {
+            // The first block starts before the offset and the buffer has no room for that: read beside it and copy.
+            let side = IoBuf::alloc(span);
+            let (result, side) =
+                self.read_span(&inode, offset - skip as u64, side, chunk_size).await;
+            let mut buf = buf;
+            if result.is_ok() {
+                buf[..n].copy_from_slice(&side[skip..skip + n]);
+            }
+            return (result.map(|()| n), buf);
+        }
+        let mut buf = buf;
+        let rest = buf.split_off(span);
+        let (result, mut buf) = self.read_span(&inode, offset - skip as u64, buf, chunk_size).await;
+        if skip > 0 && result.is_ok() {
+            buf.copy_within(skip..skip + n, 0);
+        }
+        assert!(rest.is_empty() || buf.unsplit(rest).is_ok(), "two halves of one buffer");
+        (result.map(|()| n), buf)
+    }
+
+    /// Fills `buf` (whole blocks) from the block-aligned `offset` on.
+    async fn read_span(
+        &self,
+        inode: &Arc<Inode>,
+        offset: u64,
+        mut buf: IoBuf,
+        chunk_size: u32,
+    ) -> (Result<()>, IoBuf) {
+        let (index, within) = match locate(offset, chunk_size) {
+            Ok(place) => place,
+            Err(e) => return (Err(e), buf),
+        };
+        if within + buf.len() <= chunk_size as usize {
+            return self.read_chunk(inode, index, within, buf).await;
+        }
+        let mut pieces = Vec::new();
+        let (mut index, mut within) = (index, within);
+        while !buf.is_empty() {
+            let piece = buf.split_to(buf.len().min(chunk_size as usize - within));
+            pieces.push(self.read_chunk(inode, index, within, piece));
+            index += 1;
+            within = 0;
+        }
+        join(futures_util::future::join_all(pieces).await.into_iter(), buf)
+    }
+
+    /// Fills `buf` from offset `within` (whole blocks) of one chunk.
+    pub(crate) async fn read_chunk(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+        within: usize,
+        mut buf: IoBuf,
+    ) -> (Result<()>, IoBuf) {
+        for _ in 0..LOOK_TRIES {
+            let source = {
+                let state = lock(&inode.state);
+                if let Some(chunk) = state.open_chunks.get(&index) {
+                    Source::Open(Arc::clone(chunk))
+                } else {
+                    let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
+                    match state.layout.as_ref().map(|l| l.chunk(index, chunk_size)) {
+                        Some(Some((version, valid))) => Source::Sealed(version, valid),
+                        Some(None) => Source::Hole,
+                        None => return (Err(Errno::ESTALE), buf),
+                    }
+                }
+            };
+            match source {
+                Source::Hole => {
+                    buf.fill(0);
+                    return (Ok(()), buf);
+                }
+                Source::Open(chunk) => {
+                    let (result, back) = self.read_open(&chunk, within / BLOCK, buf).await;
+                    buf = back;
+                    match result {
+                        Ok(Ok(())) => return (Ok(()), buf),
+                        Ok(Err(_closed)) => {}
+                        Err(e) => return (Err(e), buf),
+                    }
+                }
+                Source::Sealed(version, valid) => {
+                    let id = ChunkId { ino: inode.ino, index };
+                    let (result, back) = self.read_sealed(id, version, within, buf).await;
+                    buf = back;
+                    match result {
+                        Ok(()) => {
+                            zero_beyond(&mut buf, within, valid as usize);
+                            return (Ok(()), buf);
+                        }
+                        Err(e) => {
+                            let now = {
+                                let state = lock(&inode.state);
+                                let chunk_size =
+                                    state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
+                                state.layout.as_ref().and_then(|l| l.chunk(index, chunk_size))
+                            };
+                            // The version went away because a newer one took its place: look again.
+                            if now.is_some_and(|(v, _)| v == version) {
+                                return (Err(e), buf);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        (Err(Errno::EIO), buf)
+    }
+
+    /// Reads one version of a chunk: from the store, else from the next tier.
+    async fn read_sealed(
+        &self,
+        id: ChunkId,
+        version: Version,
+        within: usize,
+        buf: IoBuf,
+    ) -> (Result<()>, IoBuf) {
+        let Ok(first) = u32::try_from(within / BLOCK) else { return (Err(Errno::EFBIG), buf) };
+        let mut buf = buf;
+        if let Some(body) = self.inner.store.get(id)
+            && body.key().version == version
+        {
+            let bytes = buf.len() as u64;
+            let (result, back) = self.inner.store.read(&body, first, buf).await;
+            buf = back;
+            match result {
+                Ok(()) => {
+                    count(&self.inner.counters.nvme_hits, 1);
+                    count(&self.inner.counters.nvme_hit_bytes, bytes);
+                    self.inner.space.accessed(id);
+                    return (Ok(()), buf);
+                }
+                Err(error) => {
+                    let was_dropped = self.drop_unreadable(&body, &error).await;
+                    if !was_dropped {
+                        return (Err(Errno::EIO), buf);
+                    }
+                }
+            }
+        }
+        count(&self.inner.counters.misses, 1);
+        self.read_fetched(id, version, within, buf).await
+    }
+
+    /// The sealed chunk in the store, fetched and promoted first when it is not there; for writers, who need it there.
+    pub(crate) async fn local_chunk(&self, id: ChunkId, version: Version) -> Result<Local> {
+        loop {
+            if let Some(body) = self.inner.store.get(id)
+                && body.key().version == version
+            {
+                match self.inner.store.meta(&body).await {
+                    Ok(meta) => return Ok(Local { body, meta }),
+                    Err(error) => {
+                        if !self.drop_unreadable(&body, &error).await {
+                            return Err(Errno::EIO);
+                        }
+                    }
+                }
+            }
+            self.promote(id, version).await?;
+        }
+    }
+}
+
+/// Zeros what of `buf`, which starts at `within` of the chunk, lies beyond its valid bytes.
+fn zero_beyond(buf: &mut IoBuf, within: usize, valid: usize) {
+    let from = valid.saturating_sub(within).min(buf.len());
+    buf[from..].fill(0);
+}

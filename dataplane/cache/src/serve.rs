@@ -1,0 +1,280 @@
+//! What the agent asks of the data plane.
+
+use crate::open_chunk::device_error;
+use crate::seal::local_chunk;
+use crate::{FileSystem, Result, lock, lock_read};
+use fastcache_api::control::{DataAnswer, DataCall, DataStats, SLOT_BYTES};
+use fastcache_api::{Attr, ChunkKey, Errno, Ino};
+use fastcache_chunkstore::crc_all;
+use fastcache_reactor::{IoBuf, Slot};
+use fastcache_types::{BLOCK, ChunkId};
+use futures_channel::oneshot;
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+
+impl FileSystem {
+    /// Does what a call asks. Runs as a task of its own for each call.
+    pub async fn serve(&self, call: DataCall) -> Result<DataAnswer> {
+        match call {
+            DataCall::Inventory { from } => {
+                let (bodies, next) = self.inner.store.inventory(from.unwrap_or(0));
+                let chunks = bodies.iter().map(|b| local_chunk(b)).collect();
+                Ok(DataAnswer::Inventory { chunks, next })
+            }
+            DataCall::ReadChunk { key } => self.read_for_upload(key).await,
+            DataCall::MarkClean { keys } => {
+                self.inner.store.mark_clean(&keys).await.map_err(|e| device_error(&e))?;
+                self.inner.space.freed.notify(usize::MAX);
+                Ok(DataAnswer::Done)
+            }
+            DataCall::Drop { keys } => {
+                if let Some(key) = keys.first() {
+                    self.drop_keys(key.ino, &keys).await;
+                }
+                Ok(DataAnswer::Done)
+            }
+            DataCall::Victims { ids } => {
+                self.inner.space.set_victims(ids);
+                self.inner.space.freed.notify(usize::MAX);
+                Ok(DataAnswer::Done)
+            }
+            DataCall::Evict { ino } => Ok(self.evict(ino).await),
+            DataCall::Invalidate { touched, entries, inos } => {
+                self.invalidate(&touched, &entries, &inos).await;
+                Ok(DataAnswer::Done)
+            }
+            DataCall::TakeSlot => {
+                let slot = self.slot().await;
+                Ok(DataAnswer::Slot { slot: slot.lend(), len: 0, crc32c: 0 })
+            }
+            DataCall::ReadFile { ino, offset, len } => self.read_to_slot(ino, offset, len).await,
+            DataCall::WriteFile { ino, offset, slot, len } => {
+                self.write_from_slot(ino, offset, slot, len).await
+            }
+            DataCall::Seal { ino, is_durable } => {
+                self.seal_for_agent(ino, is_durable).await?;
+                Ok(DataAnswer::Done)
+            }
+            DataCall::Stats => Ok(DataAnswer::Stats(Box::new(self.stats()))),
+        }
+    }
+
+    async fn slot(&self) -> Slot {
+        let arena = lock_read(&self.inner.arena).clone();
+        arena.take().await
+    }
+
+    /// The agent gives a slot back.
+    pub fn release_slot(&self, index: u32) {
+        drop(lock_read(&self.inner.arena).reclaim(index));
+    }
+
+    async fn read_for_upload(&self, key: ChunkKey) -> Result<DataAnswer> {
+        let body = self.inner.store.get(key.id()).filter(|b| b.key() == key).ok_or(Errno::ENOENT)?;
+        let (slot, mut buf) = emptied(self.slot().await);
+        let len = body.len() as usize;
+        let rest = buf.split_off(len.next_multiple_of(BLOCK).min(buf.len()));
+        let (result, mut buf) = self.inner.store.read(&body, 0, buf).await;
+        result.map_err(|e| device_error(&e))?;
+        let crc32c = crc_all(&buf[..len]);
+        buf.unsplit(rest).map_err(|_| Errno::EIO)?;
+        Ok(DataAnswer::Slot { slot: filled(slot, buf).lend(), len: body.len(), crc32c })
+    }
+
+    async fn read_to_slot(&self, ino: Ino, offset: u64, len: u32) -> Result<DataAnswer> {
+        let (slot, buf) = emptied(self.slot().await);
+        let want = (len as usize).min(SLOT_BYTES);
+        let (result, buf) = self.read(ino, 0, offset, want, buf).await;
+        let n = result?;
+        let crc32c = crc_all(&buf[..n]);
+        let len = u32::try_from(n).map_err(|_| Errno::EIO)?;
+        Ok(DataAnswer::Slot { slot: filled(slot, buf).lend(), len, crc32c })
+    }
+
+    async fn write_from_slot(&self, ino: Ino, offset: u64, slot: u32, len: u32) -> Result<DataAnswer> {
+        let taken = lock_read(&self.inner.arena).reclaim(slot);
+        let (_slot, mut buf) = emptied(taken.ok_or(Errno::EINVAL)?);
+        if len as usize > buf.len() {
+            return Err(Errno::EINVAL);
+        }
+        let _rest = buf.split_off(len as usize);
+        let inode = self.with_layout(ino, true).await?;
+        self.write_inode(&inode, offset, buf, false).await.0?;
+        Ok(DataAnswer::Done)
+    }
+
+    async fn seal_for_agent(&self, ino: Option<Ino>, is_durable: bool) -> Result<()> {
+        let inodes = match ino {
+            Some(ino) => self.inner.inodes.get(ino).into_iter().collect(),
+            None => self.inner.inodes.all(),
+        };
+        for inode in &inodes {
+            self.seal_file(inode, false).await?;
+        }
+        if is_durable {
+            self.inner.store.flush().await.map_err(|e| device_error(&e))?;
+        }
+        for inode in inodes {
+            self.commits_done(&inode).await?;
+            let ino = inode.ino;
+            drop(inode);
+            self.inner.inodes.drop_if_idle(ino);
+        }
+        Ok(())
+    }
+
+    async fn evict(&self, only: Option<Ino>) -> DataAnswer {
+        let mut inos = BTreeSet::new();
+        let mut ids: Vec<ChunkId> = Vec::new();
+        match only {
+            Some(ino) => {
+                ids.extend(self.inner.store.chunks_of(ino).iter().map(|b| b.key().id()));
+                inos.insert(ino);
+            }
+            None => {
+                let mut from = 0;
+                loop {
+                    let (bodies, next) = self.inner.store.inventory(from);
+                    ids.extend(bodies.iter().map(|b| b.key().id()));
+                    match next {
+                        Some(n) => from = n,
+                        None => break,
+                    }
+                }
+                inos.extend(self.inner.inodes.all().iter().map(|i| i.ino));
+            }
+        }
+        let (mut chunks, mut bytes) = (0, 0);
+        for id in ids {
+            if let Some(n) = self.evict_one(id) {
+                chunks += 1;
+                bytes += n;
+                inos.insert(id.ino);
+            }
+        }
+        self.inner.space.freed.notify(usize::MAX);
+        if let Some(notify) = self.inner.notify.get() {
+            for ino in inos {
+                notify.inval_inode(ino);
+            }
+        }
+        self.kernel_knows().await;
+        DataAnswer::Evicted { chunks, bytes }
+    }
+
+    async fn invalidate(&self, touched: &[Attr], entries: &[(Ino, Vec<u8>)], inos: &[Ino]) {
+        let notify = self.inner.notify.get();
+        for attr in touched {
+            if let Some(inode) = self.inner.inodes.get(attr.ino) {
+                let mut state = lock(&inode.state);
+                state.learn(attr, None);
+                state.is_orphan |= attr.nlink == 0;
+                drop(state);
+                if let Some(n) = notify {
+                    n.inval_inode(attr.ino);
+                }
+            }
+        }
+        for ino in inos {
+            if let Some(inode) = self.inner.inodes.get(*ino) {
+                if let Err(error) = self.seal_file(&inode, false).await {
+                    tracing::error!(target: "cache", %ino, %error, "a revoked file could not be sealed");
+                }
+                let _ = self.commits_done(&inode).await;
+                let mut state = lock(&inode.state);
+                if !state.has_local_changes() {
+                    state.attr = None;
+                    state.layout = None;
+                }
+                state.is_kernel_stale = true;
+            }
+            if let Some(n) = notify {
+                n.inval_inode(*ino);
+            }
+        }
+        if let Some(n) = notify {
+            for (parent, name) in entries {
+                n.inval_entry(*parent, name);
+            }
+        }
+        self.kernel_knows().await;
+    }
+
+    /// Waits until the kernel has been told everything queued so far.
+    async fn kernel_knows(&self) {
+        if let Some(notify) = self.inner.notify.get() {
+            let (send, receive) = oneshot::channel();
+            notify.barrier(Box::new(move || {
+                let _ = send.send(());
+            }));
+            let _ = fastcache_reactor::timeout(std::time::Duration::from_secs(30), receive).await;
+        }
+    }
+
+    /// Counters and levels now.
+    pub fn stats(&self) -> DataStats {
+        let usage = self.inner.store.usage();
+        let errors = self.inner.store.errors();
+        let c = &self.inner.counters;
+        let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let mut stats = DataStats {
+            capacity_bytes: usage.capacity_bytes,
+            used_bytes: usage.used_bytes,
+            dirty_bytes: usage.dirty_bytes,
+            chunks: usage.chunks,
+            dirty_chunks: usage.dirty_chunks,
+            nvme_hits: get(&c.nvme_hits),
+            nvme_hit_bytes: get(&c.nvme_hit_bytes),
+            misses: get(&c.misses),
+            fetched_chunks: get(&c.fetched_chunks),
+            fetched_bytes: get(&c.fetched_bytes),
+            evicted_chunks: get(&c.evicted_chunks),
+            evicted_bytes: get(&c.evicted_bytes),
+            written_bytes: get(&c.written_bytes),
+            checksum_errors: errors.checksum_errors,
+            device_errors: errors.device_errors,
+            write_stalls: get(&c.write_stalls),
+            uncommitted_files: get(&c.uncommitted_files),
+            conflict_files: get(&c.conflict_files),
+            fuse_requests: Vec::new(),
+            transport: String::new(),
+            uptime_s: fastcache_reactor::now().duration_since(self.inner.started).as_secs(),
+        };
+        if let Some(fill) = self.inner.extra_stats.get() {
+            fill(&mut stats);
+        }
+        stats
+    }
+
+    /// Ordered end: everything sealed and committed (as far as the agent is there), the store closed.
+    pub async fn stop(&self) {
+        if let Err(error) = self.sync_all().await {
+            tracing::error!(target: "cache", %error, "not everything could be sealed at the end");
+        }
+        if self.inner.link.is_connected() {
+            for inode in self.inner.inodes.all() {
+                let _ = fastcache_reactor::timeout(
+                    std::time::Duration::from_secs(5),
+                    self.commits_done(&inode),
+                )
+                .await;
+            }
+            self.reap_orphans().await;
+        }
+        self.inner.is_stopping.store(true, Ordering::Relaxed);
+        if let Err(error) = self.inner.store.close().await {
+            tracing::error!(target: "nvme", %error, "the store could not be closed in order; the next start replays its journal");
+        }
+    }
+}
+
+/// A slot's memory, to be used and put back by `filled`.
+fn emptied(mut slot: Slot) -> (Slot, IoBuf) {
+    let buf = std::mem::replace(&mut slot.buf, IoBuf::alloc(0));
+    (slot, buf)
+}
+
+fn filled(mut slot: Slot, buf: IoBuf) -> Slot {
+    slot.buf = buf;
+    slot
+}

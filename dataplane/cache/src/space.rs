@@ -1,0 +1,253 @@
+//! Room: the standing list of victims, eviction ahead of need, and writers that wait for uploads.
+
+use crate::open_chunk::device_error;
+use crate::{FileSystem, Result, count, lock};
+use event_listener::Event;
+use fastcache_api::control::DataEvent;
+use fastcache_api::{ChunkId, Errno, Ino};
+use fastcache_chunkstore::SealChunk;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Eviction keeps the store below this share of its capacity.
+const FULL_PERCENT: u64 = 90;
+/// Writers wait while more than this share is dirty: the rest is for reads and for what is being written.
+const DIRTY_PERCENT: u64 = 75;
+/// How long a writer waits for room while nothing moves, before ENOSPC.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// How often a waiting writer looks again even when nobody woke it.
+const STALL_LOOK: Duration = Duration::from_millis(50);
+/// Most reads noted between two reports; further ones of that time are not reported (the order is approximate).
+const ACCESSED_MAX: usize = 65_536;
+/// How often reads are reported and space is looked after.
+const TICK: Duration = Duration::from_millis(100);
+/// Ticks between two looks for files that were dirty for long.
+const AGE_TICKS: u64 = 10;
+
+/// What eviction and waiting writers share.
+#[derive(Default)]
+pub(crate) struct Space {
+    victims: Mutex<VecDeque<ChunkId>>,
+    accessed: Mutex<HashSet<ChunkId>>,
+    /// Room was made.
+    pub freed: Event,
+    /// Writers that wait now.
+    waiting: AtomicU64,
+    is_relieving: AtomicBool,
+}
+
+impl Space {
+    /// Notes a read for the agent's order.
+    pub fn accessed(&self, id: ChunkId) {
+        let mut set = lock(&self.accessed);
+        if set.len() < ACCESSED_MAX {
+            set.insert(id);
+        }
+    }
+
+    /// Replaces the standing list.
+    pub fn set_victims(&self, ids: Vec<ChunkId>) {
+        *lock(&self.victims) = ids.into();
+    }
+}
+
+impl FileSystem {
+    /// The loop that reports reads, evicts ahead of need, seals aged files and reaps orphans. One core runs it.
+    pub async fn background(&self) {
+        let mut tick: u64 = 0;
+        while !self.inner.is_stopping.load(Ordering::Relaxed) {
+            fastcache_reactor::sleep(TICK).await;
+            tick += 1;
+            let accessed = std::mem::take(&mut *lock(&self.inner.space.accessed));
+            if !accessed.is_empty() {
+                let ids = accessed.into_iter().collect();
+                self.inner.link.event(Ino::ROOT, DataEvent::Accessed(ids));
+            }
+            self.evict_ahead();
+            if tick.is_multiple_of(AGE_TICKS) {
+                let fs = self.clone();
+                fastcache_reactor::spawn(async move {
+                    fs.seal_aged().await;
+                    fs.reap_orphans().await;
+                })
+                .detach();
+            }
+        }
+    }
+
+    /// Evicts down to FULL_PERCENT; tells the agent when the list runs out.
+    fn evict_ahead(&self) {
+        let usage = self.inner.store.usage();
+        let limit = usage.capacity_bytes / 100 * FULL_PERCENT;
+        if usage.used_bytes > limit {
+            self.evict_bytes(usage.used_bytes - limit);
+        }
+        let waiting = self.inner.space.waiting.load(Ordering::Relaxed) > 0;
+        let is_short = usage.used_bytes > limit / 10 * 9 && lock(&self.inner.space.victims).len() < 64;
+        if waiting || is_short {
+            self.press(waiting);
+        }
+    }
+
+    fn press(&self, is_blocked: bool) {
+        let used_bytes = self.inner.store.usage().used_bytes;
+        self.inner.link.event(Ino::ROOT, DataEvent::Pressure { used_bytes, is_blocked });
+    }
+
+    /// Evicts clean chunks from the list until `bytes` are freed or the list is empty. Answers what was freed.
+    fn evict_bytes(&self, bytes: u64) -> u64 {
+        let mut freed = 0;
+        let mut gone = Vec::new();
+        while freed < bytes {
+            let Some(id) = lock(&self.inner.space.victims).pop_front() else { break };
+            if let Some((key, n)) = self.inner.store.evict(id) {
+                freed += n;
+                gone.push(key);
+            }
+        }
+        if !gone.is_empty() {
+            count(&self.inner.counters.evicted_chunks, gone.len() as u64);
+            count(&self.inner.counters.evicted_bytes, freed);
+            self.inner.link.event(Ino::ROOT, DataEvent::Gone(gone));
+            self.inner.space.freed.notify(usize::MAX);
+        }
+        freed
+    }
+
+    /// Evicts one chunk by name, if it is clean.
+    pub(crate) fn evict_one(&self, id: ChunkId) -> Option<u64> {
+        let (key, bytes) = self.inner.store.evict(id)?;
+        count(&self.inner.counters.evicted_chunks, 1);
+        count(&self.inner.counters.evicted_bytes, bytes);
+        self.inner.link.event(id.ino, DataEvent::Gone(vec![key]));
+        Some(bytes)
+    }
+
+    /// Room enough to be generous with: more than a quarter is free.
+    pub(crate) fn is_roomy(&self) -> bool {
+        let usage = self.inner.store.usage();
+        usage.free_bytes > usage.capacity_bytes / 4
+    }
+
+    /// Tries to make room for `blocks` without waiting for uploads.
+    pub(crate) async fn make_room_now(&self, blocks: u32) -> bool {
+        let want = u64::from(blocks) * 4096;
+        for _ in 0..2 {
+            if self.inner.store.usage().free_bytes >= want {
+                return true;
+            }
+            self.evict_bytes(want);
+            // Freed blocks can be used after a flush of the record that freed them.
+            if let Err(error) = self.inner.store.reclaim().await {
+                device_error(&error);
+            }
+        }
+        self.inner.store.usage().free_bytes >= want
+    }
+
+    /// Makes room for `blocks`: evicts; when nothing can be evicted, waits for uploads. ENOSPC when nothing moves.
+    pub(crate) async fn make_room(&self, blocks: u32) -> Result<()> {
+        let blocks = blocks.max(1);
+        let mut is_counted = false;
+        let mut since = fastcache_reactor::now();
+        let mut dirty = u64::MAX;
+        loop {
+            // Fragments may not add up for one caller although the sum is there: ask for a little more each time.
+            if self.make_room_now(blocks + 64).await {
+                break;
+            }
+            if !std::mem::replace(&mut is_counted, true) {
+                count(&self.inner.counters.write_stalls, 1);
+                self.inner.space.waiting.fetch_add(1, Ordering::Relaxed);
+                self.press(true);
+            }
+            self.relieve();
+            let now_dirty = self.inner.store.usage().dirty_bytes;
+            if now_dirty < dirty {
+                dirty = now_dirty;
+                since = fastcache_reactor::now();
+            } else if fastcache_reactor::now().duration_since(since) > STALL_MAX {
+                self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
+                tracing::error!(target: "cache", "the store is full of data that is not in the cloud, and no upload succeeds: ENOSPC");
+                return Err(Errno::ENOSPC);
+            }
+            let listener = self.inner.space.freed.listen();
+            let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
+        }
+        if is_counted {
+            self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Room for what a seal writes beside the data that is placed already.
+    pub(crate) async fn make_room_for_seal(&self, blocks: u32, seals: &[SealChunk]) -> Result<()> {
+        if seals.is_empty() {
+            return Ok(());
+        }
+        let want = u64::from(blocks) * 4096;
+        if self.inner.store.usage().free_bytes >= want {
+            return Ok(());
+        }
+        self.make_room(blocks).await
+    }
+
+    /// Holds writers back while too much is dirty.
+    pub(crate) async fn await_dirty_room(&self, bytes: u64) -> Result<()> {
+        let mut is_counted = false;
+        let mut since = fastcache_reactor::now();
+        let mut least = u64::MAX;
+        let result = loop {
+            let usage = self.inner.store.usage();
+            let limit = usage.capacity_bytes / 100 * DIRTY_PERCENT;
+            if usage.dirty_bytes + bytes.min(limit / 2) <= limit {
+                break Ok(());
+            }
+            if !std::mem::replace(&mut is_counted, true) {
+                count(&self.inner.counters.write_stalls, 1);
+                self.inner.space.waiting.fetch_add(1, Ordering::Relaxed);
+                self.press(true);
+            }
+            if usage.dirty_bytes < least {
+                least = usage.dirty_bytes;
+                since = fastcache_reactor::now();
+            } else if fastcache_reactor::now().duration_since(since) > STALL_MAX {
+                tracing::error!(target: "cache", dirty_bytes = usage.dirty_bytes, "the dirty cap is reached and no upload succeeds: ENOSPC");
+                break Err(Errno::ENOSPC);
+            }
+            let listener = self.inner.space.freed.listen();
+            let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
+        };
+        if is_counted {
+            self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// The store is full of chunks that are still open: seal them, so that they can be uploaded and evicted.
+    fn relieve(&self) {
+        if self.inner.space.is_relieving.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let fs = self.clone();
+        fastcache_reactor::spawn(async move {
+            for inode in fs.inner.inodes.all() {
+                let has_open = !lock(&inode.state).open_chunks.is_empty();
+                if has_open && inode.seal_lock.try_lock().is_some() {
+                    let fs2 = fs.clone();
+                    fastcache_reactor::spawn(async move {
+                        if let Err(error) = fs2.seal_file(&inode, false).await {
+                            tracing::debug!(target: "cache", ino = %inode.ino, %error, "a file could not be sealed to make room");
+                        }
+                    })
+                    .detach();
+                }
+            }
+            fastcache_reactor::sleep(Duration::from_secs(1)).await;
+            fs.inner.space.is_relieving.store(false, Ordering::Release);
+        })
+        .detach();
+    }
+}

@@ -1,0 +1,239 @@
+//! The write path: large aligned writes go straight from the request's buffer to the device, everything else
+//! gathers in the open chunk.
+
+use crate::fetch::Local;
+use crate::inode::Inode;
+use crate::open_chunk::{Closed, OpenChunk};
+use crate::seal::ready_for_early_seal;
+use crate::{FileSystem, Result, count, lock};
+use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino};
+use fastcache_reactor::IoBuf;
+use fastcache_types::{BLOCK, ChunkId};
+use std::sync::Arc;
+
+/// Aligned writes of this size or more never gather, bytes.
+const DIRECT_MIN: usize = 64 << 10;
+
+/// A place in a file: chunk index and offset in the chunk.
+pub(crate) fn locate(offset: u64, chunk_size: u32) -> Result<(u32, usize)> {
+    let index = u32::try_from(offset / u64::from(chunk_size)).map_err(|_| Errno::EFBIG)?;
+    let within = usize::try_from(offset % u64::from(chunk_size)).map_err(|_| Errno::EFBIG)?;
+    Ok((index, within))
+}
+
+impl FileSystem {
+    /// Writes. Answers how many bytes were taken, and the buffer.
+    pub async fn write(
+        &self,
+        ino: Ino,
+        _fh: u64,
+        offset: u64,
+        data: IoBuf,
+        kill_suid: bool,
+    ) -> (Result<u32>, IoBuf) {
+        let inode = match self.with_layout(ino, true).await {
+            Ok(inode) => inode,
+            Err(e) => return (Err(e), data),
+        };
+        self.write_inode(&inode, offset, data, kill_suid).await
+    }
+
+    pub(crate) async fn write_inode(
+        &self,
+        inode: &Arc<Inode>,
+        offset: u64,
+        mut data: IoBuf,
+        kill_suid: bool,
+    ) -> (Result<u32>, IoBuf) {
+        let total = data.len();
+        let Ok(told) = u32::try_from(total) else { return (Err(Errno::EINVAL), data) };
+        if offset.saturating_add(total as u64) > FILE_SIZE_MAX {
+            return (Err(Errno::EFBIG), data);
+        }
+        let chunk_size = match attr_of(inode) {
+            Ok(a) => a.chunk_size,
+            Err(e) => return (Err(e), data),
+        };
+        if let Err(e) = self.await_dirty_room(total as u64).await {
+            return (Err(e), data);
+        }
+        let mut done: Option<IoBuf> = None;
+        let mut at = offset;
+        let mut result = Ok(told);
+        while !data.is_empty() {
+            let (index, within) = match locate(at, chunk_size) {
+                Ok(place) => place,
+                Err(e) => {
+                    result = Err(e);
+                    break;
+                }
+            };
+            let n = data.len().min(chunk_size as usize - within);
+            let piece = data.split_to(n);
+            let (r, piece) = self.write_piece(inode, index, within, piece, chunk_size).await;
+            put_back(&mut done, piece);
+            if let Err(e) = r {
+                result = Err(e);
+                break;
+            }
+            at += n as u64;
+            let mut state = lock(&inode.state);
+            if let Some(attr) = &mut state.attr {
+                attr.size = attr.size.max(at);
+            }
+            state.touch(kill_suid);
+        }
+        if !data.is_empty() {
+            put_back(&mut done, data);
+        } else if done.is_none() {
+            done = Some(data);
+        }
+        count(&self.inner.counters.written_bytes, total as u64);
+        (result, done.unwrap_or_else(|| IoBuf::alloc(0)))
+    }
+
+    /// Writes within one chunk.
+    async fn write_piece(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+        mut within: usize,
+        mut piece: IoBuf,
+        chunk_size: u32,
+    ) -> (Result<()>, IoBuf) {
+        let mut done: Option<IoBuf> = None;
+        let result = loop {
+            if piece.is_empty() {
+                break Ok(());
+            }
+            let chunk = match self.open_chunk(inode, index, within, piece.len()).await {
+                Ok(chunk) => chunk,
+                Err(e) => break Err(e),
+            };
+            let is_aligned = within % BLOCK == 0 && piece.is_aligned() && piece.len() >= BLOCK;
+            let is_append = lock(&chunk.state).len == within;
+            if is_aligned && (piece.len() >= DIRECT_MIN || !is_append) {
+                let whole = piece.len() / BLOCK * BLOCK;
+                let blocks = piece.split_to(whole);
+                let (r, blocks) = self.write_direct(&chunk, within / BLOCK, blocks).await;
+                match r {
+                    Ok(Ok(())) => {
+                        within += whole;
+                        put_back(&mut done, blocks);
+                        if ready_for_early_seal(&chunk, chunk_size as usize) {
+                            self.seal_early(inode, &chunk);
+                        }
+                    }
+                    Ok(Err(Closed)) => {
+                        let mut again = blocks;
+                        assert!(again.unsplit(piece).is_ok(), "two halves of one buffer");
+                        piece = again;
+                    }
+                    Err(e) => {
+                        put_back(&mut done, blocks);
+                        break Err(e);
+                    }
+                }
+                continue;
+            }
+            match self.write_gather(&chunk, within, &piece, chunk_size as usize).await {
+                Ok(0) => {}
+                Ok(n) => {
+                    within += n;
+                    let head = piece.split_to(n);
+                    put_back(&mut done, head);
+                    if within == chunk_size as usize {
+                        // A chunk that was filled by small writes goes out as soon as its last byte is there.
+                        if let Err(e) = self.flush_gather(&chunk).await {
+                            break Err(e);
+                        }
+                        if ready_for_early_seal(&chunk, chunk_size as usize) {
+                            self.seal_early(inode, &chunk);
+                        }
+                    }
+                }
+                Err(e) => break Err(e),
+            }
+        };
+        if !piece.is_empty() {
+            put_back(&mut done, piece);
+        } else if done.is_none() {
+            done = Some(piece);
+        }
+        (result, done.unwrap_or_else(|| IoBuf::alloc(0)))
+    }
+
+    /// The open chunk, opened over the sealed one when there is one. `within..within + len` is what is about to be
+    /// written: when that covers all valid bytes, the old ones are not needed.
+    pub(crate) async fn open_chunk(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+        within: usize,
+        len: usize,
+    ) -> Result<Arc<OpenChunk>> {
+        loop {
+            let sealed = {
+                let mut state = lock(&inode.state);
+                if let Some(chunk) = state.open_chunks.get(&index) {
+                    return Ok(Arc::clone(chunk));
+                }
+                let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;
+                let layout = state.layout.as_ref().ok_or(Errno::ESTALE)?;
+                match layout.chunk(index, chunk_size) {
+                    Some((version, valid)) if within > 0 || len < valid as usize => {
+                        (version, valid)
+                    }
+                    _ => {
+                        let chunk = Arc::new(OpenChunk::empty(inode.ino, index));
+                        state.open_chunks.insert(index, Arc::clone(&chunk));
+                        return Ok(chunk);
+                    }
+                }
+            };
+            let (version, valid) = sealed;
+            let id = ChunkId { ino: inode.ino, index };
+            let Local { body, meta } = self.local_chunk(id, version).await?;
+            let valid = valid.min(body.len()) as usize;
+            let mut tail = None;
+            if valid % BLOCK != 0 && valid < body.len() as usize {
+                let first = u32::try_from(valid / BLOCK).map_err(|_| Errno::EIO)?;
+                let (r, mut buf) =
+                    self.inner.store.read(&body, first, IoBuf::alloc(BLOCK)).await;
+                r.map_err(|e| crate::open_chunk::device_error(&e))?;
+                buf[valid % BLOCK..].fill(0);
+                tail = Some(buf);
+            }
+            let chunk =
+                Arc::new(OpenChunk::over(inode.ino, index, body, &meta.crcs, valid, tail));
+            let mut state = lock(&inode.state);
+            let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;
+            let now = state.layout.as_ref().and_then(|l| l.chunk(index, chunk_size));
+            let is_same = now.is_some_and(|(v, n)| v == version && n as usize >= valid);
+            if is_same && !state.open_chunks.contains_key(&index) {
+                state.open_chunks.insert(index, Arc::clone(&chunk));
+                return Ok(chunk);
+            }
+        }
+    }
+
+    /// Blocks of a whole chunk, of the largest chunk size in use.
+    pub(crate) fn chunk_blocks(&self) -> usize {
+        self.inner.chunk_size.load(std::sync::atomic::Ordering::Relaxed) as usize / BLOCK
+    }
+}
+
+/// The attributes of an inode that has them.
+pub(crate) fn attr_of(inode: &Inode) -> Result<Attr> {
+    lock(&inode.state).attr.clone().ok_or(Errno::ESTALE)
+}
+
+/// Puts the next piece of a buffer behind those that are done.
+pub(crate) fn put_back(done: &mut Option<IoBuf>, piece: IoBuf) {
+    match done {
+        None => *done = Some(piece),
+        Some(d) => {
+            assert!(d.unsplit(piece).is_ok(), "pieces of one buffer, in order");
+        }
+    }
+}

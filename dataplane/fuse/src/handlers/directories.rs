@@ -1,0 +1,87 @@
+//! OPENDIR, READDIR, READDIRPLUS.
+
+use super::Handlers;
+use crate::reply::{ListedEntry, Listing, Reply, entry_out};
+use crate::wire::{EntryOut, OpenOut, ReadIn};
+use fastcache_api::{DirEntry, Errno, Ino, Kind};
+use zerocopy::FromZeros;
+
+/// Where a listing goes on after `.`.
+const COOKIE_DOT: u64 = 1;
+/// Where a listing goes on after `..`; entries of the file system have larger cookies.
+const COOKIE_DOTDOT: u64 = 2;
+/// Longest part of a listing answered at once, bytes, whatever the kernel has room for.
+const LISTING_MAX: usize = 128 << 10;
+/// Most entries asked of the file system at once.
+const ENTRIES_MAX: usize = 1024;
+
+impl Handlers {
+    pub(super) async fn opendir(&self, ino: Ino) -> Reply {
+        match self.fs.opendir(ino).await {
+            Ok(fh) => Reply::of(&OpenOut { fh, open_flags: 0, backing_id: 0 }),
+            Err(e) => Reply::Error(e),
+        }
+    }
+
+    pub(super) async fn readdir(&self, ino: Ino, args: ReadIn, plus: bool) -> Reply {
+        let size = (args.size as usize).min(LISTING_MAX);
+        let mut listing = Listing::new(size);
+        let mut count = 0;
+        // Both name the directory itself: the kernel resolves `..` without asking, and readers that want its inode
+        // number stat it. With node id 0 in front, a READDIRPLUS counts no lookup for them.
+        for (cookie, name) in [(COOKIE_DOT, b".".as_slice()), (COOKIE_DOTDOT, b"..")] {
+            if args.offset < cookie {
+                let dot = ListedEntry { ino, kind: Kind::Dir, cookie, name };
+                let head = plus.then(EntryOut::new_zeroed);
+                if !listing.push(&dot, head.as_ref()) {
+                    return finish(listing, count, false);
+                }
+                count += 1;
+            }
+        }
+        let mut after = args.offset.max(COOKIE_DOTDOT);
+        let max = Listing::capacity(size, plus).clamp(1, ENTRIES_MAX);
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        loop {
+            let (entries, is_end) = match self.fs.readdir(ino, after, max, plus).await {
+                Ok(page) => page,
+                // What is listed already is answered; the error comes again with the next request.
+                Err(_) if count > 0 => return finish(listing, count, false),
+                Err(e) => return Reply::Error(e),
+            };
+            let Some(last) = entries.last() else { return finish(listing, count, true) };
+            after = last.cookie;
+            for entry in &entries {
+                if !self.list(&mut listing, entry, plus) {
+                    return finish(listing, count, false);
+                }
+                count += 1;
+            }
+            if is_end {
+                return finish(listing, count, true);
+            }
+        }
+    }
+
+    /// Adds an entry; false when it does not fit.
+    fn list(&self, listing: &mut Listing, entry: &DirEntry, plus: bool) -> bool {
+        let listed = ListedEntry::from(entry);
+        if !plus {
+            return listing.push(&listed, None);
+        }
+        if !listing.fits(&listed, true) {
+            return false;
+        }
+        // Only what is told the kernel counts as looked up.
+        let head = entry.attr.as_ref().map_or_else(EntryOut::new_zeroed, |attr| {
+            let entry = self.fs.remember(attr);
+            entry_out(&entry.attr, entry.entry_valid, entry.attr_valid)
+        });
+        listing.push(&listed, Some(&head))
+    }
+}
+
+/// The listing, or EINVAL where the kernel left no room for a single entry: an empty answer would mean the end.
+fn finish(listing: Listing, count: usize, is_end: bool) -> Reply {
+    if count == 0 && !is_end { Reply::Error(Errno::EINVAL) } else { listing.into_reply() }
+}

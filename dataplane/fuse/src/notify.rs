@@ -1,0 +1,222 @@
+//! What the kernel is told unasked: to forget attributes, pages and names.
+//!
+//! Delivered from a thread of its own that serves no requests: dropping a page can wait for a READ or cause a
+//! WRITE that a core must serve, and dropping a name takes the directory's lock, which a local change holds while a
+//! core serves it. Callers queue and go on.
+
+use crate::handshake::Negotiated;
+use crate::reply::OUT_HEADER;
+use crate::wire::flags::{EXPIRE_ONLY, init, notify};
+use crate::wire::{InvalEntryOut, InvalInodeOut, OutHeader};
+use fastcache_api::Ino;
+use fastcache_cache::KernelNotify;
+use rustix::io::Errno;
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use zerocopy::IntoBytes;
+
+/// From how many undelivered notifications on a warning is logged. Equal ones are queued once, so the queue is bounded
+/// by what the kernel caches, which it in turn bounds; dropping one would serve stale data.
+const QUEUE_WARN: usize = 65_536;
+
+/// Something to tell the kernel.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Notice {
+    Inode(Ino),
+    Entry(Ino, Vec<u8>),
+}
+
+/// A place in the queue.
+enum Queued {
+    Notice(Notice),
+    Barrier(Box<dyn FnOnce() + Send>),
+}
+
+#[derive(Default)]
+struct Queue {
+    queued: VecDeque<Queued>,
+    /// The notices in `queued`: equal ones need not be queued again.
+    waiting: HashSet<Notice>,
+    is_closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Queues notifications for the kernel. Dropping it ends its thread when the queue is empty; it is not waited for,
+/// since a notification can wait on a core.
+pub struct Notifier {
+    shared: Arc<Shared>,
+}
+
+impl Notifier {
+    /// Starts the thread over a descriptor of the connection.
+    pub(crate) fn start(device: OwnedFd, negotiated: Negotiated) -> io::Result<Notifier> {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("fuse-notify".to_owned())
+            .spawn(move || deliver_all(&theirs, &device, negotiated))?;
+        Ok(Notifier { shared })
+    }
+
+    fn push(&self, notice: Notice) {
+        let mut queue = self.shared.lock();
+        if queue.waiting.insert(notice.clone()) {
+            queue.queued.push_back(Queued::Notice(notice));
+            if queue.queued.len() == QUEUE_WARN {
+                tracing::warn!(target: "fuse", queued = QUEUE_WARN, "the kernel takes invalidations slowly");
+            }
+            drop(queue);
+            self.shared.changed.notify_one();
+        }
+    }
+}
+
+impl KernelNotify for Notifier {
+    fn inval_inode(&self, ino: Ino) {
+        self.push(Notice::Inode(ino));
+    }
+
+    fn inval_entry(&self, parent: Ino, name: &[u8]) {
+        self.push(Notice::Entry(parent, name.to_vec()));
+    }
+
+    fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
+        let mut queue = self.shared.lock();
+        queue.queued.push_back(Queued::Barrier(done));
+        drop(queue);
+        self.shared.changed.notify_one();
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        self.shared.lock().is_closed = true;
+        self.shared.changed.notify_one();
+    }
+}
+
+/// The thread: one notification after the other.
+fn deliver_all(shared: &Shared, device: &OwnedFd, negotiated: Negotiated) {
+    let mut message = Vec::new();
+    loop {
+        let next = {
+            let mut queue = shared.lock();
+            loop {
+                if let Some(next) = queue.queued.pop_front() {
+                    // Taken off before it is delivered: the same notice queued from now on may be about a later change.
+                    if let Queued::Notice(notice) = &next {
+                        queue.waiting.remove(notice);
+                    }
+                    break next;
+                }
+                if queue.is_closed {
+                    return;
+                }
+                queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        match next {
+            Queued::Barrier(done) => done(),
+            Queued::Notice(notice) => {
+                encode(&notice, negotiated, &mut message);
+                deliver(device, &message, &notice);
+            }
+        }
+    }
+}
+
+/// Writes the notification's bytes.
+fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
+    message.clear();
+    message.resize(OUT_HEADER, 0);
+    let code = match notice {
+        Notice::Inode(ino) => {
+            let body = InvalInodeOut { ino: ino.0, off: 0, len: 0 };
+            message.extend_from_slice(body.as_bytes());
+            notify::INVAL_INODE
+        }
+        Notice::Entry(parent, name) => {
+            // Expiring instead of dropping keeps directories that somebody is in reachable for getcwd(2).
+            let flags = if negotiated.has(init::HAS_EXPIRE_ONLY) { EXPIRE_ONLY } else { 0 };
+            let namelen = u32::try_from(name.len()).unwrap_or(0);
+            let body = InvalEntryOut { parent: parent.0, namelen, flags };
+            message.extend_from_slice(body.as_bytes());
+            message.extend_from_slice(name);
+            message.push(0);
+            notify::INVAL_ENTRY
+        }
+    };
+    let len = u32::try_from(message.len()).unwrap_or(0);
+    let header = OutHeader { len, error: code, unique: 0 };
+    message[..OUT_HEADER].copy_from_slice(header.as_bytes());
+}
+
+/// Tells the kernel. ENOENT and ENOTDIR say that it caches no such thing, ENODEV and ENOTCONN that nobody is
+/// mounted any more; ENOTEMPTY and EBUSY cannot come from an invalidation that does not delete.
+fn deliver(device: &OwnedFd, message: &[u8], notice: &Notice) {
+    loop {
+        match rustix::io::write(device, message) {
+            Err(Errno::INTR) => {}
+            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::NODEV | Errno::NOTCONN | Errno::PERM) => return,
+            Err(error) => {
+                tracing::warn!(target: "fuse", %error, ?notice, "the kernel refused an invalidation");
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! Golden bytes of the notifications, and what the queue promises.
+
+    use super::*;
+
+    const BARE: Negotiated = Negotiated { minor: 31, flags: 0 };
+
+    #[test]
+    fn notifications_have_the_kernels_layout() {
+        let mut message = Vec::new();
+        encode(&Notice::Inode(Ino(7)), BARE, &mut message);
+        assert_eq!(message.len(), 40);
+        assert_eq!(message[..4], 40u32.to_ne_bytes());
+        assert_eq!(message[4..8], 2i32.to_ne_bytes());
+        assert_eq!(message[8..16], [0; 8]);
+        assert_eq!(message[16..24], 7u64.to_ne_bytes());
+        encode(&Notice::Entry(Ino(1), b"ab".to_vec()), BARE, &mut message);
+        assert_eq!(message.len(), 16 + 16 + 3);
+        assert_eq!(message[24..28], 2u32.to_ne_bytes());
+        assert_eq!(message[28..32], 0u32.to_ne_bytes());
+        assert_eq!(&message[32..], b"ab\0");
+        let newer = Negotiated { minor: 45, flags: init::HAS_EXPIRE_ONLY };
+        encode(&Notice::Entry(Ino(1), b"ab".to_vec()), newer, &mut message);
+        assert_eq!(message[28..32], EXPIRE_ONLY.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_barrier_comes_after_what_was_queued_before() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let notifier = Notifier::start(write, BARE).unwrap();
+        let (send, receive) = std::sync::mpsc::channel();
+        for n in 0..100 {
+            notifier.inval_inode(Ino(n));
+        }
+        notifier.barrier(Box::new(move || send.send(()).unwrap()));
+        receive.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        let mut bytes = vec![0; 8192];
+        assert_eq!(rustix::io::read(&read, &mut bytes).unwrap(), 100 * 40);
+    }
+}

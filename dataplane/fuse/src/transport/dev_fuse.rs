@@ -1,0 +1,368 @@
+//! `/dev/fuse` read and written on the core's ring.
+//!
+//! A core's buffer while a request is in it; the kernel writes header, arguments and data of a WRITE in one piece, and
+//! takes header and data of a READ's answer in one piece, so both are placed to put the data on a page of its own:
+//!
+//! ```text
+//!  0              4016     4056          4096                                   4096 + 1 MiB
+//!  |   unused     | header | WRITE args  | data of a WRITE, page-aligned           |
+//!  |   unused     | header | arguments of another request, names …                 |
+//!  |   unused                   | header | data of a READ's answer, page-aligned    |
+//!                               4080     4096
+//! ```
+//!
+//! Workers are tasks that receive a request each and finish it; see [`super::gate`] for whose turn it is. A request
+//! that needs no payload gives its buffer back before it is handled. READ and WRITE hold theirs while they wait for a
+//! tier, within a budget: READs beyond it wait in line without a buffer, so that everything else goes on.
+//! Small answers are written with write(2) at once, which neither blocks nor needs a buffer; contents go through the ring.
+
+use super::Transport;
+use super::gate::{Budget, Gate, READS_MAX, Seat};
+use crate::handlers::Handlers;
+use crate::handshake::Negotiated;
+use crate::mount::{Connection, open_device};
+use crate::reply::{OUT_HEADER, Reply, encode, out_header};
+use crate::request::{Op, ParseError, parse, parse_header};
+use crate::wire::{InHeader, ReadIn, WriteIn};
+use fastcache_api::Errno;
+use fastcache_reactor::{BufPool, Fd, IoBuf, Poller, pool, sleep, spawn};
+use fastcache_types::{BLOCK, REQUEST_MAX};
+use rustix::io::Errno as OsErrno;
+use smallvec::SmallVec;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+use zerocopy::IntoBytes;
+
+/// Bytes of a WRITE in front of its data.
+const WRITE_HEAD: usize = size_of::<InHeader>() + size_of::<WriteIn>();
+/// Where in the buffer a request is received.
+const RECEIVE_AT: usize = BLOCK - WRITE_HEAD;
+/// Least size of the core's pool buffers, bytes: a READ that does not start on a block needs one block more than it asks for.
+pub const BUFFER_MIN: usize = 2 * BLOCK + REQUEST_MAX;
+/// Buffers of a core's pool that requests in work leave to the other users of the pool: uploads make room for writes.
+const BUFFERS_FOR_OTHERS: usize = 4;
+/// Buffers that READs leave free beyond these: to receive with.
+const BUFFERS_TO_RECEIVE: usize = READS_MAX;
+/// Most requests in work on a core. Each is a task of some kilobytes; beyond it they wait in the kernel.
+const WORKERS_MAX: usize = 4096;
+/// Bytes of a request without payload kept in the worker itself; longer ones (long names, values) go on the heap.
+const BODY_INLINE: usize = 320;
+/// Pause after an unexpected error of the device, so that a broken one does not burn a core.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// The device's ioctl that makes a descriptor a further one of a connection: `_IOR(229, 0, uint32_t)`.
+const DEV_IOC_CLONE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(229, 0);
+
+/// One core's share of a mount, before it is served.
+#[derive(Debug)]
+pub struct Session {
+    device: OwnedFd,
+    connection: Arc<Connection>,
+}
+
+impl Session {
+    /// A descriptor of its own for the connection: its requests in work are not shared with other cores'.
+    pub(crate) fn clone_from(connection: Arc<Connection>) -> io::Result<Session> {
+        let device = open_device()?;
+        let number = u32::try_from(connection.device.as_raw_fd())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, and keeps no pointer.
+        unsafe {
+            rustix::ioctl::ioctl(&device, rustix::ioctl::Setter::<DEV_IOC_CLONE, u32>::new(number))?;
+        }
+        Ok(Session { device, connection })
+    }
+
+    /// What was agreed on with the kernel.
+    #[must_use]
+    pub fn negotiated(&self) -> Negotiated {
+        self.connection.negotiated
+    }
+}
+
+impl Transport for Session {
+    async fn serve(self, handlers: Handlers) {
+        let pool = pool();
+        let buffers = pool.buffers();
+        let reserved = BUFFERS_TO_RECEIVE + BUFFERS_FOR_OTHERS;
+        assert!(buffers > reserved, "the pool has {buffers} buffers, FUSE needs more than {reserved}");
+        let server = Rc::new(Server {
+            handlers,
+            setxattr_ext: self.connection.negotiated.setxattr_ext(),
+            device: Fd::from(self.device),
+            poller: RefCell::new(None),
+            budget: Budget::new(buffers - reserved, buffers - BUFFERS_FOR_OTHERS),
+            pool,
+            gate: Gate::new(),
+            workers: Cell::new(0),
+            waiting_for_end: RefCell::new(None),
+        });
+        server.call_workers();
+        server.ended().await;
+        tracing::debug!(target: "fuse", "a core's session has ended");
+    }
+}
+
+/// A core's session while it is served.
+struct Server {
+    handlers: Handlers,
+    setxattr_ext: bool,
+    device: Fd,
+    /// Not here while a worker waits with it; only the last one that has a turn does.
+    poller: RefCell<Option<Poller>>,
+    pool: BufPool,
+    gate: Gate,
+    budget: Budget,
+    workers: Cell<usize>,
+    waiting_for_end: RefCell<Option<Waker>>,
+}
+
+/// What came of a turn.
+enum Received {
+    /// A request: its bytes start at the beginning of the buffer.
+    Request(IoBuf, usize),
+    /// The turn was given up: others are at it.
+    TurnGone,
+    /// The mount is gone.
+    Closed,
+}
+
+impl Server {
+    /// Gives free turns to waiting workers, and to new ones where none waits.
+    fn call_workers(self: &Rc<Self>) {
+        while self.gate.has_turn() {
+            if self.gate.call_one() {
+                continue;
+            }
+            if self.workers.get() == WORKERS_MAX || !self.gate.try_enter() {
+                return;
+            }
+            self.workers.set(self.workers.get() + 1);
+            spawn(Rc::clone(self).work()).detach();
+        }
+    }
+
+    /// Waits until no worker is left.
+    async fn ended(&self) {
+        poll_fn(|cx| {
+            if self.workers.get() == 0 {
+                return Poll::Ready(());
+            }
+            *self.waiting_for_end.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// A worker: receives requests and finishes them. It starts with a turn.
+    async fn work(self: Rc<Self>) {
+        let seat = Rc::new(Seat::default());
+        while self.take_turns(&seat).await {}
+        self.workers.set(self.workers.get() - 1);
+        if self.workers.get() == 0
+            && let Some(waker) = self.waiting_for_end.take()
+        {
+            waker.wake();
+        }
+    }
+
+    /// Uses a turn until it is gone, then waits for the next. False when there will be none.
+    async fn take_turns(self: &Rc<Self>, seat: &Rc<Seat>) -> bool {
+        loop {
+            match self.receive().await {
+                Received::Request(buf, len) => {
+                    self.gate.on_request();
+                    self.call_workers();
+                    let mut finish = pin!(self.finish(buf, len));
+                    if poll_once(finish.as_mut()).await.is_pending() {
+                        // It waits for something: the next worker receives meanwhile.
+                        self.gate.leave();
+                        self.call_workers();
+                        finish.await;
+                        if !self.gate.try_enter() {
+                            return self.gate.wait(seat).await;
+                        }
+                    }
+                }
+                Received::TurnGone => return self.gate.wait(seat).await,
+                Received::Closed => {
+                    self.gate.leave();
+                    self.gate.close();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Receives one request, with a turn.
+    async fn receive(&self) -> Received {
+        self.budget.may_receive().await;
+        let mut buf = self.receive_buffer().await;
+        loop {
+            if self.gate.is_closed() {
+                return Received::Closed;
+            }
+            let (result, back) = self.device.read(buf).await;
+            buf = back;
+            let error = match result {
+                Ok(len) => return Received::Request(buf, len),
+                Err(error) => error,
+            };
+            match OsErrno::from_io_error(&error) {
+                Some(OsErrno::AGAIN) => {
+                    if !self.gate.on_empty() {
+                        return Received::TurnGone;
+                    }
+                    let poller = self.poller.take();
+                    let mut poller = poller.unwrap_or_else(|| self.device.poller());
+                    let result = poller.next().await;
+                    self.poller.replace(Some(poller));
+                    if let Err(error) = result {
+                        tracing::warn!(target: "fuse", %error, "polling the FUSE device failed");
+                        sleep(ERROR_PAUSE).await;
+                    }
+                }
+                // The request was taken back while it was being read.
+                Some(OsErrno::INTR | OsErrno::NOENT) => {}
+                Some(OsErrno::NODEV | OsErrno::CONNABORTED) => return Received::Closed,
+                _ => {
+                    tracing::warn!(target: "fuse", %error, "reading the FUSE device failed");
+                    sleep(ERROR_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// A buffer to receive with: the place for a request, data of a WRITE on a page boundary.
+    async fn receive_buffer(&self) -> IoBuf {
+        let mut buf = self.pool.get().await;
+        assert!(
+            buf.len() >= BUFFER_MIN && buf.is_aligned(),
+            "a pool buffer of {} bytes, FUSE needs {BUFFER_MIN}",
+            buf.len()
+        );
+        buf.split_off(RECEIVE_AT)
+    }
+
+    /// Handles a request and answers it.
+    async fn finish(&self, buf: IoBuf, len: usize) {
+        let header = match parse_header(&buf, len) {
+            Ok(header) => header,
+            Err(error) => {
+                // Without a header there is nobody to answer.
+                tracing::error!(target: "fuse", %error, "the kernel sent a damaged request");
+                return;
+            }
+        };
+        let body = size_of::<InHeader>()..len;
+        let head = &buf[size_of::<InHeader>()..len.min(WRITE_HEAD)];
+        // What holds data is told by its opcode; the rest of both is parsed like anything else.
+        let result = match parse_payload_op(&header, head) {
+            Some(Ok(Op::Read(args))) => return self.finish_read(&header, args, buf).await,
+            Some(Ok(Op::Write(args))) => self.finish_write(&header, args, buf, len).await,
+            Some(Err(error)) => Err(error),
+            Some(Ok(_)) | None => {
+                let body: SmallVec<[u8; BODY_INLINE]> = SmallVec::from_slice(&buf[body]);
+                drop(buf);
+                match parse(&header, &body, self.setxattr_ext) {
+                    Ok(op) => Ok(self.handlers.handle(&header, op, &mut None).await),
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        let reply = result.unwrap_or_else(|error| {
+            tracing::error!(target: "fuse", opcode = header.opcode, %error, "the kernel sent a damaged request");
+            Reply::Error(Errno::EIO)
+        });
+        self.answer(&header, reply);
+    }
+
+    async fn finish_write(
+        &self,
+        header: &InHeader,
+        args: WriteIn,
+        mut buf: IoBuf,
+        len: usize,
+    ) -> Result<Reply, ParseError> {
+        if len.checked_sub(WRITE_HEAD) != Some(args.size as usize) {
+            return Err(ParseError::Short("data"));
+        }
+        let _held = self.budget.hold();
+        let mut data = buf.split_off(WRITE_HEAD);
+        drop(buf);
+        drop(data.split_off(args.size as usize));
+        let mut payload = Some(data);
+        Ok(self.handlers.handle(header, Op::Write(args), &mut payload).await)
+    }
+
+    async fn finish_read(&self, header: &InHeader, args: ReadIn, mut buf: IoBuf) {
+        if args.size as usize > REQUEST_MAX {
+            return self.answer(header, Reply::Error(Errno::EINVAL));
+        }
+        let _held = match self.budget.try_hold() {
+            Some(held) => held,
+            None => {
+                drop(buf);
+                let held = self.budget.wait().await;
+                buf = self.receive_buffer().await;
+                held
+            }
+        };
+        let mut payload = Some(buf.split_off(WRITE_HEAD));
+        let reply = self.handlers.handle(header, Op::Read(args), &mut payload).await;
+        let Reply::Payload(len) = reply else { return self.answer(header, reply) };
+        let joined = payload.map(|data| buf.unsplit(data));
+        assert!(matches!(joined, Some(Ok(()))), "the file system kept a READ's buffer");
+        let mut message = buf.split_off(WRITE_HEAD - OUT_HEADER);
+        drop(message.split_off(OUT_HEADER + len));
+        let out = out_header(header.unique, None, len);
+        message[..OUT_HEADER].copy_from_slice(out.as_bytes());
+        let (result, _message) = self.device.write(message).await;
+        if let Err(error) = result {
+            report(header, OsErrno::from_io_error(&error));
+        }
+    }
+
+    /// Sends a small answer at once.
+    fn answer(&self, header: &InHeader, reply: Reply) {
+        let Some(bytes) = encode(header.unique, reply) else { return };
+        while let Err(error) = rustix::io::write(&self.device, &bytes) {
+            if error != OsErrno::INTR {
+                return report(header, Some(error));
+            }
+        }
+    }
+}
+
+/// READ and WRITE with their arguments; `None` for everything else.
+fn parse_payload_op<'a>(
+    header: &InHeader,
+    head: &'a [u8],
+) -> Option<Result<Op<'a>, ParseError>> {
+    const READ: u32 = crate::opcode::Opcode::Read as u32;
+    const WRITE: u32 = crate::opcode::Opcode::Write as u32;
+    matches!(header.opcode, READ | WRITE).then(|| parse(header, head, false))
+}
+
+/// An answer that the kernel did not take. ENOENT: the request was taken back (its process was killed); ENODEV,
+/// ECONNABORTED, EPERM: the mount is gone.
+fn report(header: &InHeader, error: Option<OsErrno>) {
+    match error {
+        Some(OsErrno::NOENT | OsErrno::NODEV | OsErrno::CONNABORTED | OsErrno::PERM) => {}
+        error => {
+            tracing::error!(target: "fuse", opcode = header.opcode, unique = header.unique, ?error, "the kernel refused an answer");
+        }
+    }
+}
+
+/// Polls once and says how it went.
+async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+    poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+}

@@ -1,0 +1,188 @@
+//! Flags, environment and configuration file of `fastcache-data`. Flags win over the environment, that over the
+//! file, that over the defaults.
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// The data plane of a fastcache node: serves the FUSE mount from local NVMe, and moves bytes for the agent.
+///
+/// It never talks to the cloud or the coordinator: start `fastcache-ctl` on the same machine with the same --socket.
+/// For a whole single node in one command see `fastcache-ctl up`.
+#[derive(Parser, Debug)]
+#[command(name = "fastcache-data", version)]
+struct Flags {
+    /// Block device, partition, file, or directory (which gets one file) that holds the chunks.
+    #[arg(long, env = "FASTCACHE_NVME", value_name = "PATH")]
+    nvme: Option<PathBuf>,
+    /// Capacity when --nvme is a file or directory: bytes, or with KiB, MiB, GiB, TiB [default: 10GiB].
+    #[arg(long, env = "FASTCACHE_NVME_CAPACITY", value_name = "SIZE")]
+    nvme_capacity: Option<String>,
+    /// Make a new, empty store. Everything in it that is not in the cloud is lost.
+    #[arg(long)]
+    format: bool,
+    /// With --format: also where something else is stored.
+    #[arg(long)]
+    force: bool,
+    /// Directory to mount on.
+    #[arg(long, env = "FASTCACHE_MOUNT", value_name = "DIR")]
+    mount: Option<PathBuf>,
+    /// Control socket, on which the agent connects [default: /run/fastcache/data.sock].
+    #[arg(long, env = "FASTCACHE_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Address for peers [default: 0.0.0.0:8082]. Peer transfers come in a later version: nothing listens yet.
+    #[arg(long, env = "FASTCACHE_LISTEN", value_name = "ADDR:PORT")]
+    listen: Option<String>,
+    /// Processors to use, as in 0-3,8; one thread and one ring each [default: all].
+    #[arg(long, env = "FASTCACHE_CORES", value_name = "LIST")]
+    cores: Option<String>,
+    /// Configuration file (TOML) with the same names as the flags.
+    #[arg(long, env = "FASTCACHE_DATA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    nvme: Option<PathBuf>,
+    nvme_capacity: Option<String>,
+    mount: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    listen: Option<String>,
+    cores: Option<String>,
+}
+
+/// What the data plane runs with.
+#[derive(Debug)]
+pub struct Config {
+    /// Where the chunks are.
+    pub nvme: PathBuf,
+    /// Capacity of a file-backed store, bytes.
+    pub capacity_bytes: u64,
+    /// Make a new store.
+    pub format: bool,
+    /// Also over something else.
+    pub force: bool,
+    /// The mount point.
+    pub mount: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// One thread for each of these processors.
+    pub cpus: Vec<usize>,
+}
+
+impl Config {
+    /// From the command line, the environment and the file they name.
+    pub fn load() -> Result<Config> {
+        let flags = Flags::parse();
+        let file = match &flags.config {
+            Some(path) => read_file(path)?,
+            None => File::default(),
+        };
+        let nvme = flags.nvme.or(file.nvme);
+        let Some(nvme) = nvme else {
+            bail!("--nvme PATH is missing: name a block device, partition, file or directory for the chunks");
+        };
+        let Some(mount) = flags.mount.or(file.mount) else {
+            bail!("--mount DIR is missing: name the directory to mount on");
+        };
+        let capacity = flags.nvme_capacity.or(file.nvme_capacity);
+        let capacity_bytes = parse_size(capacity.as_deref().unwrap_or("10GiB"))
+            .context("--nvme-capacity")?;
+        let listen = flags.listen.or(file.listen).unwrap_or_else(|| "0.0.0.0:8082".to_owned());
+        listen
+            .parse::<std::net::SocketAddr>()
+            .with_context(|| format!("--listen {listen:?} is not ADDRESS:PORT"))?;
+        let cpus = match flags.cores.or(file.cores) {
+            Some(list) => parse_cores(&list).context("--cores")?,
+            None => allowed_cpus()?,
+        };
+        let socket = flags.socket.or(file.socket);
+        Ok(Config {
+            nvme,
+            capacity_bytes,
+            format: flags.format,
+            force: flags.force,
+            mount,
+            socket: socket.unwrap_or_else(|| PathBuf::from("/run/fastcache/data.sock")),
+            cpus,
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("the configuration file {} cannot be read", path.display()))?;
+    toml::from_str(&text)
+        .with_context(|| format!("the configuration file {} is not right", path.display()))
+}
+
+/// A size as people write it: `10GiB`, `512 MiB`, `4096`. Binary units only, so that nobody guesses.
+fn parse_size(text: &str) -> Result<u64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 =
+        number.parse().with_context(|| format!("{text:?} does not start with a whole number"))?;
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" | "K" => 10,
+        "MiB" | "M" => 20,
+        "GiB" | "G" => 30,
+        "TiB" | "T" => 40,
+        other => bail!("unknown unit {other:?} in {text:?}: use KiB, MiB, GiB or TiB"),
+    };
+    number.checked_mul(1 << shift).with_context(|| format!("{text:?} is too large"))
+}
+
+/// A list of processors: `0-3,8`.
+fn parse_cores(text: &str) -> Result<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let wrong = || format!("{part:?} is not a processor or a range like 0-3");
+        let (from, to) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        let (from, to): (usize, usize) =
+            (from.parse().with_context(wrong)?, to.parse().with_context(wrong)?);
+        if from > to || to > 4095 {
+            bail!(wrong());
+        }
+        cpus.extend(from..=to);
+    }
+    let allowed = allowed_cpus()?;
+    if let Some(missing) = cpus.iter().find(|c| !allowed.contains(c)) {
+        bail!("processor {missing} is not available to this process; available: {allowed:?}");
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Ok(cpus)
+}
+
+/// The processors this process may run on.
+fn allowed_cpus() -> Result<Vec<usize>> {
+    let set = rustix::thread::sched_getaffinity(None).context("which processors may be used")?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|c| set.is_set(*c)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("10GiB").unwrap(), 10 << 30);
+        assert_eq!(parse_size(" 256 MiB ").unwrap(), 256 << 20);
+        assert_eq!(parse_size("4096").unwrap(), 4096);
+        for wrong in ["", "GiB", "10GB", "1e3", "-1", "99999999999TiB"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn core_lists() {
+        assert_eq!(parse_cores("0").unwrap(), vec![0]);
+        for wrong in ["", "a", "3-1", "0-", "5000"] {
+            assert!(parse_cores(wrong).is_err(), "{wrong}");
+        }
+    }
+}

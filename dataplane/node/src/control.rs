@@ -1,0 +1,262 @@
+//! The control socket: listens, shakes hands, and moves frames between the agent's lanes and the file system.
+//!
+//! Every lane is served by the core it belongs to. A new agent session ends the lanes of the one before and gets
+//! an arena of its own.
+
+use anyhow::{Context, Result};
+use fastcache_api::control::{
+    CONTROL_VERSION, ClientHello, FRAME_MAX, SLOT_BYTES, ServerHello, ToData,
+};
+use fastcache_cache::FileSystem;
+use fastcache_reactor::{Arena, Fd, IoBuf, Remote};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use serde::Serialize;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::time::Duration;
+
+/// Slots of the arena: downloads, uploads and REST transfers together (memory is taken when a slot is first used).
+pub const ARENA_SLOTS: usize = 40;
+/// Messages put into one write.
+const BATCH: usize = 64;
+/// Bytes asked for in one read of a lane.
+const READ_BYTES: usize = 256 << 10;
+/// How long a connection may take to say who it is.
+const HELLO_SECONDS: Duration = Duration::from_secs(5);
+/// Pause after a failed accept, so that a lasting error does not burn the core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// An arena of the size the control protocol promises.
+pub fn new_arena() -> Result<Arena> {
+    Arena::new(ARENA_SLOTS, SLOT_BYTES).context("the shared memory for the agent cannot be made")
+}
+
+/// Binds the socket. A socket file nobody listens on is replaced; a live one is an error.
+pub fn bind(path: &Path) -> Result<UnixListener> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)
+            .with_context(|| format!("the directory of the control socket {} cannot be made", dir.display()))?;
+    }
+    if path.exists() {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            anyhow::bail!(
+                "another fastcache-data listens on {}: stop it, or choose another --socket",
+                path.display()
+            );
+        }
+        std::fs::remove_file(path)
+            .with_context(|| format!("the stale socket {} cannot be removed", path.display()))?;
+    }
+    let listener = UnixListener::bind(path)
+        .with_context(|| format!("the control socket {} cannot be made", path.display()))?;
+    // Who can connect reads and writes every file: the owner alone.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Accepts connections for ever, on the core that calls. `remotes[i]` is the core of lane `i`.
+pub async fn listen(fs: FileSystem, listener: UnixListener, remotes: Vec<Remote>, capacity_bytes: u64) {
+    let data: u64 = rand::random();
+    let listener = Fd::from(OwnedFd::from(listener));
+    let mut connections = 0;
+    let mut session = None;
+    loop {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::error!(target: "control", %error, "accept failed");
+                fastcache_reactor::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Lane 0 begins a session, and a session gets an arena of its own: what an old agent still maps is never
+        // used again. Which lane this is comes with the answer, so each connection is offered a new one.
+        let arena = match new_arena() {
+            Ok(arena) => arena,
+            Err(error) => {
+                tracing::error!(target: "control", %error, "no new arena: the agent is refused");
+                fastcache_reactor::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let hello = ServerHello {
+            version: CONTROL_VERSION,
+            data,
+            lanes: u32::try_from(remotes.len()).unwrap_or(1),
+            slots: u32::try_from(arena.slots()).unwrap_or(0),
+            capacity_bytes,
+        };
+        let shaken = fastcache_reactor::timeout(HELLO_SECONDS, shake(&stream, &hello, &arena)).await;
+        let client = match shaken {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => {
+                tracing::warn!(target: "control", %error, "a connection to the control socket was refused");
+                continue;
+            }
+            Err(_) => {
+                tracing::warn!(target: "control", "a connection to the control socket said nothing: closed");
+                continue;
+            }
+        };
+        let Some(remote) = remotes.get(client.lane as usize) else {
+            tracing::warn!(target: "control", lane = client.lane, "the agent asked for a lane that does not exist");
+            continue;
+        };
+        if client.lane == 0 {
+            tracing::info!(target: "control", agent = client.agent, "an agent connected");
+            fs.set_arena(arena);
+            fs.set_chunk_size(client.chunk_size);
+            session = Some(client.agent);
+        } else if session != Some(client.agent) {
+            tracing::warn!(target: "control", lane = client.lane, agent = client.agent, "a lane of an agent that is not the one connected: refused");
+            continue;
+        }
+        connections += 1;
+        let number = connections;
+        let (fs, lane) = (fs.clone(), client.lane as usize);
+        remote.spawn(move || serve_lane(fs, stream, lane, number));
+    }
+}
+
+async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<ClientHello> {
+    let bytes = frame(hello)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [arena.fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    // One small message into an empty socket: it does not wait.
+    let sent = rustix::net::sendmsg(
+        stream.as_fd(),
+        &[IoSlice::new(&bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    anyhow::ensure!(sent == bytes.len(), "the greeting was cut short");
+    let mut frames = Frames::default();
+    let answer = loop {
+        if let Some(message) = frames.next()? {
+            break message;
+        }
+        anyhow::ensure!(frames.fill(stream).await?, "the connection was closed before it said who it is");
+    };
+    let client: ClientHello = postcard::from_bytes(&answer).context("not a greeting of an agent")?;
+    anyhow::ensure!(
+        client.version == CONTROL_VERSION,
+        "the agent speaks control protocol {}, this data plane {CONTROL_VERSION}: install the same version of both",
+        client.version
+    );
+    let size = client.chunk_size as usize;
+    anyhow::ensure!(
+        size > 0 && size <= SLOT_BYTES && size.is_multiple_of(4096),
+        "a chunk size of {size} bytes: it must be a multiple of 4096, at most {SLOT_BYTES}"
+    );
+    Ok(client)
+}
+
+async fn serve_lane(fs: FileSystem, stream: Fd, lane: usize, connection: u64) {
+    fs.agent().attach(lane, connection);
+    let writer = fastcache_reactor::spawn(send_all(fs.clone(), stream.clone(), lane, connection));
+    if let Err(error) = receive_all(&fs, &stream, lane).await {
+        tracing::warn!(target: "control", lane, %error, "the agent's lane broke");
+    }
+    fs.agent().detach(lane, connection);
+    drop(writer);
+    tracing::info!(target: "control", lane, "the agent's lane is closed");
+}
+
+async fn send_all(fs: FileSystem, stream: Fd, lane: usize, connection: u64) {
+    while let Some(messages) = fs.agent().outgoing(lane, connection, BATCH).await {
+        let mut bytes = Vec::with_capacity(4096);
+        for message in &messages {
+            match frame(message) {
+                Ok(one) => bytes.extend_from_slice(&one),
+                Err(error) => tracing::error!(target: "control", %error, "a message could not be encoded"),
+            }
+        }
+        let mut buf = IoBuf::alloc(bytes.len());
+        buf.copy_from_slice(&bytes);
+        while !buf.is_empty() {
+            let (sent, back) = stream.send(buf).await;
+            buf = back;
+            match sent {
+                Ok(n) if n > 0 => {
+                    drop(buf.split_to(n));
+                }
+                other => {
+                    tracing::debug!(target: "control", lane, ?other, "the lane takes no more");
+                    // The reader sees the end too, and closes the lane.
+                    let _ = rustix::net::shutdown(stream.as_fd(), rustix::net::Shutdown::Both);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn receive_all(fs: &FileSystem, stream: &Fd, lane: usize) -> Result<()> {
+    let mut frames = Frames::default();
+    while frames.fill(stream).await? {
+        while let Some(message) = frames.next()? {
+            match postcard::from_bytes(&message).context("a message this version does not know")? {
+                ToData::Answer(id, answer) => fs.agent().answered(lane, id, answer),
+                ToData::ReleaseSlot(slot) => fs.release_slot(slot),
+                ToData::Call(id, call) => {
+                    let fs = fs.clone();
+                    fastcache_reactor::spawn(async move {
+                        let answer = fs.serve(call).await;
+                        fs.agent().answer(lane, id, answer);
+                    })
+                    .detach();
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A message with its length in front.
+fn frame(message: &impl Serialize) -> Result<Vec<u8>> {
+    let mut bytes = postcard::to_extend(message, vec![0; 4])?;
+    let len = bytes.len() - 4;
+    anyhow::ensure!(len <= FRAME_MAX, "a message of {len} bytes is over the limit of {FRAME_MAX}");
+    bytes[..4].copy_from_slice(&u32::try_from(len)?.to_le_bytes());
+    Ok(bytes)
+}
+
+/// Cuts a stream into messages.
+#[derive(Default)]
+struct Frames {
+    bytes: Vec<u8>,
+    at: usize,
+    buf: Option<IoBuf>,
+}
+
+impl Frames {
+    /// Reads what is there; `false` at the end of the stream.
+    async fn fill(&mut self, stream: &Fd) -> Result<bool> {
+        let buf = self.buf.take().unwrap_or_else(|| IoBuf::alloc(READ_BYTES));
+        let (got, buf) = stream.recv(buf).await;
+        let n = got?;
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        self.bytes.extend_from_slice(&buf[..n]);
+        self.buf = Some(buf);
+        Ok(n > 0)
+    }
+
+    fn next(&mut self) -> Result<Option<Vec<u8>>> {
+        let rest = &self.bytes[self.at..];
+        let Some(len) = rest.first_chunk::<4>() else { return Ok(None) };
+        let len = u32::from_le_bytes(*len) as usize;
+        anyhow::ensure!(len <= FRAME_MAX, "a frame of {len} bytes is over the limit of {FRAME_MAX}");
+        let Some(message) = rest.get(4..4 + len) else { return Ok(None) };
+        let message = message.to_vec();
+        self.at += 4 + len;
+        Ok(Some(message))
+    }
+}
