@@ -269,7 +269,8 @@ async fn record(inner: &Inner, chunks: Vec<PersistedChunk>) {
         }
     }
     inner.queue_changed.send_replace(());
-    if inner.is_filling() {
+    let is_pressed = lock(&inner.pressed_until).is_some_and(|until| now < until);
+    if is_pressed || inner.is_filling() {
         inner.victims_wake.notify_one();
     }
 }

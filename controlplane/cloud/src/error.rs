@@ -34,19 +34,23 @@ impl CloudError {
             | Error::InvalidPath { .. }
             | Error::NotSupported { .. }
             | Error::NotImplemented { .. } => CloudError::Config(text),
-            _ if ["SlowDown", "429", "503"].iter().any(|w| text.contains(w)) => {
+            // Listings answer everything as a generic error: the text tells.
+            _ if says(
+                &text,
+                &["NoSuchBucket", "ContainerNotFound", "404 Not Found"],
+            ) =>
+            {
+                CloudError::NotFound(text)
+            }
+            _ if says(&text, &["403 Forbidden", "401 Unauthorized"]) => CloudError::Denied(text),
+            _ if says(
+                &text,
+                &["SlowDown", "429 Too Many", "503 Service", "ServerBusy"],
+            ) =>
+            {
                 CloudError::Throttled(text)
             }
-            _ if [
-                "PermanentRedirect",
-                "AuthorizationHeaderMalformed",
-                "InvalidBucketName",
-            ]
-            .iter()
-            .any(|w| text.contains(w)) =>
-            {
-                CloudError::Config(text)
-            }
+            _ if says(&text, &WRONG_SETTINGS) => CloudError::Config(text),
             _ => CloudError::Transient(text),
         }
     }
@@ -55,6 +59,18 @@ impl CloudError {
     pub fn is_passing(&self) -> bool {
         matches!(self, CloudError::Throttled(_) | CloudError::Transient(_))
     }
+}
+
+/// What stores answer when region, endpoint or name are wrong.
+const WRONG_SETTINGS: [&str; 4] = [
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "InvalidBucketName",
+    "InvalidResourceName",
+];
+
+fn says(text: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| text.contains(word))
 }
 
 /// An error and its causes in one line, without repeating what an outer text already says.

@@ -82,3 +82,99 @@ fn settings_are_refused_with_a_sentence_and_secrets_hidden() {
     );
     assert!(Cloud::open(&CloudConfig::None).unwrap().is_none());
 }
+
+/// A real S3 server, stopped when dropped; `None` where `moto_server` is not installed.
+struct Moto(std::process::Child, u16);
+
+impl Moto {
+    fn start() -> Option<Moto> {
+        use std::process::{Command, Stdio};
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let child = Command::new("moto_server")
+            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok()?;
+        let moto = Moto(child, port);
+        let began = std::time::Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if began.elapsed() > Duration::from_secs(20) {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Some(moto)
+    }
+
+    fn make_bucket(&self, name: &str) {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", self.1)).unwrap();
+        let host = format!("127.0.0.1:{}", self.1);
+        write!(
+            stream,
+            "PUT /{name} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
+    fn config(&self, bucket: &str) -> CloudConfig {
+        CloudConfig::S3 {
+            bucket: bucket.into(),
+            region: "us-east-1".into(),
+            endpoint: Some(format!("http://127.0.0.1:{}", self.1)),
+            access_key: Some("a".into()),
+            secret_key: Some(Secret::new("s3cr3t")),
+        }
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn s3_carries_checksums_and_a_missing_bucket_is_said() {
+    let Some(moto) = Moto::start() else {
+        eprintln!("skipped: no moto_server");
+        return;
+    };
+    moto.make_bucket("bkt");
+    let cloud = Cloud::open(&moto.config("bkt")).unwrap().unwrap();
+    cloud.check().await.unwrap();
+    let etag = cloud
+        .put("chunks/1/0-1", Bytes::from_static(b"hello"), 0xabc)
+        .await
+        .unwrap();
+    let object = cloud.get("chunks/1/0-1").await.unwrap();
+    assert_eq!(
+        (&object.bytes[..], object.crc32c),
+        (&b"hello"[..], Some(0xabc))
+    );
+    assert_eq!(object.etag, etag);
+    assert_eq!(
+        &cloud.get_range("chunks/1/0-1", 1, 3).await.unwrap().bytes[..],
+        b"ell"
+    );
+    assert_eq!(cloud.list("chunks", 10).await.unwrap().len(), 1);
+    cloud.delete("chunks/1/0-1").await.unwrap();
+    cloud.delete("chunks/1/0-1").await.unwrap();
+    assert!(matches!(
+        cloud.get("chunks/1/0-1").await,
+        Err(CloudError::NotFound(_))
+    ));
+    let missing = Cloud::open(&moto.config("nope")).unwrap().unwrap();
+    let error = missing.check().await.unwrap_err();
+    assert!(matches!(error, CloudError::NotFound(_)), "{error:?}");
+    assert!(error.to_string().contains("create it"), "{error}");
+}
