@@ -470,7 +470,7 @@ async fn scan(
     }
     found.sort_by_key(|(stamp, _)| *stamp);
     for (_, facts) in found {
-        replay.apply(Record::Put {
+        replay.load(Record::Put {
             facts,
             is_pending: false,
         });

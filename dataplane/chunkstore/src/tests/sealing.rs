@@ -502,7 +502,10 @@ fn the_journal_wraps_and_checkpoints_follow() {
             let store = store.clone();
             async move {
                 store
-                    .seal(vec![chunk(key(n, 1, 10_000 + n), 10)], file(n, b"c"))
+                    .seal(
+                        vec![chunk(key(n + 2, 1, 10_000 + n), 10)],
+                        file(n + 2, b"c"),
+                    )
                     .await
             }
         });
@@ -515,7 +518,7 @@ fn the_journal_wraps_and_checkpoints_follow() {
         assert_eq!(recovered.chunks, 2050);
         assert_eq!(recovered.pending.len(), 2000);
         for n in 0..2000 {
-            expect(&store, key(n, 1, 10_000 + n), 10).await;
+            expect(&store, key(n + 2, 1, 10_000 + n), 10).await;
         }
     });
 }
