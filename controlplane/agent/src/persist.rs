@@ -237,7 +237,14 @@ async fn record(inner: &Inner, chunks: Vec<PersistedChunk>) {
             let (gone, kept) = inner.split_gone(&reply, &keys).await;
             if !gone.is_empty() {
                 debug!(target: "cloud", chunks = gone.len(), "uploaded chunks of deleted files");
-                let _ = inner.link.tell(None, DataCall::Drop { keys: gone }).await;
+                for keys in gone.chunk_by(|a, b| a.ino == b.ino) {
+                    let drop = DataCall::Drop {
+                        keys: keys.to_vec(),
+                    };
+                    if let Err(errno) = inner.link.tell(Some(keys[0].ino), drop).await {
+                        debug!(target: "cloud", %errno, "the data plane could not drop them");
+                    }
+                }
             }
             match kept.is_empty() {
                 true => Ok(()),
