@@ -11,6 +11,15 @@ mod files;
 mod names;
 mod xattrs;
 
+#[cfg(test)]
+pub(crate) mod meaning {
+    //! What flags are taken to mean, for the tests.
+    pub(crate) use super::attributes::set_attr_of;
+    pub(crate) use super::files::open_out;
+    pub(crate) use super::names::rename_mode;
+    pub(crate) use super::xattrs::{sized, xattr_mode};
+}
+
 use crate::handshake::Negotiated;
 use crate::opcode;
 use crate::reply::Reply;
@@ -48,7 +57,10 @@ impl Handlers {
     ) -> Reply {
         opcode::count(header.opcode);
         let ino = Ino(header.nodeid);
-        let cred = Cred { uid: header.uid, gid: header.gid };
+        let cred = Cred {
+            uid: header.uid,
+            gid: header.gid,
+        };
         match op {
             Op::Read(args) => self.read(ino, args, payload).await,
             Op::Write(args) => self.write(ino, args, payload).await,
@@ -75,8 +87,14 @@ impl Handlers {
             Op::Mkdir { args, name } => self.mkdir(ino, args, name, cred).await,
             Op::Unlink { name } => self.fs.unlink(ino, name).await.into(),
             Op::Rmdir { name } => self.fs.rmdir(ino, name).await.into(),
-            Op::Rename { new_parent, flags, name, new_name } => {
-                self.rename(ino, name, Ino(new_parent), new_name, flags).await
+            Op::Rename {
+                new_parent,
+                flags,
+                name,
+                new_name,
+            } => {
+                self.rename(ino, name, Ino(new_parent), new_name, flags)
+                    .await
             }
             Op::Link { ino: old, name } => self.fs.link(Ino(old), ino, name).await.into(),
             Op::Statfs => self.statfs().await,

@@ -117,12 +117,19 @@ pub fn parse_init(message: &[u8]) -> Result<(InHeader, InitIn), HandshakeError> 
 /// # Errors
 /// When the kernel is too old.
 pub fn negotiate(offer: &InitIn) -> Result<Verdict, HandshakeError> {
-    let mut out = InitOut { major: MAJOR, minor: MINOR, ..InitOut::default() };
+    let mut out = InitOut {
+        major: MAJOR,
+        minor: MINOR,
+        ..InitOut::default()
+    };
     if offer.major > MAJOR {
         return Ok(Verdict::AskAgain(Box::new(out)));
     }
     if offer.major < MAJOR || offer.minor < MINOR_MIN {
-        return Err(HandshakeError::TooOld { major: offer.major, minor: offer.minor });
+        return Err(HandshakeError::TooOld {
+            major: offer.major,
+            minor: offer.minor,
+        });
     }
     let mut offered = u64::from(offer.flags);
     if offered & init::INIT_EXT != 0 {
@@ -142,7 +149,10 @@ pub fn negotiate(offer: &InitIn) -> Result<Verdict, HandshakeError> {
 }
 
 /// The lower half.
-#[allow(clippy::cast_possible_truncation, reason = "the upper half is cut off on purpose")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the upper half is cut off on purpose"
+)]
 const fn low(flags: u64) -> u32 {
     flags as u32
 }

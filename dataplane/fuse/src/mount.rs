@@ -53,7 +53,11 @@ pub struct MountOptions {
 
 impl Default for MountOptions {
     fn default() -> Self {
-        MountOptions { read_ahead_kib: READ_AHEAD_KIB, suid: true, dev: true }
+        MountOptions {
+            read_ahead_kib: READ_AHEAD_KIB,
+            suid: true,
+            dev: true,
+        }
     }
 }
 
@@ -64,7 +68,9 @@ pub enum MountError {
     #[error("mounting {dir} needs root (CAP_SYS_ADMIN): run this with sudo, or give the container --privileged", dir = .0.display())]
     NotRoot(PathBuf),
     /// There is no FUSE device.
-    #[error("{DEVICE} cannot be opened ({0}): load the module with `modprobe fuse`; in a container add --device {DEVICE}")]
+    #[error(
+        "{DEVICE} cannot be opened ({0}): load the module with `modprobe fuse`; in a container add --device {DEVICE}"
+    )]
     NoDevice(io::Error),
     /// The mount point is no directory.
     #[error("the mount point {dir} is not a directory: create it with `mkdir -p {dir}`", dir = .0.display())]
@@ -150,21 +156,29 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
     let mut flags = MountFlags::empty();
     flags.set(MountFlags::NOSUID, !options.suid);
     flags.set(MountFlags::NODEV, !options.dev);
-    rustix::mount::mount(SOURCE, &dir, FS_TYPE, flags, Some(data.as_c_str())).map_err(|e| {
-        match e {
+    rustix::mount::mount(SOURCE, &dir, FS_TYPE, flags, Some(data.as_c_str())).map_err(
+        |e| match e {
             Errno::PERM => MountError::NotRoot(dir.clone()),
             Errno::NOTDIR => MountError::NotADirectory(dir.clone()),
-            e => MountError::Mount { dir: dir.clone(), source: e.into() },
-        }
-    })?;
+            e => MountError::Mount {
+                dir: dir.clone(),
+                source: e.into(),
+            },
+        },
+    )?;
     // From here on a failure must not leave the mount behind.
-    let undo = Undo { dir: &dir, is_armed: true };
+    let undo = Undo {
+        dir: &dir,
+        is_armed: true,
+    };
     let negotiated = converse(&device)?;
     let dev = find_mount(&dir).ok().flatten().map(|entry| entry.dev);
     undo.disarm();
     match dev {
         Some(dev) => raise_read_ahead(dev, options.read_ahead_kib),
-        None => tracing::warn!(target: "fuse", dir = %dir.display(), "the new mount is not in /proc/self/mountinfo; readahead stays as it is"),
+        None => {
+            tracing::warn!(target: "fuse", dir = %dir.display(), "the new mount is not in /proc/self/mountinfo; readahead stays as it is")
+        }
     }
     tracing::info!(
         target: "fuse", dir = %dir.display(), minor = negotiated.minor,
@@ -172,7 +186,11 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
     );
     Ok(Mount {
         dir,
-        connection: Arc::new(Connection { device, negotiated, dev }),
+        connection: Arc::new(Connection {
+            device,
+            negotiated,
+            dev,
+        }),
         is_mounted: true,
     })
 }
@@ -202,7 +220,10 @@ fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     if !rustix::process::geteuid().is_root() {
         return Err(MountError::NotRoot(dir.to_owned()));
     }
-    let path_error = |source| MountError::Path { dir: dir.to_owned(), source };
+    let path_error = |source| MountError::Path {
+        dir: dir.to_owned(),
+        source,
+    };
     // The parent is resolved, not the mount point: resolving that would ask a dead mount.
     let absolute = std::path::absolute(dir).map_err(path_error)?;
     let canonical = match (absolute.parent(), absolute.file_name()) {
@@ -217,20 +238,33 @@ fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     };
     for _ in 0..STALE_MAX {
         let found = find_mount(&canonical).map_err(path_error)?;
-        let Some(entry) = found.filter(|e| e.fs_type == "fuse" || e.fs_type.starts_with("fuse.")) else {
+        let Some(entry) = found.filter(|e| e.fs_type == "fuse" || e.fs_type.starts_with("fuse."))
+        else {
             break;
         };
         let fs_type = entry.fs_type;
         match rustix::fs::stat(&canonical) {
             Err(Errno::NOTCONN | Errno::CONNABORTED) if fs_type == FS_TYPE => {
                 tracing::info!(target: "fuse", dir = %canonical.display(), "removing the stale mount of an earlier run");
-                rustix::mount::unmount(&canonical, UnmountFlags::DETACH)
-                    .map_err(|e| MountError::Stale { dir: canonical.clone(), source: e.into() })?;
+                rustix::mount::unmount(&canonical, UnmountFlags::DETACH).map_err(|e| {
+                    MountError::Stale {
+                        dir: canonical.clone(),
+                        source: e.into(),
+                    }
+                })?;
             }
             Err(Errno::NOTCONN | Errno::CONNABORTED) => {
-                return Err(MountError::Dead { dir: canonical, fs_type });
+                return Err(MountError::Dead {
+                    dir: canonical,
+                    fs_type,
+                });
             }
-            _ => return Err(MountError::Busy { dir: canonical, fs_type }),
+            _ => {
+                return Err(MountError::Busy {
+                    dir: canonical,
+                    fs_type,
+                });
+            }
         }
     }
     match std::fs::canonicalize(&canonical) {
@@ -254,7 +288,10 @@ fn converse(device: &OwnedFd) -> Result<Negotiated, MountError> {
     let mut buffer = vec![0u8; INIT_BUFFER];
     loop {
         let mut fds = [PollFd::new(device, PollFlags::IN)];
-        let timeout = Timespec { tv_sec: INIT_SECONDS, tv_nsec: 0 };
+        let timeout = Timespec {
+            tv_sec: INIT_SECONDS,
+            tv_nsec: 0,
+        };
         let failed = |e: Errno| MountError::Conversation(e.into());
         if rustix::event::poll(&mut fds, Some(&timeout)).map_err(failed)? == 0 {
             return Err(failed(Errno::TIMEDOUT));
@@ -314,7 +351,10 @@ impl Mount {
     /// # Errors
     /// When its descriptor or thread cannot be made.
     pub fn notifier(&self) -> io::Result<Notifier> {
-        Notifier::start(self.connection.device.try_clone()?, self.connection.negotiated)
+        Notifier::start(
+            self.connection.device.try_clone()?,
+            self.connection.negotiated,
+        )
     }
 
     /// Unmounts: orderly when nobody uses the mount, else lazily (it disappears from the tree at once, and goes when
@@ -347,7 +387,9 @@ impl Mount {
     /// shutdown that has waited long enough.
     #[must_use]
     pub fn aborter(&self) -> Aborter {
-        Aborter { connection: self.connection.dev.map(|(_, minor)| minor) }
+        Aborter {
+            connection: self.connection.dev.map(|(_, minor)| minor),
+        }
     }
 }
 
@@ -371,7 +413,9 @@ impl Aborter {
     /// # Errors
     /// When `/sys/fs/fuse/connections` does not show the connection.
     pub fn abort(self) -> io::Result<()> {
-        let Some(number) = self.connection else { return Err(io::ErrorKind::NotFound.into()) };
+        let Some(number) = self.connection else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         std::fs::write(format!("/sys/fs/fuse/connections/{number}/abort"), "1")
     }
 }

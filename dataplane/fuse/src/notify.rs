@@ -125,7 +125,10 @@ fn deliver_all(shared: &Shared, device: &OwnedFd, negotiated: Negotiated) {
                 if queue.is_closed {
                     return;
                 }
-                queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = shared
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
         };
         match next {
@@ -144,15 +147,27 @@ fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
     message.resize(OUT_HEADER, 0);
     let code = match notice {
         Notice::Inode(ino) => {
-            let body = InvalInodeOut { ino: ino.0, off: 0, len: 0 };
+            let body = InvalInodeOut {
+                ino: ino.0,
+                off: 0,
+                len: 0,
+            };
             message.extend_from_slice(body.as_bytes());
             notify::INVAL_INODE
         }
         Notice::Entry(parent, name) => {
             // Expiring instead of dropping keeps directories that somebody is in reachable for getcwd(2).
-            let flags = if negotiated.has(init::HAS_EXPIRE_ONLY) { EXPIRE_ONLY } else { 0 };
+            let flags = if negotiated.has(init::HAS_EXPIRE_ONLY) {
+                EXPIRE_ONLY
+            } else {
+                0
+            };
             let namelen = u32::try_from(name.len()).unwrap_or(0);
-            let body = InvalEntryOut { parent: parent.0, namelen, flags };
+            let body = InvalEntryOut {
+                parent: parent.0,
+                namelen,
+                flags,
+            };
             message.extend_from_slice(body.as_bytes());
             message.extend_from_slice(name);
             message.push(0);
@@ -160,7 +175,11 @@ fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
         }
     };
     let len = u32::try_from(message.len()).unwrap_or(0);
-    let header = OutHeader { len, error: code, unique: 0 };
+    let header = OutHeader {
+        len,
+        error: code,
+        unique: 0,
+    };
     message[..OUT_HEADER].copy_from_slice(header.as_bytes());
 }
 
@@ -170,7 +189,10 @@ fn deliver(device: &OwnedFd, message: &[u8], notice: &Notice) {
     loop {
         match rustix::io::write(device, message) {
             Err(Errno::INTR) => {}
-            Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::NODEV | Errno::NOTCONN | Errno::PERM) => return,
+            Ok(_)
+            | Err(Errno::NOENT | Errno::NOTDIR | Errno::NODEV | Errno::NOTCONN | Errno::PERM) => {
+                return;
+            }
             Err(error) => {
                 tracing::warn!(target: "fuse", %error, ?notice, "the kernel refused an invalidation");
                 return;
@@ -185,7 +207,10 @@ mod tests {
 
     use super::*;
 
-    const BARE: Negotiated = Negotiated { minor: 31, flags: 0 };
+    const BARE: Negotiated = Negotiated {
+        minor: 31,
+        flags: 0,
+    };
 
     #[test]
     fn notifications_have_the_kernels_layout() {
@@ -201,22 +226,30 @@ mod tests {
         assert_eq!(message[24..28], 2u32.to_ne_bytes());
         assert_eq!(message[28..32], 0u32.to_ne_bytes());
         assert_eq!(&message[32..], b"ab\0");
-        let newer = Negotiated { minor: 45, flags: init::HAS_EXPIRE_ONLY };
+        let newer = Negotiated {
+            minor: 45,
+            flags: init::HAS_EXPIRE_ONLY,
+        };
         encode(&Notice::Entry(Ino(1), b"ab".to_vec()), newer, &mut message);
         assert_eq!(message[28..32], EXPIRE_ONLY.to_ne_bytes());
     }
 
     #[test]
     fn a_barrier_comes_after_what_was_queued_before() {
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        let notifier = Notifier::start(write, BARE).unwrap();
+        let (mut read, write) = std::io::pipe().unwrap();
+        let notifier = Notifier::start(write.into(), BARE).unwrap();
         let (send, receive) = std::sync::mpsc::channel();
         for n in 0..100 {
             notifier.inval_inode(Ino(n));
         }
         notifier.barrier(Box::new(move || send.send(()).unwrap()));
-        receive.recv_timeout(std::time::Duration::from_secs(10)).unwrap();
+        receive
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .unwrap();
         let mut bytes = vec![0; 8192];
-        assert_eq!(rustix::io::read(&read, &mut bytes).unwrap(), 100 * 40);
+        assert_eq!(
+            std::io::Read::read(&mut read, &mut bytes).unwrap(),
+            100 * 40
+        );
     }
 }

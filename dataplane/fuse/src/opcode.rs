@@ -98,7 +98,9 @@ pub(crate) fn count(number: u32) {
 /// Requests served so far by operation, those that never came left out. Names are the kernel's in lower case.
 #[must_use]
 pub fn counters() -> Vec<(String, u64)> {
-    let named = Opcode::ALL.iter().map(|opcode| (opcode.name(), *opcode as usize));
+    let named = Opcode::ALL
+        .iter()
+        .map(|opcode| (opcode.name(), *opcode as usize));
     std::iter::once(("unknown", 0))
         .chain(named)
         .map(|(name, index)| (name.to_owned(), COUNTS[index].load(Ordering::Relaxed)))

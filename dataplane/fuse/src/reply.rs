@@ -46,7 +46,10 @@ impl Reply {
     }
 
     /// A reply of two structures, one behind the other.
-    pub fn of_two<A: IntoBytes + Immutable, B: IntoBytes + Immutable>(first: &A, second: &B) -> Reply {
+    pub fn of_two<A: IntoBytes + Immutable, B: IntoBytes + Immutable>(
+        first: &A,
+        second: &B,
+    ) -> Reply {
         let mut bytes = empty();
         bytes.extend_from_slice(first.as_bytes());
         bytes.extend_from_slice(second.as_bytes());
@@ -87,7 +90,11 @@ fn empty() -> ReplyBytes {
 pub fn out_header(unique: u64, error: Option<Errno>, body: usize) -> OutHeader {
     let len = u32::try_from(OUT_HEADER + body);
     let len = len.unwrap_or_else(|_| panic!("a reply of {body} bytes"));
-    OutHeader { len, error: error.map_or(0, error_number), unique }
+    OutHeader {
+        len,
+        error: error.map_or(0, error_number),
+        unique,
+    }
 }
 
 /// What the kernel is told: a negated errno. It takes only 1 to 511; anything else would fail the whole reply
@@ -115,7 +122,10 @@ pub fn encode(unique: u64, reply: Reply) -> Option<ReplyBytes> {
 
 /// Seconds and nanoseconds of a timeout.
 fn valid(duration: Duration) -> (u64, u32) {
-    (duration.as_secs().min(VALID_MAX_SECONDS), duration.subsec_nanos())
+    (
+        duration.as_secs().min(VALID_MAX_SECONDS),
+        duration.subsec_nanos(),
+    )
 }
 
 /// The file type bits of `st_mode`.
@@ -197,14 +207,23 @@ impl From<Entry> for Reply {
 #[must_use]
 pub fn negative_entry(entry_valid: Duration) -> Reply {
     let (entry_valid, entry_valid_nsec) = valid(entry_valid);
-    Reply::of(&EntryOut { entry_valid, entry_valid_nsec, ..EntryOut::new_zeroed() })
+    Reply::of(&EntryOut {
+        entry_valid,
+        entry_valid_nsec,
+        ..EntryOut::new_zeroed()
+    })
 }
 
 /// Answer to GETATTR and SETATTR.
 #[must_use]
 pub fn attr_reply(attr: &Attr, attr_valid: Duration) -> Reply {
     let (attr_valid, attr_valid_nsec) = valid(attr_valid);
-    Reply::of(&AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr_out(attr) })
+    Reply::of(&AttrOut {
+        attr_valid,
+        attr_valid_nsec,
+        dummy: 0,
+        attr: attr_out(attr),
+    })
 }
 
 /// Answer to STATFS.
@@ -238,8 +257,19 @@ pub struct ListedEntry<'a> {
 
 impl<'a> From<&'a DirEntry> for ListedEntry<'a> {
     fn from(entry: &'a DirEntry) -> ListedEntry<'a> {
-        let DirEntry { name, ino, kind, cookie, .. } = entry;
-        ListedEntry { ino: *ino, kind: *kind, cookie: *cookie, name }
+        let DirEntry {
+            name,
+            ino,
+            kind,
+            cookie,
+            ..
+        } = entry;
+        ListedEntry {
+            ino: *ino,
+            kind: *kind,
+            cookie: *cookie,
+            name,
+        }
     }
 }
 
@@ -255,7 +285,10 @@ impl Listing {
     pub fn new(size: usize) -> Listing {
         let mut bytes = ReplyBytes::with_capacity(OUT_HEADER + size);
         bytes.resize(OUT_HEADER, 0);
-        Listing { bytes, end: OUT_HEADER + size }
+        Listing {
+            bytes,
+            end: OUT_HEADER + size,
+        }
     }
 
     /// Bytes one entry takes with a name of `name` bytes.
@@ -279,7 +312,9 @@ impl Listing {
     /// Adds an entry; `plus` is the part in front of it in a READDIRPLUS.
     /// False, and nothing added, when it does not fit.
     pub fn push(&mut self, entry: &ListedEntry<'_>, plus: Option<&EntryOut>) -> bool {
-        let Ok(namelen) = u32::try_from(entry.name.len()) else { return false };
+        let Ok(namelen) = u32::try_from(entry.name.len()) else {
+            return false;
+        };
         if !self.fits(entry, plus.is_some()) {
             return false;
         }
@@ -288,7 +323,12 @@ impl Listing {
             self.bytes.extend_from_slice(plus.as_bytes());
         }
         let kind = type_bits(entry.kind) >> 12;
-        let head = Dirent { ino: entry.ino.0, off: entry.cookie, namelen, kind };
+        let head = Dirent {
+            ino: entry.ino.0,
+            off: entry.cookie,
+            namelen,
+            kind,
+        };
         self.bytes.extend_from_slice(head.as_bytes());
         self.bytes.extend_from_slice(entry.name);
         self.bytes.resize(end, 0);

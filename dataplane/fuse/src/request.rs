@@ -37,34 +37,76 @@ pub enum ParseError {
 
 /// What the kernel asks for, with its arguments. Names borrow from the message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(missing_docs, reason = "each is an opcode of the kernel with the names of its arguments")]
+#[allow(
+    missing_docs,
+    reason = "each is an opcode of the kernel with the names of its arguments"
+)]
 pub enum Op<'a> {
     Init(InitIn),
-    Lookup { name: &'a [u8] },
+    Lookup {
+        name: &'a [u8],
+    },
     Forget(ForgetIn),
-    BatchForget { pairs: &'a [u8] },
+    BatchForget {
+        pairs: &'a [u8],
+    },
     Getattr(GetattrIn),
     Setattr(SetattrIn),
     Readlink,
-    Symlink { name: &'a [u8], target: &'a [u8] },
-    Mknod { args: MknodIn, name: &'a [u8] },
-    Mkdir { args: MkdirIn, name: &'a [u8] },
-    Unlink { name: &'a [u8] },
-    Rmdir { name: &'a [u8] },
-    Rename { new_parent: u64, flags: u32, name: &'a [u8], new_name: &'a [u8] },
-    Link { ino: u64, name: &'a [u8] },
+    Symlink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    Mknod {
+        args: MknodIn,
+        name: &'a [u8],
+    },
+    Mkdir {
+        args: MkdirIn,
+        name: &'a [u8],
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    Rmdir {
+        name: &'a [u8],
+    },
+    Rename {
+        new_parent: u64,
+        flags: u32,
+        name: &'a [u8],
+        new_name: &'a [u8],
+    },
+    Link {
+        ino: u64,
+        name: &'a [u8],
+    },
     Open(OpenIn),
-    Create { args: CreateIn, name: &'a [u8] },
+    Create {
+        args: CreateIn,
+        name: &'a [u8],
+    },
     Read(ReadIn),
     Write(WriteIn),
     Statfs,
     Release(ReleaseIn),
     Flush(FlushIn),
     Fsync(FsyncIn),
-    Setxattr { flags: u32, name: &'a [u8], value: &'a [u8] },
-    Getxattr { size: u32, name: &'a [u8] },
-    Listxattr { size: u32 },
-    Removexattr { name: &'a [u8] },
+    Setxattr {
+        flags: u32,
+        name: &'a [u8],
+        value: &'a [u8],
+    },
+    Getxattr {
+        size: u32,
+        name: &'a [u8],
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: &'a [u8],
+    },
     Opendir(OpenIn),
     Readdir(ReadIn),
     Readdirplus(ReadIn),
@@ -75,7 +117,10 @@ pub enum Op<'a> {
     Destroy,
     Fallocate(FallocateIn),
     Lseek(LseekIn),
-    CopyFileRange { args: CopyFileRangeIn, is_64: bool },
+    CopyFileRange {
+        args: CopyFileRangeIn,
+        is_64: bool,
+    },
     Syncfs,
     /// ioctl on a file: none is known.
     Ioctl,
@@ -90,8 +135,7 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn take<T: FromBytes>(&mut self, what: &'static str) -> Result<T, ParseError> {
-        let (value, rest) =
-            T::read_from_prefix(self.rest).map_err(|_| ParseError::Short(what))?;
+        let (value, rest) = T::read_from_prefix(self.rest).map_err(|_| ParseError::Short(what))?;
         self.rest = rest;
         Ok(value)
     }
@@ -111,7 +155,11 @@ impl<'a> Cursor<'a> {
 
     /// Bytes up to the next NUL.
     fn string(&mut self) -> Result<&'a [u8], ParseError> {
-        let end = self.rest.iter().position(|&b| b == 0).ok_or(ParseError::Name)?;
+        let end = self
+            .rest
+            .iter()
+            .position(|&b| b == 0)
+            .ok_or(ParseError::Name)?;
         let string = &self.rest[..end];
         self.rest = &self.rest[end + 1..];
         Ok(string)
@@ -119,11 +167,18 @@ impl<'a> Cursor<'a> {
 
     fn name(&mut self) -> Result<&'a [u8], ParseError> {
         let name = self.string()?;
-        if name.is_empty() { Err(ParseError::Name) } else { Ok(name) }
+        if name.is_empty() {
+            Err(ParseError::Name)
+        } else {
+            Ok(name)
+        }
     }
 
     fn bytes(&mut self, len: usize, what: &'static str) -> Result<&'a [u8], ParseError> {
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(ParseError::Short(what))?;
+        let (bytes, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or(ParseError::Short(what))?;
         self.rest = rest;
         Ok(bytes)
     }
@@ -134,10 +189,12 @@ impl<'a> Cursor<'a> {
 /// # Errors
 /// When the message is shorter than a header, or its length is not the header's.
 pub fn parse_header(bytes: &[u8], got: usize) -> Result<InHeader, ParseError> {
-    let (header, _) =
-        InHeader::read_from_prefix(bytes).map_err(|_| ParseError::Short("header"))?;
+    let (header, _) = InHeader::read_from_prefix(bytes).map_err(|_| ParseError::Short("header"))?;
     if header.len as usize != got || got < size_of::<InHeader>() {
-        return Err(ParseError::Length { header: header.len, got });
+        return Err(ParseError::Length {
+            header: header.len,
+            got,
+        });
     }
     Ok(header)
 }
@@ -169,43 +226,70 @@ pub fn parse<'a>(
             let args: BatchForgetIn = at.take("forget count")?;
             let len = (args.count as usize).checked_mul(size_of::<ForgetOne>());
             let len = len.ok_or(ParseError::Short("forgets"))?;
-            Op::BatchForget { pairs: at.bytes(len, "forgets")? }
+            Op::BatchForget {
+                pairs: at.bytes(len, "forgets")?,
+            }
         }
         Opcode::Getattr => Op::Getattr(at.take("getattr arguments")?),
         Opcode::Setattr => Op::Setattr(at.take("setattr arguments")?),
         Opcode::Readlink => Op::Readlink,
         Opcode::Symlink => {
             let name = at.name()?;
-            Op::Symlink { name, target: at.name()? }
+            Op::Symlink {
+                name,
+                target: at.name()?,
+            }
         }
         Opcode::Mknod => {
             let args = at.take("mknod arguments")?;
-            Op::Mknod { args, name: at.name()? }
+            Op::Mknod {
+                args,
+                name: at.name()?,
+            }
         }
         Opcode::Mkdir => {
             let args = at.take("mkdir arguments")?;
-            Op::Mkdir { args, name: at.name()? }
+            Op::Mkdir {
+                args,
+                name: at.name()?,
+            }
         }
         Opcode::Unlink => Op::Unlink { name: at.name()? },
         Opcode::Rmdir => Op::Rmdir { name: at.name()? },
         Opcode::Rename => {
             let args: RenameIn = at.take("rename arguments")?;
             let name = at.name()?;
-            Op::Rename { new_parent: args.newdir, flags: 0, name, new_name: at.name()? }
+            Op::Rename {
+                new_parent: args.newdir,
+                flags: 0,
+                name,
+                new_name: at.name()?,
+            }
         }
         Opcode::Rename2 => {
             let args: Rename2In = at.take("rename arguments")?;
             let name = at.name()?;
-            Op::Rename { new_parent: args.newdir, flags: args.flags, name, new_name: at.name()? }
+            Op::Rename {
+                new_parent: args.newdir,
+                flags: args.flags,
+                name,
+                new_name: at.name()?,
+            }
         }
         Opcode::Link => {
             let args: LinkIn = at.take("link arguments")?;
-            Op::Link { ino: args.oldnodeid, name: at.name()? }
+            Op::Link {
+                ino: args.oldnodeid,
+                name: at.name()?,
+            }
         }
         Opcode::Open => Op::Open(at.take("open arguments")?),
         Opcode::Create => {
             let args = at.take("create arguments")?;
-            Op::Create { args, name: at.name()? }
+            Op::Create {
+                args,
+                name: at.name()?,
+            }
         }
         Opcode::Read => Op::Read(at.take("read arguments")?),
         Opcode::Write => Op::Write(at.take("write arguments")?),
@@ -221,11 +305,18 @@ pub fn parse<'a>(
             };
             let name = at.name()?;
             let value = at.bytes(args.size as usize, "value")?;
-            Op::Setxattr { flags: args.flags, name, value }
+            Op::Setxattr {
+                flags: args.flags,
+                name,
+                value,
+            }
         }
         Opcode::Getxattr => {
             let args: GetxattrIn = at.take("getxattr arguments")?;
-            Op::Getxattr { size: args.size, name: at.name()? }
+            Op::Getxattr {
+                size: args.size,
+                name: at.name()?,
+            }
         }
         Opcode::Listxattr => {
             let args: GetxattrIn = at.take("listxattr arguments")?;
@@ -242,12 +333,14 @@ pub fn parse<'a>(
         Opcode::Destroy => Op::Destroy,
         Opcode::Fallocate => Op::Fallocate(at.take("fallocate arguments")?),
         Opcode::Lseek => Op::Lseek(at.take("lseek arguments")?),
-        Opcode::CopyFileRange => {
-            Op::CopyFileRange { args: at.take("copy_file_range arguments")?, is_64: false }
-        }
-        Opcode::CopyFileRange64 => {
-            Op::CopyFileRange { args: at.take("copy_file_range arguments")?, is_64: true }
-        }
+        Opcode::CopyFileRange => Op::CopyFileRange {
+            args: at.take("copy_file_range arguments")?,
+            is_64: false,
+        },
+        Opcode::CopyFileRange64 => Op::CopyFileRange {
+            args: at.take("copy_file_range arguments")?,
+            is_64: true,
+        },
         Opcode::Syncfs => Op::Syncfs,
         Opcode::Ioctl => Op::Ioctl,
         Opcode::Getlk

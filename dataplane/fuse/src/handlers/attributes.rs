@@ -12,7 +12,10 @@ fn time_of(valid: u32, set: u32, now: u32, sec: u64, nsec: u32) -> Option<Time> 
     if valid & now != 0 {
         Some(Time::now())
     } else if valid & set != 0 {
-        Some(Time { sec: sec.cast_signed(), nsec: nsec.min(999_999_999) })
+        Some(Time {
+            sec: sec.cast_signed(),
+            nsec: nsec.min(999_999_999),
+        })
     } else {
         None
     }
@@ -27,8 +30,20 @@ pub(crate) fn set_attr_of(args: &SetattrIn) -> SetAttrRequest {
             mode: asked(fattr::MODE, args.mode & 0o7777),
             uid: asked(fattr::UID, args.uid),
             gid: asked(fattr::GID, args.gid),
-            atime: time_of(args.valid, fattr::ATIME, fattr::ATIME_NOW, args.atime, args.atimensec),
-            mtime: time_of(args.valid, fattr::MTIME, fattr::MTIME_NOW, args.mtime, args.mtimensec),
+            atime: time_of(
+                args.valid,
+                fattr::ATIME,
+                fattr::ATIME_NOW,
+                args.atime,
+                args.atimensec,
+            ),
+            mtime: time_of(
+                args.valid,
+                fattr::MTIME,
+                fattr::MTIME_NOW,
+                args.mtime,
+                args.mtimensec,
+            ),
             ctime: time_of(args.valid, fattr::CTIME, 0, args.ctime, args.ctimensec),
             kill_suid: args.valid & fattr::KILL_SUIDGID != 0,
         },
@@ -61,7 +76,10 @@ impl Handlers {
     }
 
     pub(super) async fn statfs(&self) -> Reply {
-        self.fs.statfs().await.map_or_else(Reply::Error, |counts| statfs_reply(&counts))
+        self.fs
+            .statfs()
+            .await
+            .map_or_else(Reply::Error, |counts| statfs_reply(&counts))
     }
 
     /// Attributes of an inode as an entry, with one lookup counted.

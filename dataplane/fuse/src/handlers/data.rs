@@ -17,26 +17,40 @@ const COPY_MAX: u64 = (u32::MAX as u64) & !(BLOCK as u64 - 1);
 impl Handlers {
     pub(super) async fn read(&self, ino: Ino, args: ReadIn, payload: &mut Option<IoBuf>) -> Reply {
         let len = args.size as usize;
-        let Some(room) = payload.take().filter(|p| p.len() >= len.next_multiple_of(BLOCK)) else {
+        let Some(room) = payload
+            .take()
+            .filter(|p| p.len() >= len.next_multiple_of(BLOCK))
+        else {
             return Reply::Error(Errno::EINVAL);
         };
         let (result, filled) = self.fs.read(ino, args.fh, args.offset, len, room).await;
         *payload = Some(filled);
         match result {
             Ok(got) => {
-                assert!(got <= len, "{got} bytes were read where {len} were asked for");
+                assert!(
+                    got <= len,
+                    "{got} bytes were read where {len} were asked for"
+                );
                 Reply::Payload(got)
             }
             Err(e) => Reply::Error(e),
         }
     }
 
-    pub(super) async fn write(&self, ino: Ino, args: WriteIn, payload: &mut Option<IoBuf>) -> Reply {
+    pub(super) async fn write(
+        &self,
+        ino: Ino,
+        args: WriteIn,
+        payload: &mut Option<IoBuf>,
+    ) -> Reply {
         let Some(data) = payload.take().filter(|p| p.len() == args.size as usize) else {
             return Reply::Error(Errno::EINVAL);
         };
         let kill_suid = args.write_flags & WRITE_KILL_SUIDGID != 0;
-        let (result, data) = self.fs.write(ino, args.fh, args.offset, data, kill_suid).await;
+        let (result, data) = self
+            .fs
+            .write(ino, args.fh, args.offset, data, kill_suid)
+            .await;
         *payload = Some(data);
         match result {
             Ok(size) => Reply::of(&WriteOut { size, padding: 0 }),
@@ -46,7 +60,10 @@ impl Handlers {
 
     pub(super) async fn fallocate(&self, ino: Ino, args: FallocateIn) -> Reply {
         let mode = args.mode.cast_signed();
-        self.fs.fallocate(ino, args.fh, mode, args.offset, args.length).await.into()
+        self.fs
+            .fallocate(ino, args.fh, mode, args.offset, args.length)
+            .await
+            .into()
     }
 
     pub(super) async fn lseek(&self, ino: Ino, args: LseekIn) -> Reply {
@@ -67,7 +84,11 @@ impl Handlers {
         }
         let out = Ino(args.nodeid_out);
         let len = args.len.min(COPY_MAX);
-        match self.fs.copy_file_range(ino, args.off_in, out, args.off_out, len).await {
+        match self
+            .fs
+            .copy_file_range(ino, args.off_in, out, args.off_out, len)
+            .await
+        {
             Ok(bytes_copied) if is_64 => Reply::of(&CopyFileRangeOut { bytes_copied }),
             Ok(copied) => match u32::try_from(copied) {
                 Ok(size) => Reply::of(&WriteOut { size, padding: 0 }),

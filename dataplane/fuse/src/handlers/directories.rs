@@ -18,7 +18,11 @@ const ENTRIES_MAX: usize = 1024;
 impl Handlers {
     pub(super) async fn opendir(&self, ino: Ino) -> Reply {
         match self.fs.opendir(ino).await {
-            Ok(fh) => Reply::of(&OpenOut { fh, open_flags: 0, backing_id: 0 }),
+            Ok(fh) => Reply::of(&OpenOut {
+                fh,
+                open_flags: 0,
+                backing_id: 0,
+            }),
             Err(e) => Reply::Error(e),
         }
     }
@@ -31,7 +35,12 @@ impl Handlers {
         // number stat it. With node id 0 in front, a READDIRPLUS counts no lookup for them.
         for (cookie, name) in [(COOKIE_DOT, b".".as_slice()), (COOKIE_DOTDOT, b"..")] {
             if args.offset < cookie {
-                let dot = ListedEntry { ino, kind: Kind::Dir, cookie, name };
+                let dot = ListedEntry {
+                    ino,
+                    kind: Kind::Dir,
+                    cookie,
+                    name,
+                };
                 let head = plus.then(EntryOut::new_zeroed);
                 if !listing.push(&dot, head.as_ref()) {
                     return finish(listing, count, false);
@@ -49,7 +58,9 @@ impl Handlers {
                 Err(_) if count > 0 => return finish(listing, count, false),
                 Err(e) => return Reply::Error(e),
             };
-            let Some(last) = entries.last() else { return finish(listing, count, true) };
+            let Some(last) = entries.last() else {
+                return finish(listing, count, true);
+            };
             after = last.cookie;
             for entry in &entries {
                 if !self.list(&mut listing, entry, plus) {
@@ -73,15 +84,22 @@ impl Handlers {
             return false;
         }
         // Only what is told the kernel counts as looked up.
-        let head = entry.attr.as_ref().map_or_else(EntryOut::new_zeroed, |attr| {
-            let entry = self.fs.remember(attr);
-            entry_out(&entry.attr, entry.entry_valid, entry.attr_valid)
-        });
+        let head = entry
+            .attr
+            .as_ref()
+            .map_or_else(EntryOut::new_zeroed, |attr| {
+                let entry = self.fs.remember(attr);
+                entry_out(&entry.attr, entry.entry_valid, entry.attr_valid)
+            });
         listing.push(&listed, Some(&head))
     }
 }
 
 /// The listing, or EINVAL where the kernel left no room for a single entry: an empty answer would mean the end.
 fn finish(listing: Listing, count: usize, is_end: bool) -> Reply {
-    if count == 0 && !is_end { Reply::Error(Errno::EINVAL) } else { listing.into_reply() }
+    if count == 0 && !is_end {
+        Reply::Error(Errno::EINVAL)
+    } else {
+        listing.into_reply()
+    }
 }

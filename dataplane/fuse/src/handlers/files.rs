@@ -17,7 +17,11 @@ pub(crate) fn open_out(opened: &Opened, flags: u32) -> OpenOut {
         // Nothing can have been written through it: its close needs no request but RELEASE.
         open_flags |= fopen::NOFLUSH;
     }
-    OpenOut { fh: opened.fh, open_flags, backing_id: 0 }
+    OpenOut {
+        fh: opened.fh,
+        open_flags,
+        backing_id: 0,
+    }
 }
 
 impl Handlers {
@@ -29,8 +33,18 @@ impl Handlers {
         }
     }
 
-    pub(super) async fn create(&self, parent: Ino, args: CreateIn, name: &[u8], cred: Cred) -> Reply {
-        match self.fs.create(parent, name, args.mode & 0o7777, cred, args.flags).await {
+    pub(super) async fn create(
+        &self,
+        parent: Ino,
+        args: CreateIn,
+        name: &[u8],
+        cred: Cred,
+    ) -> Reply {
+        match self
+            .fs
+            .create(parent, name, args.mode & 0o7777, cred, args.flags)
+            .await
+        {
             Ok((entry, opened)) => Reply::of_two(
                 &entry_out(&entry.attr, entry.entry_valid, entry.attr_valid),
                 &open_out(&opened, args.flags),
@@ -40,6 +54,9 @@ impl Handlers {
     }
 
     pub(super) async fn fsync(&self, ino: Ino, args: FsyncIn) -> Reply {
-        self.fs.fsync(ino, args.fh, args.fsync_flags & FSYNC_FDATASYNC != 0).await.into()
+        self.fs
+            .fsync(ino, args.fh, args.fsync_flags & FSYNC_FDATASYNC != 0)
+            .await
+            .into()
     }
 }

@@ -19,7 +19,14 @@ pub(crate) fn rename_mode(flags: u32) -> Result<RenameMode, Errno> {
 
 /// A new inode with nothing special.
 fn new_inode(kind: Kind, mode: u32, cred: Cred) -> NewInode {
-    NewInode { kind, mode: mode & 0o7777, rdev: 0, cred, target: Vec::new(), chunk_size: 0 }
+    NewInode {
+        kind,
+        mode: mode & 0o7777,
+        rdev: 0,
+        cred,
+        target: Vec::new(),
+        chunk_size: 0,
+    }
 }
 
 impl Handlers {
@@ -35,7 +42,11 @@ impl Handlers {
         match found {
             Err(Errno::ENOENT) if name != b"." => {
                 let valid = self.fs.negative_valid();
-                if valid.is_zero() { Reply::Error(Errno::ENOENT) } else { negative_entry(valid) }
+                if valid.is_zero() {
+                    Reply::Error(Errno::ENOENT)
+                } else {
+                    negative_entry(valid)
+                }
             }
             other => other.into(),
         }
@@ -48,25 +59,43 @@ impl Handlers {
             Some(Kind::Dir | Kind::Symlink) | None => return Reply::Error(Errno::EINVAL),
         };
         let kind = kind_of_mode(args.mode).unwrap_or(Kind::File);
-        let new = NewInode { rdev, ..new_inode(kind, args.mode, cred) };
+        let new = NewInode {
+            rdev,
+            ..new_inode(kind, args.mode, cred)
+        };
         self.fs.make(parent, name, new).await.into()
     }
 
     pub(super) async fn mkdir(&self, parent: Ino, args: MkdirIn, name: &[u8], cred: Cred) -> Reply {
-        self.fs.make(parent, name, new_inode(Kind::Dir, args.mode, cred)).await.into()
+        self.fs
+            .make(parent, name, new_inode(Kind::Dir, args.mode, cred))
+            .await
+            .into()
     }
 
-    pub(super) async fn symlink(&self, parent: Ino, name: &[u8], target: &[u8], cred: Cred) -> Reply {
+    pub(super) async fn symlink(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        target: &[u8],
+        cred: Cred,
+    ) -> Reply {
         if target.len() > SYMLINK_MAX {
             return Reply::Error(Errno::ENAMETOOLONG);
         }
         let target = target.to_vec();
-        let new = NewInode { target, ..new_inode(Kind::Symlink, 0o777, cred) };
+        let new = NewInode {
+            target,
+            ..new_inode(Kind::Symlink, 0o777, cred)
+        };
         self.fs.make(parent, name, new).await.into()
     }
 
     pub(super) async fn readlink(&self, ino: Ino) -> Reply {
-        self.fs.readlink(ino).await.map_or_else(Reply::Error, |target| Reply::raw(&target))
+        self.fs
+            .readlink(ino)
+            .await
+            .map_or_else(Reply::Error, |target| Reply::raw(&target))
     }
 
     pub(super) async fn rename(
@@ -78,7 +107,11 @@ impl Handlers {
         flags: u32,
     ) -> Reply {
         match rename_mode(flags) {
-            Ok(mode) => self.fs.rename(parent, name, new_parent, new_name, mode).await.into(),
+            Ok(mode) => self
+                .fs
+                .rename(parent, name, new_parent, new_name, mode)
+                .await
+                .into(),
             Err(e) => Reply::Error(e),
         }
     }

@@ -23,9 +23,14 @@ pub(crate) fn xattr_mode(flags: u32) -> Result<XattrMode, Errno> {
 
 /// The answer to a question with room for `size` bytes; 0 asks for the length alone.
 pub(crate) fn sized(value: &[u8], size: u32) -> Reply {
-    let Ok(len) = u32::try_from(value.len()) else { return Reply::Error(Errno::EIO) };
+    let Ok(len) = u32::try_from(value.len()) else {
+        return Reply::Error(Errno::EIO);
+    };
     if size == 0 {
-        Reply::of(&GetxattrOut { size: len, padding: 0 })
+        Reply::of(&GetxattrOut {
+            size: len,
+            padding: 0,
+        })
     } else if len > size {
         Reply::Error(Errno::ERANGE)
     } else {

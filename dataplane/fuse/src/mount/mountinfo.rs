@@ -24,7 +24,9 @@ pub struct MountEntry {
 /// When the table cannot be read.
 pub fn find_mount(dir: &Path) -> io::Result<Option<MountEntry>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(parse_mountinfo(&table).filter(|entry| entry.dir == dir).last())
+    Ok(parse_mountinfo(&table)
+        .filter(|entry| entry.dir == dir)
+        .last())
 }
 
 /// The entries of a mount table; lines that are none are skipped.
@@ -43,7 +45,12 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let text = |f: &[u8]| String::from_utf8_lossy(&unescape(f)).into_owned();
     let fs_type = text(fields.next()?);
     let source = fields.next().map(text).unwrap_or_default();
-    Some(MountEntry { dev, dir, fs_type, source })
+    Some(MountEntry {
+        dev,
+        dir,
+        fs_type,
+        source,
+    })
 }
 
 /// Space, tab, newline and backslash are written as a backslash and three octal digits.

@@ -75,7 +75,10 @@ impl Session {
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, and keeps no pointer.
         unsafe {
-            rustix::ioctl::ioctl(&device, rustix::ioctl::Setter::<DEV_IOC_CLONE, u32>::new(number))?;
+            rustix::ioctl::ioctl(
+                &device,
+                rustix::ioctl::Setter::<DEV_IOC_CLONE, u32>::new(number),
+            )?;
         }
         Ok(Session { device, connection })
     }
@@ -92,7 +95,10 @@ impl Transport for Session {
         let pool = pool();
         let buffers = pool.buffers();
         let reserved = BUFFERS_TO_RECEIVE + BUFFERS_FOR_OTHERS;
-        assert!(buffers > reserved, "the pool has {buffers} buffers, FUSE needs more than {reserved}");
+        assert!(
+            buffers > reserved,
+            "the pool has {buffers} buffers, FUSE needs more than {reserved}"
+        );
         let server = Rc::new(Server {
             handlers,
             setxattr_ext: self.connection.negotiated.setxattr_ext(),
@@ -299,7 +305,10 @@ impl Server {
         drop(buf);
         drop(data.split_off(args.size as usize));
         let mut payload = Some(data);
-        Ok(self.handlers.handle(header, Op::Write(args), &mut payload).await)
+        Ok(self
+            .handlers
+            .handle(header, Op::Write(args), &mut payload)
+            .await)
     }
 
     async fn finish_read(&self, header: &InHeader, args: ReadIn, mut buf: IoBuf) {
@@ -316,10 +325,18 @@ impl Server {
             }
         };
         let mut payload = Some(buf.split_off(WRITE_HEAD));
-        let reply = self.handlers.handle(header, Op::Read(args), &mut payload).await;
-        let Reply::Payload(len) = reply else { return self.answer(header, reply) };
+        let reply = self
+            .handlers
+            .handle(header, Op::Read(args), &mut payload)
+            .await;
+        let Reply::Payload(len) = reply else {
+            return self.answer(header, reply);
+        };
         let joined = payload.map(|data| buf.unsplit(data));
-        assert!(matches!(joined, Some(Ok(()))), "the file system kept a READ's buffer");
+        assert!(
+            matches!(joined, Some(Ok(()))),
+            "the file system kept a READ's buffer"
+        );
         let mut message = buf.split_off(WRITE_HEAD - OUT_HEADER);
         drop(message.split_off(OUT_HEADER + len));
         let out = out_header(header.unique, None, len);
@@ -332,7 +349,9 @@ impl Server {
 
     /// Sends a small answer at once.
     fn answer(&self, header: &InHeader, reply: Reply) {
-        let Some(bytes) = encode(header.unique, reply) else { return };
+        let Some(bytes) = encode(header.unique, reply) else {
+            return;
+        };
         while let Err(error) = rustix::io::write(&self.device, &bytes) {
             if error != OsErrno::INTR {
                 return report(header, Some(error));
@@ -342,10 +361,7 @@ impl Server {
 }
 
 /// READ and WRITE with their arguments; `None` for everything else.
-fn parse_payload_op<'a>(
-    header: &InHeader,
-    head: &'a [u8],
-) -> Option<Result<Op<'a>, ParseError>> {
+fn parse_payload_op<'a>(header: &InHeader, head: &'a [u8]) -> Option<Result<Op<'a>, ParseError>> {
     const READ: u32 = crate::opcode::Opcode::Read as u32;
     const WRITE: u32 = crate::opcode::Opcode::Write as u32;
     matches!(header.opcode, READ | WRITE).then(|| parse(header, head, false))

@@ -82,7 +82,9 @@ impl Gate {
 
     /// Calls one waiting worker and gives it a turn. False when no turn is free or nobody waits.
     pub(super) fn call_one(&self) -> bool {
-        let Some(seat) = self.seated.borrow_mut().pop() else { return false };
+        let Some(seat) = self.seated.borrow_mut().pop() else {
+            return false;
+        };
         if !self.try_enter() {
             self.seated.borrow_mut().push(seat);
             return false;
@@ -161,7 +163,13 @@ impl Budget {
     pub(super) fn new(max: usize, limit: usize) -> Budget {
         assert!(0 < max && max < limit, "a budget of {max} below {limit}");
         let (seated, receivers) = Default::default();
-        Budget { held: Cell::new(0), max, limit, seated, receivers }
+        Budget {
+            held: Cell::new(0),
+            max,
+            limit,
+            seated,
+            receivers,
+        }
     }
 
     /// Waits until a further request may be received.
@@ -231,7 +239,10 @@ mod tests {
         let gate = Gate::new();
         assert!(gate.try_enter() && !gate.try_enter());
         gate.on_request();
-        assert!(!gate.has_turn(), "one request alone does not widen the gate");
+        assert!(
+            !gate.has_turn(),
+            "one request alone does not widen the gate"
+        );
         gate.on_request();
         assert!(gate.try_enter() && !gate.try_enter());
         gate.on_request();
@@ -289,7 +300,9 @@ mod tests {
         drop(write);
         assert!(poll(wait.as_mut()).is_pending(), "still one too many");
         drop(first);
-        let Poll::Ready(second) = poll(wait.as_mut()) else { panic!("the place was free") };
+        let Poll::Ready(second) = poll(wait.as_mut()) else {
+            panic!("the place was free")
+        };
         assert!(budget.try_hold().is_none());
         drop(second);
         assert!(budget.try_hold().is_some());
