@@ -37,28 +37,29 @@ impl Flusher {
     }
 }
 
-/// Says that the appending task ended; if it was dropped in the middle of a write, nobody knows what is on the device.
-struct Appending<'a> {
-    journal: &'a Journal,
-    is_writing: bool,
-}
+/// Says that the appending task ended, also when its core does. Whoever waits starts it again.
+struct Appending<'a>(&'a Journal);
 
 impl Drop for Appending<'_> {
     fn drop(&mut self) {
-        let mut st = self.journal.lock();
-        st.is_appending = false;
-        st.is_sick |= self.is_writing;
-        drop(st);
-        self.journal.event.notify(usize::MAX);
+        self.0.lock().is_appending = false;
+        self.0.event.notify(usize::MAX);
     }
 }
 
-struct Flushing<'a>(&'a Flusher);
+/// The same of the flushing task, and takes back the flush that it has started.
+struct Flushing<'a> {
+    flusher: &'a Flusher,
+    is_started: bool,
+}
 
 impl Drop for Flushing<'_> {
     fn drop(&mut self) {
-        self.0.lock().is_running = false;
-        self.0.event.notify(usize::MAX);
+        let mut st = self.flusher.lock();
+        st.is_running = false;
+        st.started -= u64::from(self.is_started);
+        drop(st);
+        self.flusher.event.notify(usize::MAX);
     }
 }
 
@@ -66,7 +67,7 @@ impl Store {
     /// Starts the appending task if there is work and it does not run.
     pub(crate) fn kick(&self) {
         let mut st = self.inner.journal.lock();
-        if st.is_appending || st.is_sick || st.is_empty() {
+        if st.is_appending || st.is_sick || st.is_idle() {
             return;
         }
         st.is_appending = true;
@@ -77,38 +78,24 @@ impl Store {
 
     async fn append_all(&self) {
         let journal = &self.inner.journal;
-        let mut guard = Appending {
-            journal,
-            is_writing: false,
-        };
+        let guard = Appending(journal);
         loop {
             while let Some(group) = journal.take_group() {
-                guard.is_writing = true;
                 let result = self.inner.write_group(&group).await;
-                let mut st = journal.lock();
-                match result {
-                    Ok(()) => st.written = group.ticket,
-                    Err(error) => {
-                        tracing::error!(target: "nvme", %error, "the journal cannot be written; nothing can be sealed any more");
-                        st.is_sick = true;
-                    }
-                }
-                let is_sick = st.is_sick;
-                drop(st);
-                guard.is_writing = false;
-                journal.event.notify(usize::MAX);
-                if is_sick {
+                journal.end_group(&group, result.is_ok());
+                if let Err(error) = result {
+                    tracing::error!(target: "nvme", %error, "the journal cannot be written; nothing can be sealed any more");
                     return;
                 }
+                journal.event.notify(usize::MAX);
                 if journal.wants_checkpoint() {
                     self.start_checkpoint();
                 }
             }
             // Whoever queues after this look finds the task ended and starts another.
             let mut st = journal.lock();
-            if st.is_empty() {
+            if st.is_idle() {
                 st.is_appending = false;
-                drop(st);
                 std::mem::forget(guard);
                 return;
             }
@@ -186,29 +173,37 @@ impl Store {
 
     async fn flush_all(&self) {
         let flusher = &self.inner.flusher;
-        let _guard = Flushing(flusher);
+        let mut guard = Flushing {
+            flusher,
+            is_started: false,
+        };
         loop {
             let n = {
                 let mut st = flusher.lock();
                 if st.started >= st.wanted {
+                    // As in `append_all`: nobody asks between this look and the end.
+                    st.is_running = false;
+                    std::mem::forget(guard);
                     return;
                 }
                 st.started += 1;
                 st.started
             };
+            guard.is_started = true;
             let covered = self.inner.journal.written();
             let result = self.inner.device.sync().await;
+            guard.is_started = false;
+            let is_done = result.is_ok();
+            if is_done {
+                self.inner.pool.space.flushed(covered);
+            }
             let mut st = flusher.lock();
             match result {
                 Ok(()) => st.done = n,
                 Err(StoreError::Device(e)) => st.failed = Some((n, e.kind(), e.to_string())),
                 Err(e) => st.failed = Some((n, io::ErrorKind::Other, e.to_string())),
             }
-            let is_done = st.done == n;
             drop(st);
-            if is_done {
-                self.inner.pool.space.flushed(covered);
-            }
             flusher.event.notify(usize::MAX);
         }
     }

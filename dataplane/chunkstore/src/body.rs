@@ -1,7 +1,7 @@
 //! A sealed chunk in RAM: what it is, where its blocks are, and the promise that they stay there while a handle lives.
 //!
 //! RAM per chunk of one extent: 88 bytes of [`ChunkBody`] with its `Arc` counts (96 from malloc) and about 35 bytes in
-//! the index tree; each further extent costs 12 bytes. Checksums are not kept here but in a cache with a budget.
+//! the index tree, so about 130; the extents of a chunk that has several cost 12 bytes each. Checksums are not kept here but in a cache with a budget.
 
 use crate::crc_cache::CrcCache;
 use crate::error::StoreError;
@@ -99,6 +99,9 @@ pub struct ChunkBody {
     pool: Arc<Pool>,
     is_dirty: AtomicBool,
 }
+
+// RAM per chunk is bounded (see above).
+const _: () = assert!(size_of::<ChunkBody>() <= 72);
 
 impl ChunkBody {
     /// Takes ownership of the blocks that `facts` names (see [`Space::adopt`]).

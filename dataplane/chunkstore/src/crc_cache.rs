@@ -3,6 +3,7 @@
 use crate::body::ChunkMeta;
 use fastcache_types::ChunkKey;
 use hashlink::LinkedHashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Shards, so that cores rarely meet at a lock.
@@ -23,6 +24,8 @@ pub(crate) struct CrcCache {
     shards: [Mutex<Shard>; SHARDS],
     /// Per shard.
     budget: usize,
+    /// Of all shards, for a look without their locks.
+    bytes: AtomicUsize,
 }
 
 fn cost(meta: &ChunkMeta) -> usize {
@@ -34,6 +37,7 @@ impl CrcCache {
         CrcCache {
             shards: Default::default(),
             budget: budget_bytes / SHARDS,
+            bytes: AtomicUsize::new(0),
         }
     }
 
@@ -50,6 +54,7 @@ impl CrcCache {
 
     pub(crate) fn insert(&self, header: u32, key: ChunkKey, meta: Arc<ChunkMeta>) {
         let mut shard = self.shard(header);
+        let before = shard.bytes;
         shard.bytes += cost(&meta);
         if let Some(old) = shard.entries.insert((header, key), meta) {
             shard.bytes -= cost(&old);
@@ -59,20 +64,24 @@ impl CrcCache {
         {
             shard.bytes -= cost(&old);
         }
+        // Wraps around when it shrinks, and back again.
+        self.bytes
+            .fetch_add(shard.bytes.wrapping_sub(before), Ordering::Relaxed);
     }
 
     pub(crate) fn remove(&self, header: u32, key: ChunkKey) {
         let mut shard = self.shard(header);
         if let Some(old) = shard.entries.remove(&(header, key)) {
             shard.bytes -= cost(&old);
+            self.bytes.fetch_sub(cost(&old), Ordering::Relaxed);
         }
     }
 
     /// Bytes in use.
     pub(crate) fn bytes(&self) -> usize {
-        self.shards
-            .iter()
-            .map(|s| s.lock().unwrap_or_else(PoisonError::into_inner).bytes)
-            .sum()
+        self.bytes.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -18,7 +18,7 @@ use event_listener::Event;
 use fastcache_types::{BLOCK, Extent};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// First bytes of a group: "FCJG".
 const MAGIC: u32 = u32::from_le_bytes(*b"FCJG");
@@ -128,6 +128,8 @@ pub(crate) struct State {
     admitted_blocks: u64,
     pub(crate) last: u64,
     pub(crate) written: u64,
+    /// The group that is being written. When the core that does so ends, another one writes it again.
+    in_flight: Option<Arc<Group>>,
     /// Where the next group goes.
     pub(crate) head: u64,
     /// What is before this is not needed any more.
@@ -189,6 +191,7 @@ impl Journal {
                 admitted_blocks: 0,
                 last: ticket,
                 written: ticket,
+                in_flight: None,
                 head,
                 tail,
                 newest,
@@ -269,8 +272,11 @@ impl Journal {
     }
 
     /// Takes the next group out of the queue and gives it its place; `None` when nothing is queued.
-    pub(crate) fn take_group(&self) -> Option<Group> {
+    pub(crate) fn take_group(&self) -> Option<Arc<Group>> {
         let mut st = self.lock();
+        if let Some(group) = &st.in_flight {
+            return Some(group.clone());
+        }
         let mut submissions = Vec::new();
         let mut bytes = 0;
         let mut ticket = 0;
@@ -294,12 +300,25 @@ impl Journal {
             used <= self.blocks(),
             "the journal overran its tail: {used} blocks"
         );
-        Some(Group {
+        let group = Arc::new(Group {
             position,
             blocks,
             ticket,
             submissions,
-        })
+        });
+        st.in_flight = Some(group.clone());
+        Some(group)
+    }
+
+    /// A group that `take_group` gave is on the device, or never will be.
+    pub(crate) fn end_group(&self, group: &Group, is_written: bool) {
+        let mut st = self.lock();
+        st.in_flight = None;
+        if is_written {
+            st.written = group.ticket;
+        } else {
+            st.is_sick = true;
+        }
     }
 
     /// Whether it is time for a checkpoint; if so, the caller writes it.
@@ -334,7 +353,8 @@ impl State {
         self.head - self.tail + self.queued_blocks + self.admitted_blocks
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+    /// Whether nothing is to be written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.queue.is_empty() && self.in_flight.is_none()
     }
 }

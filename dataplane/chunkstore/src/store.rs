@@ -202,7 +202,6 @@ impl Store {
     ///
     /// # Errors
     /// `Sick` when the journal cannot be written.
-    #[allow(clippy::unused_async, reason = "may wait for room in the journal")]
     pub async fn committed(&self, ino: Ino, number: u64) -> Result<(), StoreError> {
         let admission = self.admit(SMALL_RECORD).await?;
         let mut seals = self.inner.seals();

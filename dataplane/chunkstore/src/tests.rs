@@ -1,6 +1,7 @@
 //! Goal: what callers of the store are promised, on a real file with real I/O. Each session is a `run` of the reactor;
 //! a session that ends without `close` is a killed process. The helpers here serve the other test files, too.
 
+mod format;
 mod model;
 mod sealing;
 

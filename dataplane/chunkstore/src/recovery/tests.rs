@@ -413,9 +413,9 @@ fn replaying_on_top_of_a_snapshot_that_saw_more_changes_nothing() {
         put(7, true),
     ];
     let play = |replay: &mut Replay, from: usize, to: usize| {
-        for n in from..to {
-            replay.apply(Record::Ticket(n as u64 + 1));
-            replay.apply(history[n].clone());
+        for (n, record) in (from as u64..).zip(&history[from..to]) {
+            replay.apply(Record::Ticket(n + 1));
+            replay.apply(record.clone());
         }
     };
     let at = |n: usize| {
