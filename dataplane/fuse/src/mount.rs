@@ -22,6 +22,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use zerocopy::IntoBytes;
 
 /// What the mount table shows as source.
@@ -35,6 +36,8 @@ const DEVICE: &str = "/dev/fuse";
 pub const READ_AHEAD_KIB: u32 = 4096;
 /// How long the kernel may take to send INIT after mount(2) returned, seconds. It has queued it by then.
 const INIT_SECONDS: i64 = 10;
+/// How long a mount that is found in the way may take to show that it lives.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Room for the INIT request, bytes (`FUSE_MIN_READ_BUFFER`).
 const INIT_BUFFER: usize = 8192;
 /// Most stacked mounts of our own that are taken off a mount point before mounting.
@@ -243,7 +246,7 @@ fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
             break;
         };
         let fs_type = entry.fs_type;
-        match rustix::fs::stat(&canonical) {
+        match ask(&canonical) {
             Err(Errno::NOTCONN | Errno::CONNABORTED) if fs_type == FS_TYPE => {
                 tracing::info!(target: "fuse", dir = %canonical.display(), "removing the stale mount of an earlier run");
                 rustix::mount::unmount(&canonical, UnmountFlags::DETACH).map_err(|e| {
@@ -274,6 +277,24 @@ fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
             Err(MountError::NotADirectory(dir.to_owned()))
         }
         Err(e) => Err(path_error(e)),
+    }
+}
+
+/// Asks the server of a FUSE mount for its counts: unlike stat(2), whose answer may come from the kernel's cache, this
+/// reaches it or fails. A server that lives and does not answer must not hold the caller, so a thread asks.
+fn ask(dir: &Path) -> Result<(), Errno> {
+    let (send, receive) = std::sync::mpsc::channel();
+    let dir = dir.to_owned();
+    let asked = std::thread::Builder::new()
+        .name("fuse-ask".to_owned())
+        .spawn(move || {
+            let _ = send.send(rustix::fs::statfs(&dir).map(drop));
+        });
+    match asked {
+        Ok(_) => receive
+            .recv_timeout(ASK_TIMEOUT)
+            .unwrap_or(Err(Errno::TIMEDOUT)),
+        Err(_) => Err(Errno::AGAIN),
     }
 }
 
