@@ -2,7 +2,7 @@
 //! future of a caller, so that a caller who goes away never leaves a group half written.
 
 use crate::error::StoreError;
-use crate::journal::{Admission, Group, Journal, encode_group};
+use crate::journal::{Admission, Group, Journal, encode_group, submission_blocks};
 use crate::store::{Inner, Store};
 use event_listener::Event;
 use fastcache_reactor::{IoBuf, spawn};
@@ -34,6 +34,12 @@ pub(crate) struct Flusher {
 impl Flusher {
     fn lock(&self) -> MutexGuard<'_, FlushState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Flushes that ended well.
+    #[cfg(test)]
+    pub(crate) fn done(&self) -> u64 {
+        self.lock().done
     }
 }
 
@@ -102,11 +108,16 @@ impl Store {
         }
     }
 
-    /// Waits for room in the journal.
+    /// Waits for room in the journal for a submission of so many bytes.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission<'_>, StoreError> {
+        self.admit_blocks(submission_blocks(bytes)).await
+    }
+
+    /// Waits for room in the journal for so many blocks.
+    pub(crate) async fn admit_blocks(&self, blocks: u32) -> Result<Admission<'_>, StoreError> {
         loop {
             let listener = self.inner.journal.event.listen();
-            if let Some(admission) = self.inner.journal.try_admit(bytes)? {
+            if let Some(admission) = self.inner.journal.try_admit(blocks)? {
                 return Ok(admission);
             }
             // What is queued shrinks when it is written; what is written is forgotten by a checkpoint.

@@ -37,6 +37,11 @@ pub(crate) struct GroupHeader {
     crc: u32,
 }
 
+/// Blocks that a submission of this many bytes takes at most.
+pub(crate) fn submission_blocks(bytes: usize) -> u32 {
+    group_blocks(TICKET_BYTES + bytes)
+}
+
 /// Blocks of a group with this many bytes of records.
 #[allow(
     clippy::cast_possible_truncation,
@@ -150,7 +155,7 @@ pub(crate) struct Journal {
     pub(crate) event: Event,
 }
 
-/// Room in the ring for one submission.
+/// Room in the ring for what is about to be queued.
 pub(crate) struct Admission<'a> {
     journal: &'a Journal,
     blocks: u64,
@@ -216,13 +221,13 @@ impl Journal {
         (self.ring.len / 8) as usize * BLOCK - GROUP_HEADER - TICKET_BYTES
     }
 
-    /// Room for a submission of so many bytes; `None`: wait for a checkpoint.
-    pub(crate) fn try_admit(&self, bytes: usize) -> Result<Option<Admission<'_>>, StoreError> {
+    /// Room for so many blocks; `None`: wait for a checkpoint.
+    pub(crate) fn try_admit(&self, blocks: u32) -> Result<Option<Admission<'_>>, StoreError> {
         let mut st = self.lock();
         if st.is_sick {
             return Err(StoreError::Sick);
         }
-        let blocks = u64::from(group_blocks(TICKET_BYTES + bytes));
+        let blocks = u64::from(blocks);
         if st.in_use() + blocks > self.blocks() / 4 * 3 {
             return Ok(None);
         }

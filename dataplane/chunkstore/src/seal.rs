@@ -52,7 +52,7 @@ pub enum SealData {
         /// The bytes.
         buf: IoBuf,
     },
-    /// On the device. Runs name allocated blocks, which become the chunk's, or blocks of a body of the same chunk whose
+    /// On the device. Runs that follow each other are joined. They name allocated blocks, which become the chunk's, or blocks of a body of the same chunk whose
     /// handle the caller holds, which both own from now on.
     Placed {
         /// Where, in order.
@@ -321,6 +321,23 @@ impl Store {
     }
 }
 
+/// Joins runs that are consecutive both in the chunk and on the device.
+fn coalesced(runs: &[BlockRun]) -> Runs {
+    let mut out = Runs::new();
+    for run in runs {
+        match out.last_mut() {
+            Some(last)
+                if last.first + last.extent.len == run.first
+                    && last.extent.end() == run.extent.start =>
+            {
+                last.extent.len += run.extent.len;
+            }
+            _ => out.push(*run),
+        }
+    }
+    out
+}
+
 impl Inner {
     /// Whether the call is one that can be carried out.
     fn check(&self, chunks: &[SealChunk], file: Option<&SealFile>) -> Result<(), StoreError> {
@@ -407,7 +424,7 @@ impl Inner {
         let is_inline = matches!(data, SealData::Inline { .. });
         let (header, runs, crcs, buf) = match data {
             SealData::Placed { runs, crcs } => {
-                let runs = Runs::from_vec(runs);
+                let runs = coalesced(&runs);
                 (header_of(&runs)?, runs, crcs, None)
             }
             SealData::Inline { buf } => {

@@ -20,8 +20,9 @@ use std::time::Duration;
 
 /// How often the background task looks whether freed space waits for a flush or records wait to be written.
 const BACKGROUND_PERIOD: Duration = Duration::from_secs(1);
-/// Keys for which `mark_clean` and `remove` ask the journal for room at once: they fit in one block.
-const KEYS_PER_ADMISSION: usize = 100;
+/// Keys for which `mark_clean` and `remove` ask the journal for room at once: a block each, because records of others
+/// may come in between.
+const KEYS_PER_ADMISSION: usize = 32;
 /// Bytes of a CLEAN, REMOVE or COMMITTED record with its ticket, at most.
 const SMALL_RECORD: usize = 36;
 /// Bodies in a page of the inventory, at least (except the last).
@@ -236,7 +237,9 @@ impl Store {
         let mut marked = Vec::new();
         let mut ticket = 0;
         for keys in keys.chunks(KEYS_PER_ADMISSION) {
-            let _admission = self.admit(SMALL_RECORD * keys.len()).await?;
+            let _admission = self
+                .admit_blocks(u32::try_from(keys.len()).unwrap_or(u32::MAX))
+                .await?;
             for &key in keys {
                 let mut stripe = inner.index.of(key.ino);
                 let dirty = stripe
@@ -270,7 +273,9 @@ impl Store {
         let mut removed = Vec::new();
         let mut ticket = 0;
         for keys in keys.chunks(KEYS_PER_ADMISSION) {
-            let _admission = self.admit(SMALL_RECORD * keys.len()).await?;
+            let _admission = self
+                .admit_blocks(u32::try_from(keys.len()).unwrap_or(u32::MAX))
+                .await?;
             for &key in keys {
                 let mut stripe = inner.index.of(key.ino);
                 let Some(body) = inner.take_out(&mut stripe, key) else {

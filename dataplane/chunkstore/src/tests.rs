@@ -37,8 +37,17 @@ pub(crate) fn reactor<T>(main: impl AsyncFnOnce() -> T) -> T {
 
 /// Opens the store in `dir`, does something, and ends without closing it.
 pub(crate) fn session<T>(dir: &Path, main: impl AsyncFnOnce(Store, Recovered) -> T) -> T {
+    session_of(dir, 64, main)
+}
+
+/// The same with a store of so many MiB.
+pub(crate) fn session_of<T>(
+    dir: &Path,
+    mib: u64,
+    main: impl AsyncFnOnce(Store, Recovered) -> T,
+) -> T {
     reactor(async || {
-        let (store, recovered) = Store::open(options(dir, 64)).await.unwrap();
+        let (store, recovered) = Store::open(options(dir, mib)).await.unwrap();
         let result = main(store.clone(), recovered).await;
         check(&store, &[]);
         result
