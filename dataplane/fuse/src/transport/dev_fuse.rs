@@ -382,3 +382,24 @@ fn report(header: &InHeader, error: Option<OsErrno>) {
 async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
+
+#[cfg(test)]
+mod tests {
+    //! What a core's workers may take.
+
+    use super::*;
+
+    /// Size of the future that a function makes.
+    fn future_bytes<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn all_workers_of_a_core_fit_into_64_mib() {
+        let worker = future_bytes(Server::work);
+        assert!(
+            worker * WORKERS_MAX <= 64 << 20,
+            "a worker takes {worker} bytes"
+        );
+    }
+}
