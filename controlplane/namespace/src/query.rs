@@ -1,8 +1,8 @@
 //! The reads.
 
 use crate::kv::Kv;
-use crate::state::{Done, State};
-use fastcache_api::{DirEntry, Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
+use crate::state::{Done, Fault, State};
+use fastcache_api::{Attr, DirEntry, Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
 
 /// Most entries of one listing.
 const READDIR_MAX: u32 = 4096;
@@ -76,10 +76,19 @@ impl<K: Kv> State<'_, K> {
         let is_end = listed.len() <= max;
         let mut entries = Vec::with_capacity(listed.len().min(max));
         for (cookie, name, ino, kind) in listed.into_iter().take(max) {
-            let attr = if plus { Some(self.attr(ino)?) } else { None };
+            let attr = if plus { self.attr_if_any(ino)? } else { None };
             entries.push(DirEntry { name, ino, kind, cookie, attr });
         }
         Ok(NsAnswer::Dir { entries, is_end })
+    }
+
+    /// Attributes, or none when the inode went away between the look at its name and this one.
+    fn attr_if_any(&self, ino: Ino) -> Done<Option<Attr>> {
+        match self.attr(ino) {
+            Ok(attr) => Ok(Some(attr)),
+            Err(Fault::Refused(Errno::ENOENT)) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     fn path_of(&self, ino: Ino) -> Done<NsAnswer> {

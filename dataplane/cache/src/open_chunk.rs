@@ -128,7 +128,9 @@ impl OpenChunk {
         valid: usize,
         tail: Option<IoBuf>,
     ) -> OpenChunk {
-        let mut slots = vec![Slot::EMPTY; valid.div_ceil(BLOCK)];
+        // The block that `tail` holds has no place yet: what the old one has behind `valid` must not come back.
+        let placed = if tail.is_some() { valid / BLOCK } else { valid.div_ceil(BLOCK) };
+        let mut slots = vec![Slot::EMPTY; placed];
         for run in base.runs() {
             for i in 0..run.extent.len {
                 let block = (run.first + i) as usize;
@@ -504,7 +506,9 @@ impl FileSystem {
                     {
                         let at = first * BLOCK - g.start;
                         let n = buf.len().min((g.end - g.start).saturating_sub(at));
-                        buf[..n].copy_from_slice(&g.buf[at..at + n]);
+                        if n > 0 {
+                            buf[..n].copy_from_slice(&g.buf[at..at + n]);
+                        }
                         buf[n..].fill(0);
                         return (Ok(Ok(())), buf);
                     }
@@ -649,8 +653,10 @@ impl FileSystem {
             if state.len <= len {
                 return Ok(());
             }
-            let freed = owned_extents(&mut state, len.div_ceil(BLOCK));
-            state.slots.truncate(len.div_ceil(BLOCK));
+            // The gathered block has no place any more: what the old one has behind `len` must not come back.
+            let kept = if tail.is_some() { last } else { len.div_ceil(BLOCK) };
+            let freed = owned_extents(&mut state, kept);
+            state.slots.truncate(kept);
             state.len = len;
             state.gather = tail;
             state.is_dirty = true;
