@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const WRITERS: u64 = 3;
-/// Bytes one writer writes in a round at most: the long form must fit the disk.
-const ROUND_BYTES: u64 = 48 << 20;
+/// Bytes one writer writes in a round at most, so that a long run fits the disk: more than a round has time for.
+const ROUND_BYTES: u64 = 512 << 20;
 const ROUNDS_DEFAULT: u64 = 5;
 
 /// One state of a file: bytes of a seed, so many.
@@ -296,7 +296,7 @@ fn acknowledged_bytes_survive_kill_9() {
             1 => &[Plane::Agent],
             _ => &[Plane::Agent, Plane::Data],
         };
-        let delay = Duration::from_millis(rng.random_range(100..2500));
+        let delay = Duration::from_millis(rng.random_range(50..1500));
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for ledger in &mut ledgers {

@@ -126,7 +126,7 @@ fn tar_and_rsync_agree() {
     run(Command::new("tar")
         .arg("-C")
         .arg(&source)
-        .args(["--sparse", "-cpf"])
+        .args(["--format=posix", "--sparse", "-cpf"])
         .arg(node.at("a.tar"))
         .arg("."));
     std::fs::create_dir(node.at("tar")).expect("mkdir");
