@@ -61,7 +61,11 @@ impl Errno {
 
     /// From a positive error number of the kernel; anything else becomes EIO.
     pub fn from_code(code: i32) -> Errno {
-        if code > 0 && code < 4096 { Errno(code) } else { Errno::EIO }
+        if code > 0 && code < 4096 {
+            Errno(code)
+        } else {
+            Errno::EIO
+        }
     }
 }
 

@@ -62,7 +62,10 @@ pub struct ChunkKey {
 impl ChunkKey {
     /// The key without its version.
     pub fn id(&self) -> ChunkId {
-        ChunkId { ino: self.ino, index: self.index }
+        ChunkId {
+            ino: self.ino,
+            index: self.index,
+        }
     }
 }
 
@@ -97,10 +100,16 @@ impl Time {
     /// The wall clock now.
     pub fn now() -> Time {
         match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
-            Ok(d) => Time { sec: d.as_secs().cast_signed(), nsec: d.subsec_nanos() },
+            Ok(d) => Time {
+                sec: d.as_secs().cast_signed(),
+                nsec: d.subsec_nanos(),
+            },
             Err(e) => {
                 let d = e.duration();
-                Time { sec: -d.as_secs().cast_signed(), nsec: 0 }
+                Time {
+                    sec: -d.as_secs().cast_signed(),
+                    nsec: 0,
+                }
             }
         }
     }

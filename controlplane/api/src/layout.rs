@@ -6,18 +6,26 @@ use crate::{Layout, Run, Version};
 impl Layout {
     /// The version and valid bytes of a chunk; `None` for a hole.
     pub fn chunk(&self, index: u32, chunk_size: u32) -> Option<(Version, u32)> {
-        let at = self.runs.partition_point(|r| r.first <= index).checked_sub(1)?;
+        let at = self
+            .runs
+            .partition_point(|r| r.first <= index)
+            .checked_sub(1)?;
         let run = &self.runs[at];
         let last = run.first + (run.count - 1);
         if index > last {
             return None;
         }
-        Some((run.version, if index == last { run.valid } else { chunk_size }))
+        Some((
+            run.version,
+            if index == last { run.valid } else { chunk_size },
+        ))
     }
 
     /// Drops everything from byte `size` on; what a later extension uncovers reads as zeros.
     pub fn truncate(&mut self, size: u64, chunk_size: u32) {
-        let Ok(keep) = u32::try_from(size.div_ceil(u64::from(chunk_size))) else { return };
+        let Ok(keep) = u32::try_from(size.div_ceil(u64::from(chunk_size))) else {
+            return;
+        };
         self.cut_sized(keep, u32::MAX, chunk_size);
         let rest = size % u64::from(chunk_size);
         if rest == 0 || keep == 0 {
@@ -28,7 +36,15 @@ impl Layout {
         if let Some((version, valid)) = self.chunk(index, chunk_size)
             && valid > rest
         {
-            self.lay(&[Run { first: index, count: 1, version, valid: rest }], chunk_size);
+            self.lay(
+                &[Run {
+                    first: index,
+                    count: 1,
+                    version,
+                    valid: rest,
+                }],
+                chunk_size,
+            );
         }
     }
 
@@ -52,7 +68,15 @@ impl Layout {
     pub fn chunks(&self, chunk_size: u32) -> impl Iterator<Item = (u32, Version, u32)> + '_ {
         self.runs.iter().flat_map(move |r| {
             (0..r.count).map(move |i| {
-                (r.first + i, r.version, if i + 1 == r.count { r.valid } else { chunk_size })
+                (
+                    r.first + i,
+                    r.version,
+                    if i + 1 == r.count {
+                        r.valid
+                    } else {
+                        chunk_size
+                    },
+                )
             })
         })
     }
@@ -67,10 +91,18 @@ impl Layout {
                 continue;
             }
             if r.first < from {
-                out.push(Run { count: from - r.first, valid: chunk_size, ..*r });
+                out.push(Run {
+                    count: from - r.first,
+                    valid: chunk_size,
+                    ..*r
+                });
             }
             if last > to {
-                out.push(Run { first: to + 1, count: last - to, ..*r });
+                out.push(Run {
+                    first: to + 1,
+                    count: last - to,
+                    ..*r
+                });
             }
         }
         self.runs = out;
@@ -103,7 +135,12 @@ mod tests {
     const C: u32 = 4096;
 
     fn run(first: u32, count: u32, version: u64, valid: u32) -> Run {
-        Run { first, count, version: Version(version), valid }
+        Run {
+            first,
+            count,
+            version: Version(version),
+            valid,
+        }
     }
 
     #[test]
@@ -111,7 +148,10 @@ mod tests {
         let mut l = Layout::default();
         l.lay(&[run(0, 10, 1, 100)], C);
         l.lay(&[run(3, 2, 2, C)], C);
-        assert_eq!(l.runs, vec![run(0, 3, 1, C), run(3, 2, 2, C), run(5, 5, 1, 100)]);
+        assert_eq!(
+            l.runs,
+            vec![run(0, 3, 1, C), run(3, 2, 2, C), run(5, 5, 1, 100)]
+        );
         l.lay(&[run(5, 1, 2, C)], C);
         assert_eq!(l.runs[1], run(3, 3, 2, C));
         assert_eq!(l.chunk(9, C), Some((Version(1), 100)));

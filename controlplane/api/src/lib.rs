@@ -14,7 +14,13 @@ pub use ns::*;
 pub const NS_VERSION: u32 = 1;
 
 /// The generated gRPC types and services (proto/fastcache.proto).
-#[allow(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod grpc {
     tonic::include_proto!("fastcache.v1");
 }

@@ -26,14 +26,23 @@ impl<K: Kv> State<'_, K> {
             NsOp::SetAttr { ino, set } => self.set_attr(*ino, set, now),
             NsOp::Unlink { parent, name } => self.unlink((*parent, name), now),
             NsOp::Rmdir { parent, name } => self.rmdir((*parent, name), now),
-            NsOp::Rename { parent, name, new_parent, new_name, mode } => {
-                self.rename((*parent, name), (*new_parent, new_name), *mode, now)
-            }
+            NsOp::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                mode,
+            } => self.rename((*parent, name), (*new_parent, new_name), *mode, now),
             NsOp::Link { ino, parent, name } => self.link(*ino, (*parent, name), now),
-            NsOp::LinkReplace { ino, parent, name } => self.link_replace(*ino, (*parent, name), now),
-            NsOp::SetXattr { ino, name, value, mode } => {
-                self.set_xattr(*ino, name, value, *mode, now)
+            NsOp::LinkReplace { ino, parent, name } => {
+                self.link_replace(*ino, (*parent, name), now)
             }
+            NsOp::SetXattr {
+                ino,
+                name,
+                value,
+                mode,
+            } => self.set_xattr(*ino, name, value, *mode, now),
             NsOp::RemoveXattr { ino, name } => self.drop_xattr(*ino, name, now),
             NsOp::Commit(commit) => self.commit(commit, now),
             NsOp::Persisted { chunks } => self.persisted(chunks),
@@ -53,7 +62,10 @@ impl<K: Kv> State<'_, K> {
             }
             NsOp::AllocVersions { count } => {
                 let count = (*count).clamp(1, 1 << 24);
-                Ok(NsAnswer::Versions { first: self.next_versions(count), count })
+                Ok(NsAnswer::Versions {
+                    first: self.next_versions(count),
+                    count,
+                })
             }
             NsOp::TakeGarbage { max } => {
                 let max = (*max).min(GARBAGE_MAX) as usize;
@@ -79,7 +91,11 @@ impl<K: Kv> State<'_, K> {
             None => return Err(Errno::EINVAL.into()),
         };
         if new.kind == Kind::Symlink && (new.target.is_empty() || new.target.len() > SYMLINK_MAX) {
-            let wrong = if new.target.is_empty() { Errno::EINVAL } else { Errno::ENAMETOOLONG };
+            let wrong = if new.target.is_empty() {
+                Errno::EINVAL
+            } else {
+                Errno::ENAMETOOLONG
+            };
             return Err(wrong.into());
         }
         if new.kind == Kind::File && (new.chunk_size == 0 || !new.chunk_size.is_multiple_of(4096)) {
@@ -107,12 +123,24 @@ impl<K: Kv> State<'_, K> {
             },
             uid: new.cred.uid,
             gid,
-            rdev: if matches!(new.kind, Kind::Char | Kind::Block) { new.rdev } else { 0 },
-            size: if new.kind == Kind::Symlink { new.target.len() as u64 } else { 0 },
+            rdev: if matches!(new.kind, Kind::Char | Kind::Block) {
+                new.rdev
+            } else {
+                0
+            },
+            size: if new.kind == Kind::Symlink {
+                new.target.len() as u64
+            } else {
+                0
+            },
             atime: now,
             mtime: now,
             ctime: now,
-            chunk_size: if new.kind == Kind::File { new.chunk_size } else { 0 },
+            chunk_size: if new.kind == Kind::File {
+                new.chunk_size
+            } else {
+                0
+            },
             layout_version: Version::NONE,
             seq: 0,
         };
@@ -173,7 +201,10 @@ impl<K: Kv> State<'_, K> {
         }
         let is_orphan = self.drop_link(place, entry, now)?;
         self.touch_dir(dir, now, 0)?;
-        Ok(NsAnswer::Unlinked { ino: entry.ino, is_orphan })
+        Ok(NsAnswer::Unlinked {
+            ino: entry.ino,
+            is_orphan,
+        })
     }
 
     fn rmdir(&mut self, place: Place<'_>, now: Time) -> Done<NsAnswer> {
@@ -187,7 +218,10 @@ impl<K: Kv> State<'_, K> {
         }
         let is_orphan = self.drop_link(place, entry, now)?;
         self.touch_dir(dir, now, -1)?;
-        Ok(NsAnswer::Unlinked { ino: entry.ino, is_orphan })
+        Ok(NsAnswer::Unlinked {
+            ino: entry.ino,
+            is_orphan,
+        })
     }
 
     /// Whether `dir` is `ancestor` or lies below it.
@@ -205,7 +239,13 @@ impl<K: Kv> State<'_, K> {
         Err(Errno::EIO.into())
     }
 
-    fn rename(&mut self, old: Place<'_>, new: Place<'_>, mode: RenameMode, now: Time) -> Done<NsAnswer> {
+    fn rename(
+        &mut self,
+        old: Place<'_>,
+        new: Place<'_>,
+        mode: RenameMode,
+        now: Time,
+    ) -> Done<NsAnswer> {
         self.dir(old.0)?;
         let into = self.dir(new.0)?;
         let source = self.need_entry(old.0, old.1)?;
@@ -251,7 +291,10 @@ impl<K: Kv> State<'_, K> {
             }
             lost_dir = i32::from(target.kind == Kind::Dir);
             let is_orphan = self.drop_link(new, target, now)?;
-            answer = NsAnswer::Unlinked { ino: target.ino, is_orphan };
+            answer = NsAnswer::Unlinked {
+                ino: target.ino,
+                is_orphan,
+            };
         }
         self.remove_entry(old.0, old.1, source);
         self.put_entry(new.0, new.1, source.ino, source.kind)?;
@@ -319,7 +362,10 @@ impl<K: Kv> State<'_, K> {
                 return Err(Errno::EISDIR.into());
             }
             let is_orphan = self.drop_link(place, target, now)?;
-            answer = NsAnswer::Unlinked { ino: target.ino, is_orphan };
+            answer = NsAnswer::Unlinked {
+                ino: target.ino,
+                is_orphan,
+            };
         }
         self.put_entry(place.0, place.1, ino, attr.kind)?;
         attr.nlink = 1;
@@ -330,7 +376,14 @@ impl<K: Kv> State<'_, K> {
         Ok(answer)
     }
 
-    fn set_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, now: Time) -> Done<NsAnswer> {
+    fn set_xattr(
+        &mut self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        now: Time,
+    ) -> Done<NsAnswer> {
         let mut attr = self.attr(ino)?;
         if name.is_empty() || name.len() > XATTR_NAME_MAX {
             return Err(Errno::ERANGE.into());
@@ -390,7 +443,10 @@ impl<K: Kv> State<'_, K> {
             refs
         };
         for (index, version, at) in stale {
-            if layout.chunk(index, attr.chunk_size).is_none_or(|(v, _)| v != version) {
+            if layout
+                .chunk(index, attr.chunk_size)
+                .is_none_or(|(v, _)| v != version)
+            {
                 self.remove_cloud_ref(commit.ino, index, version, at);
             }
         }
@@ -467,7 +523,10 @@ fn kill_suid(attr: &mut Attr) {
 /// Checks the names of an operation before anything else, so that every operation refuses the same names.
 pub(crate) fn check_names(op: &NsOp) -> Result<(), Errno> {
     match op {
-        NsOp::Make { at: Some((_, name)), .. }
+        NsOp::Make {
+            at: Some((_, name)),
+            ..
+        }
         | NsOp::Unlink { name, .. }
         | NsOp::Rmdir { name, .. }
         | NsOp::Link { name, .. }

@@ -65,7 +65,10 @@ pub(crate) struct Overlay<'a, K: Kv> {
 
 impl<'a, K: Kv> Overlay<'a, K> {
     pub fn new(below: &'a K) -> Self {
-        Overlay { below, changes: Changes::new() }
+        Overlay {
+            below,
+            changes: Changes::new(),
+        }
     }
 
     pub fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
@@ -91,7 +94,9 @@ impl<'a, K: Kv> Overlay<'a, K> {
             .range::<[u8], _>((Bound::Included(start), Bound::Unbounded))
             .take_while(|(k, _)| k.starts_with(prefix))
             .collect();
-        let below = self.below.scan(prefix, start, limit.saturating_add(laid.len()))?;
+        let below = self
+            .below
+            .scan(prefix, start, limit.saturating_add(laid.len()))?;
         if laid.is_empty() {
             return Ok(below);
         }

@@ -8,7 +8,11 @@
 
 #![cfg_attr(
     test,
-    allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")
+    allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )
 )]
 
 mod change;
@@ -48,7 +52,9 @@ pub struct Record {
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Written by a later version.
-    #[error("a log record has version {0}, this program reads up to {RECORD_VERSION}: install the version that wrote it")]
+    #[error(
+        "a log record has version {0}, this program reads up to {RECORD_VERSION}: install the version that wrote it"
+    )]
     Version(u8),
     /// Not a record.
     #[error("a log record is damaged: {0}")]
@@ -74,7 +80,9 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
         match bytes.split_first() {
             None => Err(RecordError::Empty),
-            Some((&RECORD_VERSION, rest)) => postcard::from_bytes(rest).map_err(RecordError::Damaged),
+            Some((&RECORD_VERSION, rest)) => {
+                postcard::from_bytes(rest).map_err(RecordError::Damaged)
+            }
             Some((version, _)) => Err(RecordError::Version(*version)),
         }
     }
@@ -188,9 +196,19 @@ pub fn answer(kv: &impl Kv, op: &NsOp) -> Done<NsReply> {
 }
 
 fn told(answer: NsAnswer) -> NsReply {
-    NsReply { result: Ok(answer), touched: Vec::new(), log_position: 0, lease_ms: None }
+    NsReply {
+        result: Ok(answer),
+        touched: Vec::new(),
+        log_position: 0,
+        lease_ms: None,
+    }
 }
 
 fn refused(errno: Errno) -> NsReply {
-    NsReply { result: Err(errno), touched: Vec::new(), log_position: 0, lease_ms: None }
+    NsReply {
+        result: Err(errno),
+        touched: Vec::new(),
+        log_position: 0,
+        lease_ms: None,
+    }
 }

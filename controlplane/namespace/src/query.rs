@@ -35,10 +35,17 @@ impl<K: Kv> State<'_, K> {
                 }
                 Ok(NsAnswer::Bytes(self.target(*ino)?.unwrap_or_default()))
             }
-            NsOp::Readdir { ino, after, max, plus } => self.readdir(*ino, *after, *max, *plus),
+            NsOp::Readdir {
+                ino,
+                after,
+                max,
+                plus,
+            } => self.readdir(*ino, *after, *max, *plus),
             NsOp::GetXattr { ino, name } => {
                 self.attr(*ino)?;
-                Ok(NsAnswer::Bytes(self.xattr(*ino, name)?.ok_or(Errno::ENODATA)?))
+                Ok(NsAnswer::Bytes(
+                    self.xattr(*ino, name)?.ok_or(Errno::ENODATA)?,
+                ))
             }
             NsOp::ListXattr { ino } => {
                 self.attr(*ino)?;
@@ -77,7 +84,13 @@ impl<K: Kv> State<'_, K> {
         let mut entries = Vec::with_capacity(listed.len().min(max));
         for (cookie, name, ino, kind) in listed.into_iter().take(max) {
             let attr = if plus { self.attr_if_any(ino)? } else { None };
-            entries.push(DirEntry { name, ino, kind, cookie, attr });
+            entries.push(DirEntry {
+                name,
+                ino,
+                kind,
+                cookie,
+                attr,
+            });
         }
         Ok(NsAnswer::Dir { entries, is_end })
     }

@@ -3,7 +3,7 @@
 use crate::keys;
 use crate::kv::{Changes, Kv, KvError, Overlay};
 use fastcache_api::{
-    Attr, CloudRef, Errno, Ino, Kind, Layout, NsReply, OpId, Time, Version, COUNTER_BITS, NAME_MAX,
+    Attr, COUNTER_BITS, CloudRef, Errno, Ino, Kind, Layout, NAME_MAX, NsReply, OpId, Time, Version,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -89,7 +89,11 @@ impl<'a, K: Kv> State<'a, K> {
             Some(v) => decode(b"m", &v)?,
             None => Counters::default(),
         };
-        Ok(State { kv: Overlay::new(kv), counters, touched: Vec::new() })
+        Ok(State {
+            kv: Overlay::new(kv),
+            counters,
+            touched: Vec::new(),
+        })
     }
 
     pub fn finish(mut self) -> Done<Changes> {
@@ -114,12 +118,17 @@ impl<'a, K: Kv> State<'a, K> {
     // ---- inodes ----
 
     pub fn attr(&self, ino: Ino) -> Done<Attr> {
-        self.load(&keys::attr(ino))?.ok_or(Fault::Refused(Errno::ENOENT))
+        self.load(&keys::attr(ino))?
+            .ok_or(Fault::Refused(Errno::ENOENT))
     }
 
     pub fn dir(&self, ino: Ino) -> Done<Attr> {
         let attr = self.attr(ino)?;
-        if attr.kind == Kind::Dir { Ok(attr) } else { Err(Errno::ENOTDIR.into()) }
+        if attr.kind == Kind::Dir {
+            Ok(attr)
+        } else {
+            Err(Errno::ENOTDIR.into())
+        }
     }
 
     /// Stores attributes, stamped with this record's position.
@@ -165,7 +174,11 @@ impl<'a, K: Kv> State<'a, K> {
 
     pub fn orphans(&self) -> Done<Vec<Ino>> {
         let pairs = self.kv.scan(&keys::orphans(), &[], usize::MAX)?;
-        Ok(pairs.iter().filter_map(|(k, _)| keys::number_at(k, 1)).map(Ino).collect())
+        Ok(pairs
+            .iter()
+            .filter_map(|(k, _)| keys::number_at(k, 1))
+            .map(Ino)
+            .collect())
     }
 
     /// Removes an inode that has no name, with everything it has; its objects go to the garbage queue.
@@ -179,7 +192,12 @@ impl<'a, K: Kv> State<'a, K> {
         for (key, _) in self.kv.scan(&keys::xattr(ino, b""), &[], usize::MAX)? {
             self.kv.remove(key);
         }
-        for key in [keys::attr(ino), keys::target(ino), keys::layout(ino), keys::orphan(ino)] {
+        for key in [
+            keys::attr(ino),
+            keys::target(ino),
+            keys::layout(ino),
+            keys::orphan(ino),
+        ] {
             self.kv.remove(key);
         }
         self.touched.retain(|t| *t != ino);
@@ -198,7 +216,8 @@ impl<'a, K: Kv> State<'a, K> {
     }
 
     pub fn need_entry(&self, parent: Ino, name: &[u8]) -> Done<Dirent> {
-        self.entry(parent, name)?.ok_or(Fault::Refused(Errno::ENOENT))
+        self.entry(parent, name)?
+            .ok_or(Fault::Refused(Errno::ENOENT))
     }
 
     pub fn put_entry(&mut self, parent: Ino, name: &[u8], ino: Ino, kind: Kind) -> Done<()> {
@@ -271,7 +290,10 @@ impl<'a, K: Kv> State<'a, K> {
     }
 
     pub fn cloud_refs_of(&self, ino: Ino, index: u32) -> Done<Vec<(u32, Version, CloudRef)>> {
-        self.decode_refs(self.kv.scan(&keys::cloud_refs_of(ino, index), &[], usize::MAX)?)
+        self.decode_refs(
+            self.kv
+                .scan(&keys::cloud_refs_of(ino, index), &[], usize::MAX)?,
+        )
     }
 
     fn decode_refs(&self, pairs: Vec<crate::kv::Pair>) -> Done<Vec<(u32, Version, CloudRef)>> {
@@ -295,7 +317,8 @@ impl<'a, K: Kv> State<'a, K> {
 
     pub fn add_garbage(&mut self, object: String) {
         self.counters.garbage += 1;
-        self.kv.put(keys::garbage(self.counters.garbage), object.into_bytes());
+        self.kv
+            .put(keys::garbage(self.counters.garbage), object.into_bytes());
     }
 
     pub fn take_garbage(&mut self, max: usize) -> Done<Vec<String>> {
@@ -315,7 +338,10 @@ impl<'a, K: Kv> State<'a, K> {
 
     pub fn xattr_names(&self, ino: Ino) -> Done<Vec<Vec<u8>>> {
         let pairs = self.kv.scan(&keys::xattr(ino, b""), &[], usize::MAX)?;
-        Ok(pairs.iter().filter_map(|(k, _)| k.get(9..).map(<[u8]>::to_vec)).collect())
+        Ok(pairs
+            .iter()
+            .filter_map(|(k, _)| k.get(9..).map(<[u8]>::to_vec))
+            .collect())
     }
 
     pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Vec<u8>) {
@@ -334,7 +360,10 @@ impl<'a, K: Kv> State<'a, K> {
 
     pub fn put_reply(&mut self, id: OpId, reply: &NsReply) -> Done<()> {
         if let Some(old) = id.seq.checked_sub(REPLIES_KEPT) {
-            self.kv.remove(keys::reply(OpId { client: id.client, seq: old }));
+            self.kv.remove(keys::reply(OpId {
+                client: id.client,
+                seq: old,
+            }));
         }
         self.store(keys::reply(id), reply)
     }
@@ -353,7 +382,11 @@ pub(crate) fn check_name(name: &[u8]) -> Result<(), Errno> {
     if name.len() > NAME_MAX {
         return Err(Errno::ENAMETOOLONG);
     }
-    if name.is_empty() || name == b"." || name == b".." || name.iter().any(|b| matches!(b, 0 | b'/')) {
+    if name.is_empty()
+        || name == b"."
+        || name == b".."
+        || name.iter().any(|b| matches!(b, 0 | b'/'))
+    {
         return Err(Errno::EINVAL);
     }
     Ok(())

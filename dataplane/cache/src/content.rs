@@ -45,8 +45,11 @@ impl FileSystem {
         if size < attr.size {
             let keep = size.div_ceil(u64::from(attr.chunk_size));
             let keep = u32::try_from(keep).map_err(|_| Errno::EFBIG)?;
-            let beyond: Vec<Arc<OpenChunk>> =
-                lock(&inode.state).open_chunks.range(keep..).map(|(_, c)| Arc::clone(c)).collect();
+            let beyond: Vec<Arc<OpenChunk>> = lock(&inode.state)
+                .open_chunks
+                .range(keep..)
+                .map(|(_, c)| Arc::clone(c))
+                .collect();
             for chunk in &beyond {
                 self.discard(chunk).await;
                 lock(&inode.state).open_chunks.remove(&chunk.index);
@@ -64,7 +67,11 @@ impl FileSystem {
             }
             state.unsealed.truncate = Some(state.unsealed.truncate.map_or(size, |t| t.min(size)));
             let rest = u32::try_from(rest).unwrap_or(attr.chunk_size);
-            cut_runs(&mut state.unsealed.runs, keep, if rest > 0 { Some(rest) } else { None });
+            cut_runs(
+                &mut state.unsealed.runs,
+                keep,
+                if rest > 0 { Some(rest) } else { None },
+            );
         }
         let mut state = lock(&inode.state);
         if let Some(attr) = &mut state.attr {
@@ -119,7 +126,8 @@ impl FileSystem {
             if within == 0 && (n == chunk_size as usize || at + n as u64 >= size) {
                 self.drop_chunk(inode, index).await;
             } else {
-                self.zero_within(inode, index, within, n, chunk_size).await?;
+                self.zero_within(inode, index, within, n, chunk_size)
+                    .await?;
             }
             at += n as u64;
         }
@@ -132,7 +140,12 @@ impl FileSystem {
         if let Some(chunk) = chunk {
             self.discard(&chunk).await;
         }
-        let hole = Run { first: index, count: 1, version: Version::NONE, valid: 0 };
+        let hole = Run {
+            first: index,
+            count: 1,
+            version: Version::NONE,
+            valid: 0,
+        };
         let mut state = lock(&inode.state);
         state.open_chunks.remove(&index);
         let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
@@ -154,7 +167,10 @@ impl FileSystem {
         let is_there = {
             let state = lock(&inode.state);
             state.open_chunks.contains_key(&index)
-                || state.layout.as_ref().is_some_and(|l| l.chunk(index, chunk_size).is_some())
+                || state
+                    .layout
+                    .as_ref()
+                    .is_some_and(|l| l.chunk(index, chunk_size).is_some())
         };
         if !is_there {
             return Ok(());
@@ -162,20 +178,26 @@ impl FileSystem {
         let end = within + n;
         let (first, last) = (within.next_multiple_of(BLOCK), end / BLOCK * BLOCK);
         let base = u64::from(index) * u64::from(chunk_size);
-        let edges =
-            if first >= last { vec![(within, end)] } else { vec![(within, first), (last, end)] };
+        let edges = if first >= last {
+            vec![(within, end)]
+        } else {
+            vec![(within, first), (last, end)]
+        };
         for (a, b) in edges {
             if a < b {
                 let zeros = IoBuf::alloc(b - a);
                 let size = attr_of(inode)?.size;
-                self.write_inode(inode, base + a as u64, zeros, false).await.0?;
+                self.write_inode(inode, base + a as u64, zeros, false)
+                    .await
+                    .0?;
                 debug_assert!(attr_of(inode)?.size >= size);
             }
         }
         if first < last {
             let _one_at_a_time = inode.seal_lock.lock().await;
             let chunk = self.open_chunk(inode, index, first, 0).await?;
-            self.punch_blocks(&chunk, first / BLOCK, last / BLOCK).await?;
+            self.punch_blocks(&chunk, first / BLOCK, last / BLOCK)
+                .await?;
             lock(&inode.state).touch(false);
         }
         Ok(())
@@ -208,7 +230,11 @@ impl FileSystem {
             };
             if let Some(found) = found {
                 let found = chunk_start + found as u64;
-                return if found < attr.size { Ok(found) } else { end_of(wants_data, attr.size) };
+                return if found < attr.size {
+                    Ok(found)
+                } else {
+                    end_of(wants_data, attr.size)
+                };
             }
             at = chunk_start + u64::from(attr.chunk_size);
             if matches!(view, View::Hole) {
@@ -247,7 +273,9 @@ impl FileSystem {
         let target = self.with_layout(to, true).await?;
         let mut done = 0;
         while done < len {
-            let want = usize::try_from(len - done).unwrap_or(usize::MAX).min(REQUEST_MAX);
+            let want = usize::try_from(len - done)
+                .unwrap_or(usize::MAX)
+                .min(REQUEST_MAX);
             let buf = IoBuf::alloc(want.next_multiple_of(BLOCK));
             let (read, mut buf) = self.read(from, 0, from_offset + done, want, buf).await;
             let n = read?;
@@ -255,7 +283,9 @@ impl FileSystem {
                 break;
             }
             let _rest = buf.split_off(n);
-            self.write_inode(&target, to_offset + done, buf, false).await.0?;
+            self.write_inode(&target, to_offset + done, buf, false)
+                .await
+                .0?;
             done += n as u64;
         }
         Ok(done)
@@ -263,7 +293,11 @@ impl FileSystem {
 }
 
 fn end_of(wants_data: bool, size: u64) -> Result<u64> {
-    if wants_data { Err(Errno::ENXIO) } else { Ok(size) }
+    if wants_data {
+        Err(Errno::ENXIO)
+    } else {
+        Ok(size)
+    }
 }
 
 /// A chunk as SEEK_DATA sees it.
@@ -283,16 +317,24 @@ impl View {
                 return View::Open(Arc::clone(c));
             }
             let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
-            match state.layout.as_ref().and_then(|l| l.chunk(index, chunk_size)) {
+            match state
+                .layout
+                .as_ref()
+                .and_then(|l| l.chunk(index, chunk_size))
+            {
                 Some(found) => found,
                 None => return View::Hole,
             }
         };
         let valid = (valid as usize).div_ceil(BLOCK);
-        match fs.inner.store.get(ChunkId { ino: inode.ino, index }) {
+        match fs.inner.store.get(ChunkId {
+            ino: inode.ino,
+            index,
+        }) {
             Some(body) if body.key().version == version => {
                 let runs = body.runs().iter();
-                let runs = runs.map(|r| (r.first as usize, r.first as usize + r.extent.len as usize));
+                let runs =
+                    runs.map(|r| (r.first as usize, r.first as usize + r.extent.len as usize));
                 View::Here(runs.collect(), valid)
             }
             _ => View::Elsewhere(valid),

@@ -6,9 +6,7 @@ use crate::{FileSystem, Result, count, lock, lock_read};
 use event_listener::Event;
 use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, Errno, Version};
-use fastcache_chunkstore::{
-    ChunkBody, ChunkMeta, SealChunk, SealData, StoreError, crc_all,
-};
+use fastcache_chunkstore::{ChunkBody, ChunkMeta, SealChunk, SealData, StoreError, crc_all};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, ChunkId};
 use std::collections::HashMap;
@@ -37,7 +35,10 @@ pub(crate) struct Flights {
 
 impl Default for Flights {
     fn default() -> Self {
-        Flights { map: Mutex::default(), slots: async_lock::Semaphore::new(FETCH_SLOTS) }
+        Flights {
+            map: Mutex::default(),
+            slots: async_lock::Semaphore::new(FETCH_SLOTS),
+        }
     }
 }
 
@@ -74,7 +75,11 @@ impl FileSystem {
         within: usize,
         mut buf: IoBuf,
     ) -> (Result<()>, IoBuf) {
-        let key = ChunkKey { ino: id.ino, index: id.index, version };
+        let key = ChunkKey {
+            ino: id.ino,
+            index: id.index,
+            version,
+        };
         let flight = self.join_flight(key);
         loop {
             let listener = flight.changed.listen();
@@ -104,14 +109,20 @@ impl FileSystem {
         let Some(body) = self.inner.store.get(id).filter(|b| b.key() == key) else {
             return Box::pin(self.read_fetched(id, version, within, buf)).await;
         };
-        let Ok(first) = u32::try_from(within / BLOCK) else { return (Err(Errno::EFBIG), buf) };
+        let Ok(first) = u32::try_from(within / BLOCK) else {
+            return (Err(Errno::EFBIG), buf);
+        };
         let (result, buf) = self.inner.store.read(&body, first, buf).await;
         (result.map_err(|e| device_error(&e)), buf)
     }
 
     /// Brings a chunk into the store and waits until it is there. ENOSPC when it cannot be made to fit.
     pub(crate) async fn promote(&self, id: ChunkId, version: Version) -> Result<()> {
-        let key = ChunkKey { ino: id.ino, index: id.index, version };
+        let key = ChunkKey {
+            ino: id.ino,
+            index: id.index,
+            version,
+        };
         let flight = self.join_flight(key);
         let mut is_counted = true;
         loop {
@@ -209,7 +220,11 @@ impl FileSystem {
             let arena = lock_read(&self.inner.arena).clone();
             let slot = arena.take().await;
             let index = slot.lend();
-            let answer = self.inner.link.call(NodeCall::Fetch { key, slot: index }).await;
+            let answer = self
+                .inner
+                .link
+                .call(NodeCall::Fetch { key, slot: index })
+                .await;
             let (len, crc32c) = match answer {
                 Ok(NodeAnswer::Fetched { len, crc32c }) => (len as usize, crc32c),
                 Ok(other) => {
@@ -226,7 +241,9 @@ impl FileSystem {
                     return Err(e);
                 }
             };
-            let Some(mut slot) = arena.reclaim(index) else { return Err(Errno::EIO) };
+            let Some(mut slot) = arena.reclaim(index) else {
+                return Err(Errno::EIO);
+            };
             if len == 0 || len > slot.buf.len() {
                 tracing::error!(target: "control", %key, len, "the agent fetched a chunk of an impossible length");
                 return Err(Errno::EIO);
@@ -260,7 +277,9 @@ impl FileSystem {
             Err(StoreError::Full) => {
                 tracing::debug!(target: "cache", %key, "no room to keep a fetched chunk");
             }
-            Err(error) => tracing::error!(target: "nvme", %key, %error, "a fetched chunk could not be kept"),
+            Err(error) => {
+                tracing::error!(target: "nvme", %key, %error, "a fetched chunk could not be kept")
+            }
         }
     }
 

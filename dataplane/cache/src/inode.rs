@@ -20,7 +20,9 @@ pub(crate) struct InodeTable {
 
 impl Default for InodeTable {
     fn default() -> Self {
-        InodeTable { stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
+        InodeTable {
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+        }
     }
 }
 
@@ -37,7 +39,11 @@ impl InodeTable {
 
     /// The inode, made known when it was not.
     pub fn get_or_insert(&self, ino: Ino) -> Arc<Inode> {
-        Arc::clone(lock(self.stripe(ino)).entry(ino).or_insert_with(|| Arc::new(Inode::new(ino))))
+        Arc::clone(
+            lock(self.stripe(ino))
+                .entry(ino)
+                .or_insert_with(|| Arc::new(Inode::new(ino))),
+        )
     }
 
     /// Forgets the inode when nothing holds it any more.
@@ -53,7 +59,10 @@ impl InodeTable {
 
     /// Every inode now.
     pub fn all(&self) -> Vec<Arc<Inode>> {
-        self.stripes.iter().flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>()).collect()
+        self.stripes
+            .iter()
+            .flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>())
+            .collect()
     }
 }
 
@@ -94,6 +103,8 @@ pub(crate) struct InodeState {
     pub is_committing: bool,
     /// Why the last commit was refused; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
+    /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
+    pub xattrs: Option<Vec<Vec<u8>>>,
     /// The kernel's pages may be wrong: the next open drops them.
     pub is_kernel_stale: bool,
 }
@@ -157,10 +168,15 @@ impl InodeState {
         match &mut self.attr {
             Some(old) if old.seq > new.seq => {}
             Some(old) if self.unsealed.is_dirty || !self.commits.is_empty() => {
-                let (size, mtime, ctime, version) =
-                    (old.size, old.mtime, old.ctime.max(new.ctime), old.layout_version);
+                let (size, mtime, ctime, version) = (
+                    old.size,
+                    old.mtime,
+                    old.ctime.max(new.ctime),
+                    old.layout_version,
+                );
                 *old = new.clone();
-                (old.size, old.mtime, old.ctime, old.layout_version) = (size, mtime, ctime, version);
+                (old.size, old.mtime, old.ctime, old.layout_version) =
+                    (size, mtime, ctime, version);
             }
             Some(old) => {
                 if old.layout_version != new.layout_version {
@@ -187,17 +203,20 @@ impl InodeState {
         }
         self.unsealed.is_dirty = true;
         self.unsealed.kill_suid |= kill_suid;
-        self.unsealed.since.get_or_insert_with(fastcache_reactor::now);
+        self.unsealed
+            .since
+            .get_or_insert_with(fastcache_reactor::now);
     }
 }
 
 impl FileSystem {
     /// When attributes that were just told stop being valid.
     pub(crate) fn deadline_of(&self, lease_ms: Option<u32>) -> Option<Instant> {
-        self.inner.lease_ms.store(lease_ms.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
-        lease_ms.map(|ms| {
-            fastcache_reactor::now() + std::time::Duration::from_millis(u64::from(ms))
-        })
+        self.inner
+            .lease_ms
+            .store(lease_ms.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+        lease_ms
+            .map(|ms| fastcache_reactor::now() + std::time::Duration::from_millis(u64::from(ms)))
     }
 
     /// Takes in what a reply says about inodes that are known here.
@@ -256,19 +275,21 @@ impl FileSystem {
                 return Err(e);
             }
         };
-        let mut state = lock(&inode.state);
-        let is_current = state.attr.as_ref().is_none_or(|a| a.seq <= attr.seq);
-        let is_changed = state.has_local_changes() && state.layout.is_some();
-        state.learn(&attr, deadline);
-        if is_current && !is_changed {
-            state.sealed_version = attr.layout_version;
-            state.layout = Some(layout);
-        } else if state.layout.is_none() {
+        let is_loaded = {
+            let mut state = lock(&inode.state);
+            let is_current = state.attr.as_ref().is_none_or(|a| a.seq <= attr.seq);
+            let is_changed = state.has_local_changes() && state.layout.is_some();
+            state.learn(&attr, deadline);
+            if is_current && !is_changed {
+                state.sealed_version = attr.layout_version;
+                state.layout = Some(layout);
+            }
+            state.layout.is_some()
+        };
+        if !is_loaded {
             // Attributes that are newer than this layout came in between: ask again.
-            drop(state);
             return Box::pin(self.with_layout(ino, write)).await;
         }
-        drop(state);
         Ok(inode)
     }
 }

@@ -93,6 +93,9 @@ pub trait KernelNotify: Send + Sync {
     fn barrier(&self, done: Box<dyn FnOnce() + Send>);
 }
 
+/// Completes the statistics with what other layers know.
+pub type FillStats = Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send + Sync>;
+
 /// Counters of the file system; see `DataStats` for what each means.
 #[derive(Default, Debug)]
 pub(crate) struct Counters {
@@ -136,7 +139,7 @@ pub(crate) struct Inner {
     pub orphans: Mutex<Vec<Ino>>,
     pub is_stopping: AtomicBool,
     pub started: fastcache_reactor::Instant,
-    pub extra_stats: OnceLock<Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send + Sync>>,
+    pub extra_stats: OnceLock<FillStats>,
 }
 
 impl FileSystem {
@@ -169,10 +172,7 @@ impl FileSystem {
     }
 
     /// Sets what completes the statistics (transport, requests). Once, before serving.
-    pub fn set_extra_stats(
-        &self,
-        fill: Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send + Sync>,
-    ) {
+    pub fn set_extra_stats(&self, fill: FillStats) {
         let _ = self.inner.extra_stats.set(fill);
     }
 
@@ -194,6 +194,11 @@ impl FileSystem {
     /// The chunk store.
     pub fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    /// Whether the end has begun: no new sessions of the agent.
+    pub fn is_stopping(&self) -> bool {
+        self.inner.is_stopping.load(Ordering::Relaxed)
     }
 
     /// How long the kernel may remember that a name does not exist. 0: not at all.

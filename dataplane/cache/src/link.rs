@@ -111,9 +111,14 @@ impl Link {
             let mut state = lock(&lane.state);
             let failed = take_fetches(&mut state);
             state.connection = connection;
-            state.outbox.retain(|m| !matches!(m, ToAgent::Call(..) | ToAgent::Answer(..)));
-            let again: Vec<ToAgent> =
-                state.pending.iter().map(|(id, p)| ToAgent::Call(*id, p.call.clone())).collect();
+            state
+                .outbox
+                .retain(|m| !matches!(m, ToAgent::Call(..) | ToAgent::Answer(..)));
+            let again: Vec<ToAgent> = state
+                .pending
+                .iter()
+                .map(|(id, p)| ToAgent::Call(*id, p.call.clone()))
+                .collect();
             for m in again.into_iter().rev() {
                 state.outbox.push_front(m);
             }
@@ -256,7 +261,9 @@ fn take_fetches(state: &mut LaneState) -> Vec<Pending> {
         .filter(|(_, p)| matches!(p.call, NodeCall::Fetch { .. }))
         .map(|(id, _)| *id)
         .collect();
-    ids.into_iter().filter_map(|id| state.pending.remove(&id)).collect()
+    ids.into_iter()
+        .filter_map(|id| state.pending.remove(&id))
+        .collect()
 }
 
 fn fail(pending: Vec<Pending>) {

@@ -34,12 +34,23 @@ impl FileSystem {
             state.attr.clone().unwrap_or(attr)
         };
         let valid = self.lease();
-        Entry { attr, entry_valid: valid, attr_valid: valid }
+        Entry {
+            attr,
+            entry_valid: valid,
+            attr_valid: valid,
+        }
     }
 
     /// Finds a name. ENOENT, ENOTDIR.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry> {
-        let reply = self.inner.link.ns(NsOp::Lookup { parent, name: name.to_vec() }).await?;
+        let reply = self
+            .inner
+            .link
+            .ns(NsOp::Lookup {
+                parent,
+                name: name.to_vec(),
+            })
+            .await?;
         let lease = reply.lease_ms;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
         Ok(self.entry(attr, lease))
@@ -78,10 +89,16 @@ impl FileSystem {
         if let Some(size) = request.size {
             self.set_size(ino, size, request.set.kill_suid).await?;
         }
-        let set = fastcache_api::SetAttr { kill_suid: false, ..request.set };
+        let set = fastcache_api::SetAttr {
+            kill_suid: false,
+            ..request.set
+        };
         let is_size_only = set == fastcache_api::SetAttr::default();
         if !is_size_only || (request.set.kill_suid && request.size.is_none()) {
-            let op = NsOp::SetAttr { ino, set: request.set };
+            let op = NsOp::SetAttr {
+                ino,
+                set: request.set,
+            };
             let reply = self.inner.link.ns(op).await?;
             self.learn_touched(&reply);
             let deadline = self.deadline_of(reply.lease_ms);
@@ -102,12 +119,20 @@ impl FileSystem {
         if new.kind == Kind::File {
             new.chunk_size = self.inner.chunk_size.load(Ordering::Relaxed);
         }
-        let op = NsOp::Make { at: Some((parent, name.to_vec())), new };
+        let op = NsOp::Make {
+            at: Some((parent, name.to_vec())),
+            new,
+        };
         let reply = self.inner.link.ns(op).await?;
         self.learn_touched(&reply);
         let lease = reply.lease_ms;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
-        Ok(self.entry(attr, lease))
+        let ino = attr.ino;
+        let entry = self.entry(attr, lease);
+        if let Some(inode) = self.inner.inodes.get(ino) {
+            lock(&inode.state).xattrs = Some(Vec::new());
+        }
+        Ok(entry)
     }
 
     /// Makes a file and opens it; opens the one that is there unless O_EXCL says otherwise.
@@ -148,7 +173,13 @@ impl FileSystem {
         }
         state.opens += 1;
         drop(state);
-        Ok((entry, Opened { fh: 0, keep_cache: true }))
+        Ok((
+            entry,
+            Opened {
+                fh: 0,
+                keep_cache: true,
+            },
+        ))
     }
 
     /// Opens a file. `flags` are those of open(2).
@@ -177,7 +208,9 @@ impl FileSystem {
 
     /// The last reference to a handle went away.
     pub async fn release(&self, ino: Ino, _fh: u64) -> Result<()> {
-        let Some(inode) = self.inner.inodes.get(ino) else { return Ok(()) };
+        let Some(inode) = self.inner.inodes.get(ino) else {
+            return Ok(());
+        };
         if self.close_handle(&inode) {
             if lock(&inode.state).is_orphan {
                 self.reap(&inode);
@@ -197,7 +230,12 @@ impl FileSystem {
 
     /// Entries of a directory after cookie `after`, at most `max`.
     pub async fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Result<DirPage> {
-        let op = NsOp::Readdir { ino, after, max: max.clamp(1, 4096), plus };
+        let op = NsOp::Readdir {
+            ino,
+            after,
+            max: max.clamp(1, 4096),
+            plus,
+        };
         let reply = self.inner.link.ns(op).await?;
         expect_answer!(reply, NsAnswer::Dir { entries, is_end } => (entries, is_end))
     }
@@ -211,7 +249,10 @@ impl FileSystem {
     fn name_went(&self, reply: NsReply) -> Result<()> {
         self.learn_touched(&reply);
         match reply.result? {
-            NsAnswer::Unlinked { ino, is_orphan: true } => {
+            NsAnswer::Unlinked {
+                ino,
+                is_orphan: true,
+            } => {
                 if let Some(inode) = self.inner.inodes.get(ino) {
                     let mut state = lock(&inode.state);
                     state.is_orphan = true;
@@ -249,7 +290,13 @@ impl FileSystem {
         let mut inos = std::mem::take(&mut *lock(&self.inner.orphans));
         while !inos.is_empty() {
             let batch: Vec<Ino> = inos.drain(..inos.len().min(REAP_BATCH)).collect();
-            let sent = self.inner.link.ns(NsOp::Reap { inos: batch.clone() }).await;
+            let sent = self
+                .inner
+                .link
+                .ns(NsOp::Reap {
+                    inos: batch.clone(),
+                })
+                .await;
             if let Err(error) = sent.and_then(|r| r.result) {
                 tracing::warn!(target: "cache", %error, count = batch.len(), "orphans could not be reaped; tried again");
                 lock(&self.inner.orphans).extend(batch.into_iter().chain(inos));
@@ -260,7 +307,11 @@ impl FileSystem {
 
     /// After a start nothing is open: orphans of the run before can go.
     pub async fn drop_stale_orphans(&self) {
-        let sent = self.inner.link.ns(NsOp::ReapAllBut { open: Vec::new() }).await;
+        let sent = self
+            .inner
+            .link
+            .ns(NsOp::ReapAllBut { open: Vec::new() })
+            .await;
         if let Err(error) = sent.and_then(|r| r.result) {
             tracing::warn!(target: "cache", %error, "orphans of the run before could not be reaped; the next start does it");
         }
@@ -268,12 +319,20 @@ impl FileSystem {
 
     /// Removes a name that is not a directory's.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(NsOp::Unlink { parent, name: name.to_vec() }).await
+        self.remove(NsOp::Unlink {
+            parent,
+            name: name.to_vec(),
+        })
+        .await
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(NsOp::Rmdir { parent, name: name.to_vec() }).await
+        self.remove(NsOp::Rmdir {
+            parent,
+            name: name.to_vec(),
+        })
+        .await
     }
 
     /// Renames.
@@ -286,12 +345,27 @@ impl FileSystem {
         mode: RenameMode,
     ) -> Result<()> {
         let (name, new_name) = (name.to_vec(), new_name.to_vec());
-        self.remove(NsOp::Rename { parent, name, new_parent, new_name, mode }).await
+        self.remove(NsOp::Rename {
+            parent,
+            name,
+            new_parent,
+            new_name,
+            mode,
+        })
+        .await
     }
 
     /// A further name.
     pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
-        let reply = self.inner.link.ns(NsOp::Link { ino, parent, name: name.to_vec() }).await?;
+        let reply = self
+            .inner
+            .link
+            .ns(NsOp::Link {
+                ino,
+                parent,
+                name: name.to_vec(),
+            })
+            .await?;
         self.learn_touched(&reply);
         let lease = reply.lease_ms;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
@@ -327,8 +401,36 @@ impl FileSystem {
         if name == STATE_XATTR {
             return self.state_of(ino).await.map(String::into_bytes);
         }
-        let reply = self.inner.link.ns(NsOp::GetXattr { ino, name: name.to_vec() }).await?;
+        if !self.xattr_names(ino).await?.iter().any(|n| n == name) {
+            return Err(Errno::ENODATA);
+        }
+        let reply = self
+            .inner
+            .link
+            .ns(NsOp::GetXattr {
+                ino,
+                name: name.to_vec(),
+            })
+            .await?;
         expect_answer!(reply, NsAnswer::Bytes(b) => b)
+    }
+
+    /// Names of the extended attributes, remembered with the inode.
+    async fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        let (inode, _) = self.with_attr(ino).await?;
+        if let Some(names) = &lock(&inode.state).xattrs {
+            return Ok(names.clone());
+        }
+        let reply = self.inner.link.ns(NsOp::ListXattr { ino }).await?;
+        let names = expect_answer!(reply, NsAnswer::Names(n) => n)?;
+        lock(&inode.state).xattrs = Some(names.clone());
+        Ok(names)
+    }
+
+    fn forget_xattrs(&self, ino: Ino) {
+        if let Some(inode) = self.inner.inodes.get(ino) {
+            lock(&inode.state).xattrs = None;
+        }
     }
 
     /// The durability state of a file: what is open or sealed here is dirty; else the agent knows.
@@ -347,31 +449,58 @@ impl FileSystem {
     }
 
     /// Sets an extended attribute. EPERM for the ones fastcache makes itself.
-    pub async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+    pub async fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<()> {
         if name.starts_with(b"user.fastcache.") {
             return Err(Errno::EPERM);
         }
         let (name, value) = (name.to_vec(), value.to_vec());
-        let reply = self.inner.link.ns(NsOp::SetXattr { ino, name, value, mode }).await?;
+        let reply = self
+            .inner
+            .link
+            .ns(NsOp::SetXattr {
+                ino,
+                name,
+                value,
+                mode,
+            })
+            .await?;
+        self.forget_xattrs(ino);
         self.learn_touched(&reply);
         reply.result.map(|_| ())
     }
 
     /// Names of the extended attributes; the state is not listed, so that copies do not carry it.
     pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        let reply = self.inner.link.ns(NsOp::ListXattr { ino }).await?;
-        expect_answer!(reply, NsAnswer::Names(n) => n)
+        self.xattr_names(ino).await
     }
 
     /// Removes an extended attribute.
     pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        let reply = self.inner.link.ns(NsOp::RemoveXattr { ino, name: name.to_vec() }).await?;
+        let reply = self
+            .inner
+            .link
+            .ns(NsOp::RemoveXattr {
+                ino,
+                name: name.to_vec(),
+            })
+            .await?;
+        self.forget_xattrs(ino);
         self.learn_touched(&reply);
         reply.result.map(|_| ())
     }
 
     /// Puts a directory's entries on stable storage.
     pub async fn fsyncdir(&self, ino: Ino) -> Result<()> {
-        self.inner.link.call(NodeCall::Fsync { ino }).await.map(|_| ())
+        self.inner
+            .link
+            .call(NodeCall::Fsync { ino })
+            .await
+            .map(|_| ())
     }
 }

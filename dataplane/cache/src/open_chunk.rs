@@ -29,7 +29,11 @@ pub(crate) struct Slot {
 
 impl Slot {
     const HOLE: u32 = u32::MAX;
-    const EMPTY: Slot = Slot { dev: Slot::HOLE, crc: 0, is_owned: false };
+    const EMPTY: Slot = Slot {
+        dev: Slot::HOLE,
+        crc: 0,
+        is_owned: false,
+    };
 }
 
 /// Bytes that wait in memory: `buf[..end - start]` is the chunk's range `start..end`.
@@ -83,9 +87,9 @@ impl OpenState {
     }
 
     fn gather_overlaps(&self, from: usize, to: usize) -> bool {
-        self.gather.as_ref().is_some_and(|g| {
-            g.start < to * BLOCK && from * BLOCK < g.end.next_multiple_of(BLOCK)
-        })
+        self.gather
+            .as_ref()
+            .is_some_and(|g| g.start < to * BLOCK && from * BLOCK < g.end.next_multiple_of(BLOCK))
     }
 
     fn slot(&self, block: usize) -> Slot {
@@ -115,7 +119,12 @@ fn to_u32(n: usize) -> u32 {
 impl OpenChunk {
     /// A chunk with nothing in it.
     pub fn empty(ino: Ino, index: u32) -> OpenChunk {
-        OpenChunk { ino, index, state: Mutex::default(), changed: Event::new() }
+        OpenChunk {
+            ino,
+            index,
+            state: Mutex::default(),
+            changed: Event::new(),
+        }
     }
 
     /// A chunk that starts as the first `valid` bytes of a sealed one. `tail` holds the last, partial block of
@@ -129,13 +138,21 @@ impl OpenChunk {
         tail: Option<IoBuf>,
     ) -> OpenChunk {
         // The block that `tail` holds has no place yet: what the old one has behind `valid` must not come back.
-        let placed = if tail.is_some() { valid / BLOCK } else { valid.div_ceil(BLOCK) };
+        let placed = if tail.is_some() {
+            valid / BLOCK
+        } else {
+            valid.div_ceil(BLOCK)
+        };
         let mut slots = vec![Slot::EMPTY; placed];
         for run in base.runs() {
             for i in 0..run.extent.len {
                 let block = (run.first + i) as usize;
                 if let (Some(slot), Some(crc)) = (slots.get_mut(block), crcs.get(block)) {
-                    *slot = Slot { dev: run.extent.start + i, crc: *crc, is_owned: false };
+                    *slot = Slot {
+                        dev: run.extent.start + i,
+                        crc: *crc,
+                        is_owned: false,
+                    };
                 }
             }
         }
@@ -144,9 +161,32 @@ impl OpenChunk {
             end: valid,
             buf,
         });
-        let state = OpenState { slots, len: valid, _base: Some(base), gather, ..Default::default() };
-        OpenChunk { ino, index, state: Mutex::new(state), changed: Event::new() }
+        let state = OpenState {
+            slots,
+            len: valid,
+            _base: Some(base),
+            gather,
+            ..Default::default()
+        };
+        OpenChunk {
+            ino,
+            index,
+            state: Mutex::new(state),
+            changed: Event::new(),
+        }
     }
+}
+
+/// What a small write does next.
+enum Next {
+    /// Somebody seals, or writes the same block.
+    Wait,
+    /// The gather buffer is elsewhere: write it out.
+    Flush,
+    /// This many bytes were taken and the buffer is full.
+    Full(usize),
+    /// Old bytes of this block are needed in front of the new ones.
+    Preload(Slot),
 }
 
 /// A chunk was sealed or dropped while somebody waited for it: look it up again.
@@ -219,11 +259,6 @@ impl FileSystem {
         let start = offset / BLOCK * BLOCK;
         let first = start / BLOCK;
         loop {
-            enum Next {
-                Wait,
-                Flush,
-                Preload(Slot),
-            }
             let listener = chunk.changed.listen();
             let next = {
                 let mut guard = lock(&chunk.state);
@@ -242,19 +277,22 @@ impl FileSystem {
                         g.end = g.end.max(offset + n);
                         state.len = state.len.max(offset + n);
                         state.is_dirty = true;
-                        let is_full = at + n == GATHER_MAX;
-                        drop(guard);
-                        if is_full {
-                            self.flush_gather(chunk).await?;
+                        if at + n < GATHER_MAX {
+                            return Ok(n);
                         }
-                        return Ok(n);
+                        Next::Full(n)
+                    } else {
+                        Next::Flush
                     }
-                    Next::Flush
                 } else {
                     let slot = state.slot(first);
                     if slot.dev == Slot::HOLE || (offset == start && data.len() >= BLOCK) {
                         let buf = IoBuf::alloc(first_gather(data.len() + (offset - start)));
-                        state.gather = Some(Gather { start, end: offset, buf });
+                        state.gather = Some(Gather {
+                            start,
+                            end: offset,
+                            buf,
+                        });
                         continue;
                     }
                     // Hold the block while its old bytes are read.
@@ -265,6 +303,10 @@ impl FileSystem {
             match next {
                 Next::Wait => listener.await,
                 Next::Flush => self.flush_gather(chunk).await?,
+                Next::Full(n) => {
+                    self.flush_gather(chunk).await?;
+                    return Ok(n);
+                }
                 Next::Preload(slot) => {
                     let buf = IoBuf::alloc(first_gather(data.len() + BLOCK));
                     let read = self.read_slot(slot, buf).await;
@@ -306,7 +348,9 @@ impl FileSystem {
             let listener = chunk.changed.listen();
             {
                 let mut state = lock(&chunk.state);
-                let Some(g) = &state.gather else { return Ok(()) };
+                let Some(g) = &state.gather else {
+                    return Ok(());
+                };
                 let (first, end) = (g.start / BLOCK, g.end.div_ceil(BLOCK));
                 if !state.is_busy(first, end)
                     && let Some(g) = state.gather.take()
@@ -315,7 +359,7 @@ impl FileSystem {
                         return Ok(());
                     }
                     state.inflight.push((first, end));
-                    let is_partial = g.end % BLOCK != 0 && state.len > g.end;
+                    let is_partial = !g.end.is_multiple_of(BLOCK) && state.len > g.end;
                     let tail = state.slot(end - 1);
                     let tail = (is_partial && tail.dev != Slot::HOLE).then_some(tail);
                     break (g, first, end, tail, state.len);
@@ -353,7 +397,11 @@ impl FileSystem {
             let _ = buf.unsplit(rest);
             let mut state = lock(&chunk.state);
             if state.gather.is_none() {
-                state.gather = Some(Gather { start: gather.start, end: gather.end, buf });
+                state.gather = Some(Gather {
+                    start: gather.start,
+                    end: gather.end,
+                    buf,
+                });
             }
         }
         result
@@ -399,8 +447,12 @@ impl FileSystem {
                         if old.is_owned && old.dev != dev {
                             freed.push(old.dev);
                         }
-                        state.slots[block] = Slot { dev, crc: crcs[block - first], is_owned: true };
-                    } else if !(old.is_owned && old.dev == dev) && !in_reserve(&state, dev) {
+                        state.slots[block] = Slot {
+                            dev,
+                            crc: crcs[block - first],
+                            is_owned: true,
+                        };
+                    } else if !(in_reserve(&state, dev) || old.is_owned && old.dev == dev) {
                         freed.push(dev);
                     }
                     block += 1;
@@ -421,7 +473,12 @@ impl FileSystem {
 
     /// Places for `count` blocks from `first` on, in order: the blocks this version already has, the room it reserved,
     /// else new room. `None` when the store is full.
-    fn allocate_for(&self, state: &mut OpenState, first: usize, count: usize) -> Option<Vec<Extent>> {
+    fn allocate_for(
+        &self,
+        state: &mut OpenState,
+        first: usize,
+        count: usize,
+    ) -> Option<Vec<Extent>> {
         let chunk_blocks = self.chunk_blocks();
         let is_owned = |state: &OpenState, b: usize| state.slot(b).is_owned;
         if state.reserve.is_none()
@@ -481,7 +538,11 @@ impl FileSystem {
             async move { store.write_blocks(start, piece).await }
         });
         let done = futures_util::future::join_all(writes.collect::<Vec<_>>()).await;
-        join(done.into_iter().map(|(r, b)| (r.map_err(|e| device_error(&e)), b)), buf)
+        join(
+            done.into_iter()
+                .map(|(r, b)| (r.map_err(|e| device_error(&e)), b)),
+            buf,
+        )
     }
 
     /// Fills `buf` (whole blocks) from block `first` on. `Err(Closed)` asks the caller to look the chunk up again.
@@ -566,8 +627,11 @@ impl FileSystem {
             at += n;
         }
         let done = futures_util::future::join_all(reads).await;
-        let (result, buf) =
-            join(done.into_iter().map(|(r, b)| (r.map_err(|e| device_error(&e)), b)), buf);
+        let (result, buf) = join(
+            done.into_iter()
+                .map(|(r, b)| (r.map_err(|e| device_error(&e)), b)),
+            buf,
+        );
         let is_right = result.is_ok()
             && buf
                 .chunks_exact(BLOCK)
@@ -643,10 +707,14 @@ impl FileSystem {
         let last = len / BLOCK;
         let slot = lock(&chunk.state).slot(last);
         let mut tail = None;
-        if len % BLOCK != 0 && slot.dev != Slot::HOLE {
+        if !len.is_multiple_of(BLOCK) && slot.dev != Slot::HOLE {
             let mut buf = self.read_slot(slot, IoBuf::alloc(BLOCK)).await?;
             buf[len % BLOCK..].fill(0);
-            tail = Some(Gather { start: last * BLOCK, end: len, buf });
+            tail = Some(Gather {
+                start: last * BLOCK,
+                end: len,
+                buf,
+            });
         }
         let freed = {
             let mut state = lock(&chunk.state);
@@ -654,7 +722,11 @@ impl FileSystem {
                 return Ok(());
             }
             // The gathered block has no place any more: what the old one has behind `len` must not come back.
-            let kept = if tail.is_some() { last } else { len.div_ceil(BLOCK) };
+            let kept = if tail.is_some() {
+                last
+            } else {
+                len.div_ceil(BLOCK)
+            };
             let freed = owned_extents(&mut state, kept);
             state.slots.truncate(kept);
             state.len = len;
@@ -669,7 +741,12 @@ impl FileSystem {
     }
 
     /// Makes whole blocks read as zeros.
-    pub(crate) async fn punch_blocks(&self, chunk: &OpenChunk, first: usize, end: usize) -> Result<()> {
+    pub(crate) async fn punch_blocks(
+        &self,
+        chunk: &OpenChunk,
+        first: usize,
+        end: usize,
+    ) -> Result<()> {
         self.settle(chunk).await?;
         let mut freed = Vec::new();
         {
@@ -723,7 +800,10 @@ fn owned_extents(state: &mut OpenState, from: usize) -> Vec<Extent> {
         .iter()
         .skip(from)
         .filter(|s| s.is_owned && !is_in(reserve, s.dev))
-        .map(|s| Extent { start: s.dev, len: 1 })
+        .map(|s| Extent {
+            start: s.dev,
+            len: 1,
+        })
         .collect();
     if from == 0
         && let Some((_, e)) = state.reserve.take()
@@ -745,15 +825,15 @@ fn placed(state: &mut OpenState) -> (Contents, Vec<Extent>) {
         }
         crcs[b] = slot.crc;
         match runs.last_mut() {
-            Some(r)
-                if r.extent.end() == slot.dev
-                    && r.first + r.extent.len == to_u32(b) =>
-            {
+            Some(r) if r.extent.end() == slot.dev && r.first + r.extent.len == to_u32(b) => {
                 r.extent.len += 1;
             }
             _ => runs.push(BlockRun {
                 first: to_u32(b),
-                extent: Extent { start: slot.dev, len: 1 },
+                extent: Extent {
+                    start: slot.dev,
+                    len: 1,
+                },
             }),
         }
     }
@@ -770,7 +850,11 @@ fn placed(state: &mut OpenState) -> (Contents, Vec<Extent>) {
             }
         }
     }
-    let contents = if runs.is_empty() { Contents::Hole } else { Contents::Placed(runs, crcs) };
+    let contents = if runs.is_empty() {
+        Contents::Hole
+    } else {
+        Contents::Placed(runs, crcs)
+    };
     (contents, unused)
 }
 
@@ -792,9 +876,14 @@ pub(crate) fn join(
             }
         }
     }
-    let Some(mut whole) = whole else { return (result, rest) };
+    let Some(mut whole) = whole else {
+        return (result, rest);
+    };
     if !rest.is_empty() {
-        assert!(whole.unsplit(rest).is_ok(), "the rest of the buffer behind its pieces");
+        assert!(
+            whole.unsplit(rest).is_ok(),
+            "the rest of the buffer behind its pieces"
+        );
     }
     (result, whole)
 }
@@ -817,7 +906,11 @@ fn grow(gather: &mut Gather, len: usize, chunk_size: usize) {
     if gather.buf.len() >= len {
         return;
     }
-    let want = len.max(gather.buf.len() * 4).next_multiple_of(BLOCK).min(GATHER_MAX).min(chunk_size);
+    let want = len
+        .max(gather.buf.len() * 4)
+        .next_multiple_of(BLOCK)
+        .min(GATHER_MAX)
+        .min(chunk_size);
     let mut buf = IoBuf::alloc(want.max(len.next_multiple_of(BLOCK)));
     let used = gather.end - gather.start;
     buf[..used].copy_from_slice(&gather.buf[..used]);

@@ -45,14 +45,17 @@ impl FileSystem {
         if offset >= size || len == 0 || chunk_size == 0 {
             return (Ok(0), buf);
         }
-        let n = usize::try_from(size - offset).unwrap_or(usize::MAX).min(len);
+        let n = usize::try_from(size - offset)
+            .unwrap_or(usize::MAX)
+            .min(len);
         let skip = usize::try_from(offset % BLOCK as u64).unwrap_or(0);
         let span = (skip + n).next_multiple_of(BLOCK);
         if span > buf.len() || !buf.is_aligned() {
             // The first block starts before the offset and the buffer has no room for that: read beside it and copy.
             let side = IoBuf::alloc(span);
-            let (result, side) =
-                self.read_span(&inode, offset - skip as u64, side, chunk_size).await;
+            let (result, side) = self
+                .read_span(&inode, offset - skip as u64, side, chunk_size)
+                .await;
             let mut buf = buf;
             if result.is_ok() {
                 buf[..n].copy_from_slice(&side[skip..skip + n]);
@@ -61,11 +64,16 @@ impl FileSystem {
         }
         let mut buf = buf;
         let rest = buf.split_off(span);
-        let (result, mut buf) = self.read_span(&inode, offset - skip as u64, buf, chunk_size).await;
+        let (result, mut buf) = self
+            .read_span(&inode, offset - skip as u64, buf, chunk_size)
+            .await;
         if skip > 0 && result.is_ok() {
             buf.copy_within(skip..skip + n, 0);
         }
-        assert!(rest.is_empty() || buf.unsplit(rest).is_ok(), "two halves of one buffer");
+        assert!(
+            rest.is_empty() || buf.unsplit(rest).is_ok(),
+            "two halves of one buffer"
+        );
         (result.map(|()| n), buf)
     }
 
@@ -92,7 +100,10 @@ impl FileSystem {
             index += 1;
             within = 0;
         }
-        join(futures_util::future::join_all(pieces).await.into_iter(), buf)
+        join(
+            futures_util::future::join_all(pieces).await.into_iter(),
+            buf,
+        )
     }
 
     /// Fills `buf` from offset `within` (whole blocks) of one chunk.
@@ -132,7 +143,10 @@ impl FileSystem {
                     }
                 }
                 Source::Sealed(version, valid) => {
-                    let id = ChunkId { ino: inode.ino, index };
+                    let id = ChunkId {
+                        ino: inode.ino,
+                        index,
+                    };
                     let (result, back) = self.read_sealed(id, version, within, buf).await;
                     buf = back;
                     match result {
@@ -145,7 +159,10 @@ impl FileSystem {
                                 let state = lock(&inode.state);
                                 let chunk_size =
                                     state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
-                                state.layout.as_ref().and_then(|l| l.chunk(index, chunk_size))
+                                state
+                                    .layout
+                                    .as_ref()
+                                    .and_then(|l| l.chunk(index, chunk_size))
                             };
                             // The version went away because a newer one took its place: look again.
                             if now.is_some_and(|(v, _)| v == version) {
@@ -167,7 +184,9 @@ impl FileSystem {
         within: usize,
         buf: IoBuf,
     ) -> (Result<()>, IoBuf) {
-        let Ok(first) = u32::try_from(within / BLOCK) else { return (Err(Errno::EFBIG), buf) };
+        let Ok(first) = u32::try_from(within / BLOCK) else {
+            return (Err(Errno::EFBIG), buf);
+        };
         let mut buf = buf;
         if let Some(body) = self.inner.store.get(id)
             && body.key().version == version

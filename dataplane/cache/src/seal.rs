@@ -57,7 +57,8 @@ impl FileSystem {
                 }
                 None if must_ask => self.ask_versions().await,
                 None => {
-                    let waited = fastcache_reactor::timeout(Duration::from_secs(30), listener).await;
+                    let waited =
+                        fastcache_reactor::timeout(Duration::from_secs(30), listener).await;
                     waited.map_err(|_| Errno::EIO)?;
                 }
             }
@@ -65,7 +66,9 @@ impl FileSystem {
     }
 
     async fn ask_versions(&self) {
-        let op = NsOp::AllocVersions { count: VERSIONS_BATCH };
+        let op = NsOp::AllocVersions {
+            count: VERSIONS_BATCH,
+        };
         match self.inner.link.ns(op).await.and_then(|r| r.result) {
             Ok(NsAnswer::Versions { first, count }) => {
                 // What is left of the old range is given up: versions are plenty.
@@ -79,13 +82,18 @@ impl FileSystem {
                 fastcache_reactor::sleep(COMMIT_PAUSE).await;
             }
         }
-        self.inner.versions.is_asking.store(false, Ordering::Release);
+        self.inner
+            .versions
+            .is_asking
+            .store(false, Ordering::Release);
         self.inner.versions.more.notify(usize::MAX);
     }
 
     /// `close`: seals what the file has open. An error of an earlier commit is told here, once.
     pub async fn flush(&self, ino: Ino, _fh: u64) -> Result<()> {
-        let Some(inode) = self.inner.inodes.get(ino) else { return Ok(()) };
+        let Some(inode) = self.inner.inodes.get(ino) else {
+            return Ok(());
+        };
         self.seal_file(&inode, false).await?;
         lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
     }
@@ -114,7 +122,11 @@ impl FileSystem {
         let waiting = async {
             loop {
                 let listener = inode.changed.listen();
-                if lock(&inode.state).commits.front().is_none_or(|c| c.number > last) {
+                if lock(&inode.state)
+                    .commits
+                    .front()
+                    .is_none_or(|c| c.number > last)
+                {
                     return;
                 }
                 listener.await;
@@ -135,7 +147,11 @@ impl FileSystem {
                 result = Err(e);
             }
         }
-        self.inner.store.flush().await.map_err(|e| device_error(&e))?;
+        self.inner
+            .store
+            .flush()
+            .await
+            .map_err(|e| device_error(&e))?;
         result
     }
 
@@ -145,7 +161,10 @@ impl FileSystem {
         for inode in self.inner.inodes.all() {
             let is_due = {
                 let state = lock(&inode.state);
-                state.unsealed.since.is_some_and(|s| now.duration_since(s) >= SEAL_AGE)
+                state
+                    .unsealed
+                    .since
+                    .is_some_and(|s| now.duration_since(s) >= SEAL_AGE)
             };
             if is_due && let Err(error) = self.seal_file(&inode, false).await {
                 tracing::error!(target: "cache", ino = %inode.ino, %error, "an open file could not be sealed; it is tried again");
@@ -164,7 +183,11 @@ impl FileSystem {
         let _one_at_a_time = inode.seal_lock.lock().await;
         let sealed = self.seal_locked(inode).await;
         if sealed.is_ok() && is_durable {
-            self.inner.store.flush().await.map_err(|e| device_error(&e))?;
+            self.inner
+                .store
+                .flush()
+                .await
+                .map_err(|e| device_error(&e))?;
         }
         sealed
     }
@@ -222,8 +245,15 @@ impl FileSystem {
         let room = seals.iter().map(|s| s.len.div_ceil(4096) + 3).sum::<u32>();
         let sealed = match self.make_room_for_seal(room, &seals).await {
             Ok(()) => {
-                let file = SealFile { ino: inode.ino, commit: bytes };
-                self.inner.store.seal(seals, Some(file)).await.map_err(|e| device_error(&e))
+                let file = SealFile {
+                    ino: inode.ino,
+                    commit: bytes,
+                };
+                self.inner
+                    .store
+                    .seal(seals, Some(file))
+                    .await
+                    .map_err(|e| device_error(&e))
             }
             Err(e) => Err(e),
         };
@@ -248,7 +278,11 @@ impl FileSystem {
             if let Some(attr) = &mut state.attr {
                 attr.layout_version = version;
             }
-            state.commits.push_back(PendingCommit { commit, number: sealed.number, now });
+            state.commits.push_back(PendingCommit {
+                commit,
+                number: sealed.number,
+                now,
+            });
             if !std::mem::replace(&mut state.is_committing, true) {
                 let (fs, inode) = (self.clone(), Arc::clone(inode));
                 fastcache_reactor::spawn(async move { fs.send_commits(&inode).await }).detach();
@@ -280,9 +314,16 @@ impl FileSystem {
         let version = self.next_version().await?;
         let (contents, len) = self.take_contents(chunk).await?;
         let run = run_of(chunk.index, version, &contents, len);
-        let seals: Vec<SealChunk> = seal_chunk(chunk, version, contents, len, true).into_iter().collect();
+        let seals: Vec<SealChunk> = seal_chunk(chunk, version, contents, len, true)
+            .into_iter()
+            .collect();
         self.make_room_for_seal(3, &seals).await?;
-        let sealed = self.inner.store.seal(seals, None).await.map_err(|e| device_error(&e))?;
+        let sealed = self
+            .inner
+            .store
+            .seal(seals, None)
+            .await
+            .map_err(|e| device_error(&e))?;
         {
             let mut state = lock(&inode.state);
             let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
@@ -298,9 +339,13 @@ impl FileSystem {
     }
 
     pub(crate) fn tell_stored(&self, bodies: &[Arc<ChunkBody>], replaced: &[ChunkKey]) {
-        let Some(ino) = bodies.first().map(|b| b.key().ino) else { return };
+        let Some(ino) = bodies.first().map(|b| b.key().ino) else {
+            return;
+        };
         if !replaced.is_empty() {
-            self.inner.link.event(ino, DataEvent::Gone(replaced.to_vec()));
+            self.inner
+                .link
+                .event(ino, DataEvent::Gone(replaced.to_vec()));
         }
         let stored = bodies.iter().map(|b| local_chunk(b)).collect();
         self.inner.link.event(ino, DataEvent::Stored(stored));
@@ -341,7 +386,10 @@ impl FileSystem {
             if let Err(error) = self.inner.store.committed(inode.ino, number).await {
                 tracing::error!(target: "nvme", %error, "a commit could not be noted; it is sent again after a restart, harmlessly");
             }
-            self.inner.counters.uncommitted_files.fetch_sub(1, Ordering::Relaxed);
+            self.inner
+                .counters
+                .uncommitted_files
+                .fetch_sub(1, Ordering::Relaxed);
             let mut state = lock(&inode.state);
             state.commits.pop_front();
             if let Some((attr, deadline)) = attr {
@@ -372,7 +420,11 @@ impl FileSystem {
                 Ok(commit) => {
                     let inode = self.inner.inodes.get_or_insert(seal.ino);
                     let now = commit.mtime;
-                    let pending = PendingCommit { commit, number: seal.number, now };
+                    let pending = PendingCommit {
+                        commit,
+                        number: seal.number,
+                        now,
+                    };
                     lock(&inode.state).commits.push_back(pending);
                     count(&self.inner.counters.uncommitted_files, 1);
                 }
@@ -401,10 +453,15 @@ impl FileSystem {
             Ok(reply) => reply.result,
             Err(error) => Err(error),
         };
-        let Ok(NsAnswer::Attr(attr)) = answer else { return };
+        let Ok(NsAnswer::Attr(attr)) = answer else {
+            return;
+        };
         let done: Vec<u64> = {
             let mut state = lock(&inode.state);
-            let upto = state.commits.iter().rposition(|c| c.commit.version == attr.layout_version);
+            let upto = state
+                .commits
+                .iter()
+                .rposition(|c| c.commit.version == attr.layout_version);
             let upto = upto.map_or(0, |at| at + 1);
             state.commits.drain(..upto).map(|c| c.number).collect()
         };
@@ -412,14 +469,18 @@ impl FileSystem {
             if let Err(error) = self.inner.store.committed(ino, number).await {
                 tracing::error!(target: "nvme", %error, "a commit could not be noted");
             }
-            self.inner.counters.uncommitted_files.fetch_sub(1, Ordering::Relaxed);
+            self.inner
+                .counters
+                .uncommitted_files
+                .fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Drops everything of an orphan: open chunks, sealed chunks, what is unsealed.
     pub(crate) async fn drop_chunks(&self, inode: &Arc<Inode>) {
         let _one_at_a_time = inode.seal_lock.lock().await;
-        let chunks: Vec<Arc<OpenChunk>> = lock(&inode.state).open_chunks.values().cloned().collect();
+        let chunks: Vec<Arc<OpenChunk>> =
+            lock(&inode.state).open_chunks.values().cloned().collect();
         for chunk in &chunks {
             self.discard(chunk).await;
         }
@@ -428,8 +489,13 @@ impl FileSystem {
             state.open_chunks.clear();
             state.unsealed = Unsealed::default();
         }
-        let keys: Vec<ChunkKey> =
-            self.inner.store.chunks_of(inode.ino).iter().map(|b| b.key()).collect();
+        let keys: Vec<ChunkKey> = self
+            .inner
+            .store
+            .chunks_of(inode.ino)
+            .iter()
+            .map(|b| b.key())
+            .collect();
         if !keys.is_empty() {
             self.drop_keys(inode.ino, &keys).await;
         }
@@ -445,7 +511,10 @@ impl FileSystem {
 
     /// Whether an inode is a regular file.
     pub(crate) fn is_file(inode: &Inode) -> bool {
-        lock(&inode.state).attr.as_ref().is_some_and(|a| a.kind == Kind::File)
+        lock(&inode.state)
+            .attr
+            .as_ref()
+            .is_some_and(|a| a.kind == Kind::File)
     }
 }
 
@@ -465,8 +534,17 @@ pub(crate) fn ready_for_early_seal(chunk: &OpenChunk, chunk_size: usize) -> bool
 }
 
 fn run_of(index: u32, version: Version, contents: &Contents, len: u32) -> Run {
-    let version = if matches!(contents, Contents::Hole) { Version::NONE } else { version };
-    Run { first: index, count: 1, version, valid: len }
+    let version = if matches!(contents, Contents::Hole) {
+        Version::NONE
+    } else {
+        version
+    };
+    Run {
+        first: index,
+        count: 1,
+        version,
+        valid: len,
+    }
 }
 
 fn seal_chunk(
@@ -481,8 +559,18 @@ fn seal_chunk(
         Contents::Inline(buf) => SealData::Inline { buf },
         Contents::Placed(runs, crcs) => SealData::Placed { runs, crcs },
     };
-    let key = ChunkKey { ino: chunk.ino, index: chunk.index, version };
-    Some(SealChunk { key, len, is_dirty: true, is_pending, data })
+    let key = ChunkKey {
+        ino: chunk.ino,
+        index: chunk.index,
+        version,
+    };
+    Some(SealChunk {
+        key,
+        len,
+        is_dirty: true,
+        is_pending,
+        data,
+    })
 }
 
 /// Lets writers go on after a seal that failed.

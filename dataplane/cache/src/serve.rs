@@ -23,7 +23,11 @@ impl FileSystem {
             }
             DataCall::ReadChunk { key } => self.read_for_upload(key).await,
             DataCall::MarkClean { keys } => {
-                self.inner.store.mark_clean(&keys).await.map_err(|e| device_error(&e))?;
+                self.inner
+                    .store
+                    .mark_clean(&keys)
+                    .await
+                    .map_err(|e| device_error(&e))?;
                 self.inner.space.freed.notify(usize::MAX);
                 Ok(DataAnswer::Done)
             }
@@ -39,18 +43,29 @@ impl FileSystem {
                 Ok(DataAnswer::Done)
             }
             DataCall::Evict { ino } => Ok(self.evict(ino).await),
-            DataCall::Invalidate { touched, entries, inos } => {
+            DataCall::Invalidate {
+                touched,
+                entries,
+                inos,
+            } => {
                 self.invalidate(&touched, &entries, &inos).await;
                 Ok(DataAnswer::Done)
             }
             DataCall::TakeSlot => {
                 let slot = self.slot().await;
-                Ok(DataAnswer::Slot { slot: slot.lend(), len: 0, crc32c: 0 })
+                Ok(DataAnswer::Slot {
+                    slot: slot.lend(),
+                    len: 0,
+                    crc32c: 0,
+                })
             }
             DataCall::ReadFile { ino, offset, len } => self.read_to_slot(ino, offset, len).await,
-            DataCall::WriteFile { ino, offset, slot, len } => {
-                self.write_from_slot(ino, offset, slot, len).await
-            }
+            DataCall::WriteFile {
+                ino,
+                offset,
+                slot,
+                len,
+            } => self.write_from_slot(ino, offset, slot, len).await,
             DataCall::Seal { ino, is_durable } => {
                 self.seal_for_agent(ino, is_durable).await?;
                 Ok(DataAnswer::Done)
@@ -70,7 +85,12 @@ impl FileSystem {
     }
 
     async fn read_for_upload(&self, key: ChunkKey) -> Result<DataAnswer> {
-        let body = self.inner.store.get(key.id()).filter(|b| b.key() == key).ok_or(Errno::ENOENT)?;
+        let body = self
+            .inner
+            .store
+            .get(key.id())
+            .filter(|b| b.key() == key)
+            .ok_or(Errno::ENOENT)?;
         let (slot, mut buf) = emptied(self.slot().await);
         let len = body.len() as usize;
         let rest = buf.split_off(len.next_multiple_of(BLOCK).min(buf.len()));
@@ -78,7 +98,11 @@ impl FileSystem {
         result.map_err(|e| device_error(&e))?;
         let crc32c = crc_all(&buf[..len]);
         buf.unsplit(rest).map_err(|_| Errno::EIO)?;
-        Ok(DataAnswer::Slot { slot: filled(slot, buf).lend(), len: body.len(), crc32c })
+        Ok(DataAnswer::Slot {
+            slot: filled(slot, buf).lend(),
+            len: body.len(),
+            crc32c,
+        })
     }
 
     async fn read_to_slot(&self, ino: Ino, offset: u64, len: u32) -> Result<DataAnswer> {
@@ -88,10 +112,20 @@ impl FileSystem {
         let n = result?;
         let crc32c = crc_all(&buf[..n]);
         let len = u32::try_from(n).map_err(|_| Errno::EIO)?;
-        Ok(DataAnswer::Slot { slot: filled(slot, buf).lend(), len, crc32c })
+        Ok(DataAnswer::Slot {
+            slot: filled(slot, buf).lend(),
+            len,
+            crc32c,
+        })
     }
 
-    async fn write_from_slot(&self, ino: Ino, offset: u64, slot: u32, len: u32) -> Result<DataAnswer> {
+    async fn write_from_slot(
+        &self,
+        ino: Ino,
+        offset: u64,
+        slot: u32,
+        len: u32,
+    ) -> Result<DataAnswer> {
         let taken = lock_read(&self.inner.arena).reclaim(slot);
         let (_slot, mut buf) = emptied(taken.ok_or(Errno::EINVAL)?);
         if len as usize > buf.len() {
@@ -112,7 +146,11 @@ impl FileSystem {
             self.seal_file(inode, false).await?;
         }
         if is_durable {
-            self.inner.store.flush().await.map_err(|e| device_error(&e))?;
+            self.inner
+                .store
+                .flush()
+                .await
+                .map_err(|e| device_error(&e))?;
         }
         for inode in inodes {
             self.commits_done(&inode).await?;
@@ -186,6 +224,7 @@ impl FileSystem {
                     state.attr = None;
                     state.layout = None;
                 }
+                state.xattrs = None;
                 state.is_kernel_stale = true;
             }
             if let Some(n) = notify {
@@ -238,7 +277,9 @@ impl FileSystem {
             conflict_files: get(&c.conflict_files),
             fuse_requests: Vec::new(),
             transport: String::new(),
-            uptime_s: fastcache_reactor::now().duration_since(self.inner.started).as_secs(),
+            uptime_s: fastcache_reactor::now()
+                .duration_since(self.inner.started)
+                .as_secs(),
         };
         if let Some(fill) = self.inner.extra_stats.get() {
             fill(&mut stats);

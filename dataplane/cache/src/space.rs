@@ -85,7 +85,8 @@ impl FileSystem {
             self.evict_bytes(usage.used_bytes - limit);
         }
         let waiting = self.inner.space.waiting.load(Ordering::Relaxed) > 0;
-        let is_short = usage.used_bytes > limit / 10 * 9 && lock(&self.inner.space.victims).len() < 64;
+        let is_short =
+            usage.used_bytes > limit / 10 * 9 && lock(&self.inner.space.victims).len() < 64;
         if waiting || is_short {
             self.press(waiting);
         }
@@ -93,7 +94,13 @@ impl FileSystem {
 
     fn press(&self, is_blocked: bool) {
         let used_bytes = self.inner.store.usage().used_bytes;
-        self.inner.link.event(Ino::ROOT, DataEvent::Pressure { used_bytes, is_blocked });
+        self.inner.link.event(
+            Ino::ROOT,
+            DataEvent::Pressure {
+                used_bytes,
+                is_blocked,
+            },
+        );
     }
 
     /// Evicts clean chunks from the list until `bytes` are freed or the list is empty. Answers what was freed.
@@ -101,7 +108,9 @@ impl FileSystem {
         let mut freed = 0;
         let mut gone = Vec::new();
         while freed < bytes {
-            let Some(id) = lock(&self.inner.space.victims).pop_front() else { break };
+            let Some(id) = lock(&self.inner.space.victims).pop_front() else {
+                break;
+            };
             if let Some((key, n)) = self.inner.store.evict(id) {
                 freed += n;
                 gone.push(key);

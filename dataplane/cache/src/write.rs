@@ -46,7 +46,9 @@ impl FileSystem {
         kill_suid: bool,
     ) -> (Result<u32>, IoBuf) {
         let total = data.len();
-        let Ok(told) = u32::try_from(total) else { return (Err(Errno::EINVAL), data) };
+        let Ok(told) = u32::try_from(total) else {
+            return (Err(Errno::EINVAL), data);
+        };
         if offset.saturating_add(total as u64) > FILE_SIZE_MAX {
             return (Err(Errno::EFBIG), data);
         }
@@ -70,7 +72,9 @@ impl FileSystem {
             };
             let n = data.len().min(chunk_size as usize - within);
             let piece = data.split_to(n);
-            let (r, piece) = self.write_piece(inode, index, within, piece, chunk_size).await;
+            let (r, piece) = self
+                .write_piece(inode, index, within, piece, chunk_size)
+                .await;
             put_back(&mut done, piece);
             if let Err(e) = r {
                 result = Err(e);
@@ -110,7 +114,8 @@ impl FileSystem {
                 Ok(chunk) => chunk,
                 Err(e) => break Err(e),
             };
-            let is_aligned = within % BLOCK == 0 && piece.is_aligned() && piece.len() >= BLOCK;
+            let is_aligned =
+                within.is_multiple_of(BLOCK) && piece.is_aligned() && piece.len() >= BLOCK;
             let is_append = lock(&chunk.state).len == within;
             if is_aligned && (piece.len() >= DIRECT_MIN || !is_append) {
                 let whole = piece.len() / BLOCK * BLOCK;
@@ -136,7 +141,10 @@ impl FileSystem {
                 }
                 continue;
             }
-            match self.write_gather(&chunk, within, &piece, chunk_size as usize).await {
+            match self
+                .write_gather(&chunk, within, &piece, chunk_size as usize)
+                .await
+            {
                 Ok(0) => {}
                 Ok(n) => {
                     within += n;
@@ -192,23 +200,33 @@ impl FileSystem {
                 }
             };
             let (version, valid) = sealed;
-            let id = ChunkId { ino: inode.ino, index };
+            let id = ChunkId {
+                ino: inode.ino,
+                index,
+            };
             let Local { body, meta } = self.local_chunk(id, version).await?;
             let valid = valid.min(body.len()) as usize;
             let mut tail = None;
-            if valid % BLOCK != 0 && valid < body.len() as usize {
+            if !valid.is_multiple_of(BLOCK) && valid < body.len() as usize {
                 let first = u32::try_from(valid / BLOCK).map_err(|_| Errno::EIO)?;
-                let (r, mut buf) =
-                    self.inner.store.read(&body, first, IoBuf::alloc(BLOCK)).await;
+                let (r, mut buf) = self
+                    .inner
+                    .store
+                    .read(&body, first, IoBuf::alloc(BLOCK))
+                    .await;
                 r.map_err(|e| crate::open_chunk::device_error(&e))?;
                 buf[valid % BLOCK..].fill(0);
                 tail = Some(buf);
             }
-            let chunk =
-                Arc::new(OpenChunk::over(inode.ino, index, body, &meta.crcs, valid, tail));
+            let chunk = Arc::new(OpenChunk::over(
+                inode.ino, index, body, &meta.crcs, valid, tail,
+            ));
             let mut state = lock(&inode.state);
             let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;
-            let now = state.layout.as_ref().and_then(|l| l.chunk(index, chunk_size));
+            let now = state
+                .layout
+                .as_ref()
+                .and_then(|l| l.chunk(index, chunk_size));
             let is_same = now.is_some_and(|(v, n)| v == version && n as usize >= valid);
             if is_same && !state.open_chunks.contains_key(&index) {
                 state.open_chunks.insert(index, Arc::clone(&chunk));
@@ -219,7 +237,10 @@ impl FileSystem {
 
     /// Blocks of a whole chunk, of the largest chunk size in use.
     pub(crate) fn chunk_blocks(&self) -> usize {
-        self.inner.chunk_size.load(std::sync::atomic::Ordering::Relaxed) as usize / BLOCK
+        self.inner
+            .chunk_size
+            .load(std::sync::atomic::Ordering::Relaxed) as usize
+            / BLOCK
     }
 }
 

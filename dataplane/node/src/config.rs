@@ -82,15 +82,20 @@ impl Config {
         };
         let nvme = flags.nvme.or(file.nvme);
         let Some(nvme) = nvme else {
-            bail!("--nvme PATH is missing: name a block device, partition, file or directory for the chunks");
+            bail!(
+                "--nvme PATH is missing: name a block device, partition, file or directory for the chunks"
+            );
         };
         let Some(mount) = flags.mount.or(file.mount) else {
             bail!("--mount DIR is missing: name the directory to mount on");
         };
         let capacity = flags.nvme_capacity.or(file.nvme_capacity);
-        let capacity_bytes = parse_size(capacity.as_deref().unwrap_or("10GiB"))
-            .context("--nvme-capacity")?;
-        let listen = flags.listen.or(file.listen).unwrap_or_else(|| "0.0.0.0:8082".to_owned());
+        let capacity_bytes =
+            parse_size(capacity.as_deref().unwrap_or("10GiB")).context("--nvme-capacity")?;
+        let listen = flags
+            .listen
+            .or(file.listen)
+            .unwrap_or_else(|| "0.0.0.0:8082".to_owned());
         listen
             .parse::<std::net::SocketAddr>()
             .with_context(|| format!("--listen {listen:?} is not ADDRESS:PORT"))?;
@@ -121,10 +126,13 @@ fn read_file(path: &Path) -> Result<File> {
 /// A size as people write it: `10GiB`, `512 MiB`, `4096`. Binary units only, so that nobody guesses.
 fn parse_size(text: &str) -> Result<u64> {
     let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
-    let number: u64 =
-        number.parse().with_context(|| format!("{text:?} does not start with a whole number"))?;
+    let number: u64 = number
+        .parse()
+        .with_context(|| format!("{text:?} does not start with a whole number"))?;
     let shift = match unit.trim() {
         "" | "B" => 0,
         "KiB" | "K" => 10,
@@ -133,7 +141,9 @@ fn parse_size(text: &str) -> Result<u64> {
         "TiB" | "T" => 40,
         other => bail!("unknown unit {other:?} in {text:?}: use KiB, MiB, GiB or TiB"),
     };
-    number.checked_mul(1 << shift).with_context(|| format!("{text:?} is too large"))
+    number
+        .checked_mul(1 << shift)
+        .with_context(|| format!("{text:?} is too large"))
 }
 
 /// A list of processors: `0-3,8`.
@@ -141,9 +151,14 @@ fn parse_cores(text: &str) -> Result<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.split(',') {
         let wrong = || format!("{part:?} is not a processor or a range like 0-3");
-        let (from, to) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
-        let (from, to): (usize, usize) =
-            (from.parse().with_context(wrong)?, to.parse().with_context(wrong)?);
+        let (from, to) = part
+            .trim()
+            .split_once('-')
+            .unwrap_or((part.trim(), part.trim()));
+        let (from, to): (usize, usize) = (
+            from.parse().with_context(wrong)?,
+            to.parse().with_context(wrong)?,
+        );
         if from > to || to > 4095 {
             bail!(wrong());
         }
@@ -161,7 +176,9 @@ fn parse_cores(text: &str) -> Result<Vec<usize>> {
 /// The processors this process may run on.
 fn allowed_cpus() -> Result<Vec<usize>> {
     let set = rustix::thread::sched_getaffinity(None).context("which processors may be used")?;
-    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|c| set.is_set(*c)).collect())
+    Ok((0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|c| set.is_set(*c))
+        .collect())
 }
 
 #[cfg(test)]

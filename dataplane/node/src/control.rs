@@ -38,8 +38,12 @@ pub fn new_arena() -> Result<Arena> {
 /// Binds the socket. A socket file nobody listens on is replaced; a live one is an error.
 pub fn bind(path: &Path) -> Result<UnixListener> {
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)
-            .with_context(|| format!("the directory of the control socket {} cannot be made", dir.display()))?;
+        std::fs::create_dir_all(dir).with_context(|| {
+            format!(
+                "the directory of the control socket {} cannot be made",
+                dir.display()
+            )
+        })?;
     }
     if path.exists() {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
@@ -60,12 +64,20 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
 }
 
 /// Accepts connections for ever, on the core that calls. `remotes[i]` is the core of lane `i`.
-pub async fn listen(fs: FileSystem, listener: UnixListener, remotes: Vec<Remote>, capacity_bytes: u64) {
+pub async fn listen(
+    fs: FileSystem,
+    listener: UnixListener,
+    remotes: Vec<Remote>,
+    capacity_bytes: u64,
+) {
     let data: u64 = rand::random();
     let listener = Fd::from(OwnedFd::from(listener));
     let mut connections = 0;
     let mut session = None;
     loop {
+        if fs.is_stopping() {
+            return;
+        }
         let stream = match listener.accept().await {
             Ok(stream) => stream,
             Err(error) => {
@@ -91,7 +103,8 @@ pub async fn listen(fs: FileSystem, listener: UnixListener, remotes: Vec<Remote>
             slots: u32::try_from(arena.slots()).unwrap_or(0),
             capacity_bytes,
         };
-        let shaken = fastcache_reactor::timeout(HELLO_SECONDS, shake(&stream, &hello, &arena)).await;
+        let shaken =
+            fastcache_reactor::timeout(HELLO_SECONDS, shake(&stream, &hello, &arena)).await;
         let client = match shaken {
             Ok(Ok(client)) => client,
             Ok(Err(error)) => {
@@ -142,9 +155,13 @@ async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<Client
         if let Some(message) = frames.next()? {
             break message;
         }
-        anyhow::ensure!(frames.fill(stream).await?, "the connection was closed before it said who it is");
+        anyhow::ensure!(
+            frames.fill(stream).await?,
+            "the connection was closed before it said who it is"
+        );
     };
-    let client: ClientHello = postcard::from_bytes(&answer).context("not a greeting of an agent")?;
+    let client: ClientHello =
+        postcard::from_bytes(&answer).context("not a greeting of an agent")?;
     anyhow::ensure!(
         client.version == CONTROL_VERSION,
         "the agent speaks control protocol {}, this data plane {CONTROL_VERSION}: install the same version of both",
@@ -175,7 +192,9 @@ async fn send_all(fs: FileSystem, stream: Fd, lane: usize, connection: u64) {
         for message in &messages {
             match frame(message) {
                 Ok(one) => bytes.extend_from_slice(&one),
-                Err(error) => tracing::error!(target: "control", %error, "a message could not be encoded"),
+                Err(error) => {
+                    tracing::error!(target: "control", %error, "a message could not be encoded")
+                }
             }
         }
         let mut buf = IoBuf::alloc(bytes.len());
@@ -223,7 +242,10 @@ async fn receive_all(fs: &FileSystem, stream: &Fd, lane: usize) -> Result<()> {
 fn frame(message: &impl Serialize) -> Result<Vec<u8>> {
     let mut bytes = postcard::to_extend(message, vec![0; 4])?;
     let len = bytes.len() - 4;
-    anyhow::ensure!(len <= FRAME_MAX, "a message of {len} bytes is over the limit of {FRAME_MAX}");
+    anyhow::ensure!(
+        len <= FRAME_MAX,
+        "a message of {len} bytes is over the limit of {FRAME_MAX}"
+    );
     bytes[..4].copy_from_slice(&u32::try_from(len)?.to_le_bytes());
     Ok(bytes)
 }
@@ -251,10 +273,17 @@ impl Frames {
 
     fn next(&mut self) -> Result<Option<Vec<u8>>> {
         let rest = &self.bytes[self.at..];
-        let Some(len) = rest.first_chunk::<4>() else { return Ok(None) };
+        let Some(len) = rest.first_chunk::<4>() else {
+            return Ok(None);
+        };
         let len = u32::from_le_bytes(*len) as usize;
-        anyhow::ensure!(len <= FRAME_MAX, "a frame of {len} bytes is over the limit of {FRAME_MAX}");
-        let Some(message) = rest.get(4..4 + len) else { return Ok(None) };
+        anyhow::ensure!(
+            len <= FRAME_MAX,
+            "a frame of {len} bytes is over the limit of {FRAME_MAX}"
+        );
+        let Some(message) = rest.get(4..4 + len) else {
+            return Ok(None);
+        };
         let message = message.to_vec();
         self.at += 4 + len;
         Ok(Some(message))

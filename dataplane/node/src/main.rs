@@ -98,7 +98,15 @@ async fn bring_up(
     heard.sort_by_key(|(core, _)| *core);
     remotes.extend(heard.into_iter().map(|(_, remote)| remote));
 
-    let (store, Recovered { chunks, elapsed, pending, .. }) = Store::open(StoreOptions {
+    let (
+        store,
+        Recovered {
+            chunks,
+            elapsed,
+            pending,
+            ..
+        },
+    ) = Store::open(StoreOptions {
         path: config.nvme.clone(),
         capacity_bytes: config.capacity_bytes,
         format: config.format,
@@ -135,7 +143,10 @@ async fn bring_up(
     let stopped_early = {
         let ready = std::pin::pin!(ready);
         let stop = std::pin::pin!(async { stop.recv().await });
-        matches!(futures_util::future::select(stop, ready).await, futures_util::future::Either::Left(_))
+        matches!(
+            futures_util::future::select(stop, ready).await,
+            futures_util::future::Either::Left(_)
+        )
     };
     if stopped_early {
         for start in starts {
@@ -180,17 +191,23 @@ async fn bring_up(
 async fn take_off(mount: Mount) {
     let aborter = mount.aborter();
     let (send, receive) = futures_channel::oneshot::channel();
-    let thread = std::thread::Builder::new().name("unmount".to_owned()).spawn(move || {
-        let _ = send.send(mount.unmount());
-    });
+    let thread = std::thread::Builder::new()
+        .name("unmount".to_owned())
+        .spawn(move || {
+            let _ = send.send(mount.unmount());
+        });
     if let Err(error) = thread {
         tracing::error!(target: "fuse", %error, "no thread to unmount from");
         return;
     }
     match fastcache_reactor::timeout(UNMOUNT_MAX, receive).await {
         Ok(Ok(Ok(true))) => tracing::info!(target: "fuse", "unmounted"),
-        Ok(Ok(Ok(false))) => tracing::warn!(target: "fuse", "programs still used the mount; it was taken out of the tree"),
-        Ok(Ok(Err(error))) => tracing::error!(target: "fuse", %error, "the mount could not be taken off"),
+        Ok(Ok(Ok(false))) => {
+            tracing::warn!(target: "fuse", "programs still used the mount; it was taken out of the tree")
+        }
+        Ok(Ok(Err(error))) => {
+            tracing::error!(target: "fuse", %error, "the mount could not be taken off")
+        }
         Ok(Err(_)) => tracing::error!(target: "fuse", "the thread that unmounts is gone"),
         Err(_) => {
             tracing::error!(target: "fuse", "unmounting takes too long: cutting the connection");
@@ -207,14 +224,19 @@ fn stop_signal() -> Result<StopSignal> {
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,
     ])?;
-    let state = std::sync::Arc::new((std::sync::atomic::AtomicBool::new(false), event_listener::Event::new()));
+    let state = std::sync::Arc::new((
+        std::sync::atomic::AtomicBool::new(false),
+        event_listener::Event::new(),
+    ));
     let theirs = std::sync::Arc::clone(&state);
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for _ in signals.forever() {
-            theirs.0.store(true, std::sync::atomic::Ordering::SeqCst);
-            theirs.1.notify(usize::MAX);
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            for _ in signals.forever() {
+                theirs.0.store(true, std::sync::atomic::Ordering::SeqCst);
+                theirs.1.notify(usize::MAX);
+            }
+        })?;
     Ok(StopSignal { state })
 }
 

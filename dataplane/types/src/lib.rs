@@ -15,7 +15,10 @@ pub const REQUEST_MAX: usize = 1 << 20;
 
 /// Blocks that `bytes` bytes take.
 #[must_use]
-#[allow(clippy::cast_possible_truncation, reason = "callers pass chunk-sized counts")]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "callers pass chunk-sized counts"
+)]
 pub const fn blocks_of(bytes: u32) -> u32 {
     bytes.div_ceil(BLOCK as u32)
 }
