@@ -26,10 +26,14 @@ const CACHE_BYTES: u64 = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// Another process has it.
-    #[error("the namespace in {0} is in use by another process: stop that one, or choose another --state-dir")]
+    #[error(
+        "the namespace in {0} is in use by another process: stop that one, or choose another --state-dir"
+    )]
     Locked(PathBuf),
     /// The store failed.
-    #[error("the namespace in {path}: {error}; check the disk, then restore the directory from a copy or rebuild it from the bucket")]
+    #[error(
+        "the namespace in {path}: {error}; check the disk, then restore the directory from a copy or rebuild it from the bucket"
+    )]
     Store {
         /// Its directory.
         path: PathBuf,
@@ -129,15 +133,27 @@ impl Engine {
     /// See [`EngineError`].
     pub fn open(state_dir: &Path) -> Result<Engine, EngineError> {
         let path = state_dir.to_path_buf();
-        std::fs::create_dir_all(&path)
-            .map_err(|error| EngineError::Directory { path: path.clone(), error })?;
+        std::fs::create_dir_all(&path).map_err(|error| EngineError::Directory {
+            path: path.clone(),
+            error,
+        })?;
         let wrong = |error: fjall::Error| match error {
             fjall::Error::Locked => EngineError::Locked(path.clone()),
-            other => EngineError::Store { path: path.clone(), error: other.to_string() },
+            other => EngineError::Store {
+                path: path.clone(),
+                error: other.to_string(),
+            },
         };
-        let db = Database::builder(&path).cache_size(CACHE_BYTES).open().map_err(wrong)?;
-        let state = db.keyspace("state", KeyspaceCreateOptions::default).map_err(wrong)?;
-        let log = db.keyspace("log", KeyspaceCreateOptions::default).map_err(wrong)?;
+        let db = Database::builder(&path)
+            .cache_size(CACHE_BYTES)
+            .open()
+            .map_err(wrong)?;
+        let state = db
+            .keyspace("state", KeyspaceCreateOptions::default)
+            .map_err(wrong)?;
+        let log = db
+            .keyspace("log", KeyspaceCreateOptions::default)
+            .map_err(wrong)?;
         let state = StateKv(state);
         let epoch = fastcache_namespace::counters(&state)?.epoch + 1;
         let changes = fastcache_namespace::begin_epoch(&state, epoch, Time::now())?;
@@ -172,7 +188,11 @@ impl Engine {
                 Err(()) => failed(),
             };
         }
-        if request.op.is_change() { self.change(&request) } else { self.query(&request.op) }
+        if request.op.is_change() {
+            self.change(&request)
+        } else {
+            self.query(&request.op)
+        }
     }
 
     fn query(&self, op: &NsOp) -> NsReply {
@@ -253,9 +273,17 @@ impl Engine {
     /// # Errors
     /// When the log cannot be read, or holds a record this version does not know.
     pub fn records(&self, from: u64, max: usize) -> Result<Vec<Record>, EngineError> {
-        let wrong = |error: String| EngineError::Store { path: self.inner.path.clone(), error };
+        let wrong = |error: String| EngineError::Store {
+            path: self.inner.path.clone(),
+            error,
+        };
         let mut out = Vec::new();
-        for guard in self.inner.log.range(from.to_be_bytes().to_vec()..).take(max) {
+        for guard in self
+            .inner
+            .log
+            .range(from.to_be_bytes().to_vec()..)
+            .take(max)
+        {
             let (_, value) = guard.into_inner().map_err(|e| wrong(e.to_string()))?;
             out.push(Record::decode(&value).map_err(|e| wrong(e.to_string()))?);
         }
@@ -279,7 +307,11 @@ impl Engine {
     }
 }
 
-fn fill(batch: &mut fjall::OwnedWriteBatch, state: &Keyspace, changes: fastcache_namespace::Changes) {
+fn fill(
+    batch: &mut fjall::OwnedWriteBatch,
+    state: &Keyspace,
+    changes: fastcache_namespace::Changes,
+) {
     for (key, value) in changes {
         match value {
             Some(value) => batch.insert(state, key, value),
@@ -301,7 +333,12 @@ async fn keep_synced(inner: std::sync::Weak<Inner>) {
 }
 
 fn failed() -> NsReply {
-    NsReply { result: Err(Errno::EIO), touched: Vec::new(), log_position: 0, lease_ms: None }
+    NsReply {
+        result: Err(Errno::EIO),
+        touched: Vec::new(),
+        log_position: 0,
+        lease_ms: None,
+    }
 }
 
 #[cfg(test)]
@@ -318,8 +355,15 @@ mod tests {
             target: Vec::new(),
             chunk_size: 0,
         };
-        let op = NsOp::Make { at: Some((Ino::ROOT, name.as_bytes().to_vec())), new };
-        NsRequest { id: Some(OpId { client: 7, seq }), now: Time { sec: 1, nsec: 2 }, op }
+        let op = NsOp::Make {
+            at: Some((Ino::ROOT, name.as_bytes().to_vec())),
+            new,
+        };
+        NsRequest {
+            id: Some(OpId { client: 7, seq }),
+            now: Time { sec: 1, nsec: 2 },
+            op,
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,41 @@
 //! Registry, namespace log and leases of a cluster.
+//!
+//! ```text
+//!  node ── gRPC ──► grpc ─┐
+//!                         ├─► Coordinator ─► Engine (namespace and log, in an embedded store)
+//!  people ─ REST ─► rest ─┘     │
+//!                               └─ registry, leases
+//!  a single node ─► Namespace::Embedded ─► Engine
+//!  a node of many ─► Namespace::Remote ─► gRPC
+//! ```
 
 #![cfg_attr(
     test,
-    allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")
+    allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )
 )]
 
+mod coordinator;
 mod engine;
+mod grpc;
+mod leases;
+mod locations;
 mod namespace;
+mod registry;
+mod remote;
+mod rest;
+mod revocation;
+mod serve;
 
+pub use coordinator::{
+    Coordinator, CoordinatorStats, LEASE, Options, REVOCATIONS_QUEUED, Registered, Revocations,
+    STALE_AFTER,
+};
 pub use engine::{Engine, EngineError, EngineStats, LOG_KEPT, SYNC_EVERY};
 pub use namespace::Namespace;
+pub use registry::{PEER_ID_MAX, PEERS_MAX, Peer, RegisterError, UnknownSession};
+pub use remote::{RemoteError, RemoteNamespace, Revocation};
+pub use serve::serve;

@@ -1,12 +1,14 @@
 //! The namespace as a node reaches it: in this process, or behind a coordinator's gRPC.
 
-use crate::Engine;
+use crate::{Engine, RemoteNamespace};
 use fastcache_api::{NsReply, NsRequest};
 
 /// The namespace a node uses.
 pub enum Namespace {
     /// In this process.
     Embedded(Engine),
+    /// A coordinator's.
+    Remote(RemoteNamespace),
 }
 
 impl Namespace {
@@ -14,13 +16,15 @@ impl Namespace {
     pub async fn call(&self, request: NsRequest) -> NsReply {
         match self {
             Namespace::Embedded(engine) => engine.call(request).await,
+            Namespace::Remote(remote) => remote.call(request).await,
         }
     }
 
-    /// Puts everything acknowledged so far on stable storage, for an ordered end.
+    /// For an ordered end: puts everything acknowledged so far on stable storage where it is this process's to do.
     pub async fn close(&self) {
         match self {
             Namespace::Embedded(engine) => engine.close().await,
+            Namespace::Remote(remote) => remote.close(),
         }
     }
 }

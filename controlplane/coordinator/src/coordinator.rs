@@ -1,0 +1,606 @@
+//! The coordinator: the namespace, the nodes that use it, and the leases that keep what they cached true.
+//!
+//! ```text
+//!  change by A ─► engine (logged, applied) ─► leases of other nodes on what it touched
+//!                                              │ one Revocation each, on the node's watch stream
+//!                                              ▼
+//!                  answered  ◄── all acknowledged, or their leases over
+//! ```
+//!
+//! As long as only one node was ever registered, nothing can change behind its back: replies carry no end of lease
+//! and nothing is noted. When the second one comes, the first is told to forget everything before the second
+//! gets its session. After a restart of the coordinator nothing is known of the leases given before; where
+//! there is more than one node, changes then wait until those are over.
+//!
+//! Nobody but the writer's own node is asked before a `Commit`: two writers of one file are kept apart by the version a
+//! commit is based on (ESTALE), not yet by write leases. What is open on a node is not known here either, so
+//! that as soon as there are two nodes, orphans that another one may have open are not reaped.
+
+use crate::leases::LeaseTable;
+use crate::locations::Locations;
+use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
+use crate::revocation::{Effect, is_cached, revealed};
+use crate::{Engine, EngineError};
+use fastcache_api::{Attr, Ino, NS_VERSION, NsOp, NsReply, NsRequest, grpc};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// How long a lease is, from when the request was received. Holders count from when they sent it, which is earlier.
+pub const LEASE: Duration = Duration::from_secs(10);
+/// A node that was not heard of for this long is dropped.
+pub const STALE_AFTER: Duration = Duration::from_secs(60);
+/// Revocations that may wait for a node's watch stream; beyond, the node is waited for until its leases are over.
+pub const REVOCATIONS_QUEUED: usize = 1024;
+/// How often a read is made again because something changed meanwhile; then it is answered without a lease.
+const READ_TRIES: usize = 3;
+
+/// Times of a coordinator.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// See [`LEASE`].
+    pub lease: Duration,
+    /// See [`STALE_AFTER`].
+    pub stale_after: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            lease: LEASE,
+            stale_after: STALE_AFTER,
+        }
+    }
+}
+
+/// What a node is given at its registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Number of the registration.
+    pub session: u64,
+    /// Length of a lease.
+    pub lease: Duration,
+}
+
+/// A revocation whose acknowledgement is waited for.
+struct Pending {
+    session: u64,
+    held: HashSet<Ino>,
+    stamp: u64,
+    sent: Instant,
+    /// Dropped or used: the wait is over.
+    done: oneshot::Sender<()>,
+}
+
+/// The way to a node's watch stream.
+struct Outlet {
+    sender: mpsc::Sender<grpc::Revocation>,
+    /// Until the node opens its stream.
+    receiver: Option<mpsc::Receiver<grpc::Revocation>>,
+}
+
+struct Tables {
+    registry: Registry,
+    leases: LeaseTable,
+    pending: HashMap<u64, Pending>,
+    outlets: HashMap<u64, Outlet>,
+    next_revocation: u64,
+    /// Position of the last change: a reply with an earlier one repeats what was told before.
+    position: u64,
+    is_stopping: bool,
+    revocations: u64,
+    unanswered: u64,
+}
+
+/// One node that has to give something up.
+struct Wait {
+    acknowledged: oneshot::Receiver<()>,
+    session: u64,
+    until: Instant,
+}
+
+struct Inner {
+    engine: Engine,
+    options: Options,
+    tables: Mutex<Tables>,
+    /// Held from making a change until its holders are found.
+    order: tokio::sync::Mutex<()>,
+    /// False while leases may be out that the table does not know.
+    is_settled: watch::Sender<bool>,
+    locations: Mutex<Locations>,
+}
+
+/// A cluster's registry, namespace and leases. Clones share it.
+#[derive(Clone)]
+pub struct Coordinator {
+    inner: Arc<Inner>,
+}
+
+/// Counters of a coordinator.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct CoordinatorStats {
+    /// Nodes that are live.
+    pub peers_live: usize,
+    /// Nodes that were registered in this run.
+    pub peers: usize,
+    /// Leases noted.
+    pub leases: usize,
+    /// Revocations sent since the start.
+    pub revocations: u64,
+    /// Of these, those that were not acknowledged within a lease.
+    pub revocations_unanswered: u64,
+}
+
+impl Coordinator {
+    /// Opens a coordinator's state directory, or makes one. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn open(state_dir: &Path, options: Options) -> Result<Coordinator, EngineError> {
+        let engine = Engine::open(&state_dir.join("namespace"))?;
+        let stats = engine.stats();
+        let registry = Registry::open(
+            state_dir,
+            stats.epoch << 32,
+            options.stale_after,
+            options.lease,
+        )
+        .map_err(|error| EngineError::Directory {
+            path: state_dir.to_path_buf(),
+            error,
+        })?;
+        let is_shared = registry.is_shared();
+        let tables = Tables {
+            registry,
+            leases: LeaseTable::default(),
+            pending: HashMap::new(),
+            outlets: HashMap::new(),
+            next_revocation: 0,
+            position: stats.log_position,
+            is_stopping: false,
+            revocations: 0,
+            unanswered: 0,
+        };
+        let inner = Arc::new(Inner {
+            engine,
+            options,
+            tables: Mutex::new(tables),
+            order: tokio::sync::Mutex::new(()),
+            is_settled: watch::Sender::new(!is_shared),
+            locations: Mutex::new(Locations::default()),
+        });
+        if is_shared {
+            let inner = Arc::clone(&inner);
+            tokio::spawn(async move {
+                tokio::time::sleep(inner.options.lease).await;
+                inner.is_settled.send_replace(true);
+            });
+        }
+        tokio::spawn(keep_tables(Arc::downgrade(&inner), options.lease / 10));
+        Ok(Coordinator { inner })
+    }
+
+    /// The namespace, for calls of the coordinator's own (reads: changes made here revoke nothing).
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.inner.engine
+    }
+
+    pub(crate) fn locations(&self) -> MutexGuard<'_, Locations> {
+        self.inner
+            .locations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.inner
+            .tables
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers a node. `previous` is its session before, whose leases it has given up (0: none).
+    ///
+    /// # Errors
+    /// See [`RegisterError`].
+    pub async fn register(
+        &self,
+        node: grpc::Node,
+        ns_version: u32,
+        previous: u64,
+    ) -> Result<Registered, RegisterError> {
+        if ns_version != NS_VERSION {
+            return Err(RegisterError::Version {
+                ours: NS_VERSION,
+                theirs: ns_version,
+            });
+        }
+        let (session, waits) = {
+            let mut tables = self.tables();
+            let peer_id = node.peer_id.clone();
+            let accepted = tables.registry.register(node, previous, Instant::now())?;
+            let session = accepted.session;
+            tracing::info!(target: "registry", peer_id, session, "registered");
+            if let Some(old) = accepted.replaced {
+                tables.outlets.remove(&old);
+            }
+            if previous != 0 && tables.registry.is_same_node(previous, session) {
+                tables.leases.release_all(previous);
+                tables.pending.retain(|_, p| p.session != previous);
+                tables.registry.forget(previous);
+            }
+            let (sender, receiver) = mpsc::channel(REVOCATIONS_QUEUED);
+            tables.outlets.insert(
+                session,
+                Outlet {
+                    sender,
+                    receiver: Some(receiver),
+                },
+            );
+            let mut waits = Vec::new();
+            if accepted.is_second {
+                self.inner.is_settled.send_replace(false);
+                let until = Instant::now() + self.inner.options.lease;
+                for other in tables.registry.others(session) {
+                    let all = grpc::Revocation {
+                        everything: true,
+                        ..Default::default()
+                    };
+                    waits.push(tables.revoke(other, HashSet::new(), all, until));
+                }
+            }
+            (session, accepted.is_second.then_some(waits))
+        };
+        if let Some(waits) = waits {
+            // A task of its own: the node may give up waiting for its session, the others still have to forget.
+            let this = self.clone();
+            let settled = tokio::spawn(async move {
+                futures_util::future::join_all(waits.into_iter().map(|w| this.all_given_up(w)))
+                    .await;
+                this.inner.is_settled.send_replace(true);
+            });
+            if settled.await.is_err() {
+                tracing::error!(target: "registry", session, "waiting for the first node failed");
+            }
+        }
+        Ok(Registered {
+            session,
+            lease: self.inner.options.lease,
+        })
+    }
+
+    /// Waits until a node that held leases without end has given them up, or knows that they have ended: it stops
+    /// trusting them one lease after the last heartbeat that was answered.
+    async fn all_given_up(&self, wait: Wait) {
+        let until = tokio::time::Instant::from_std(wait.until);
+        if tokio::time::timeout_at(until, wait.acknowledged)
+            .await
+            .is_ok_and(|r| r.is_ok())
+        {
+            return;
+        }
+        let seen = self
+            .tables()
+            .fence(wait.session)
+            .unwrap_or_else(Instant::now);
+        let over = tokio::time::Instant::from_std(seen + self.inner.options.lease);
+        tokio::time::sleep_until(over).await;
+    }
+
+    /// A node is alive, and tells how it is.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn heartbeat(
+        &self,
+        session: u64,
+        status: Option<grpc::Node>,
+    ) -> Result<(), UnknownSession> {
+        self.tables()
+            .registry
+            .heartbeat(session, status, Instant::now())
+    }
+
+    /// The revocations for a node. Ends when its session does.
+    ///
+    /// # Errors
+    /// When the session is over, or has its stream already.
+    pub fn watch(&self, session: u64) -> Result<Revocations, UnknownSession> {
+        let mut tables = self.tables();
+        tables.registry.check(session)?;
+        let receiver = tables
+            .outlets
+            .get_mut(&session)
+            .and_then(|o| o.receiver.take());
+        match receiver {
+            Some(receiver) if !tables.is_stopping => Ok(Revocations {
+                receiver,
+                session,
+                inner: Arc::downgrade(&self.inner),
+            }),
+            _ => Err(UnknownSession(session)),
+        }
+    }
+
+    /// A node has done what a revocation asked for.
+    pub fn acknowledge(&self, session: u64, number: u64) {
+        let mut tables = self.tables();
+        if tables
+            .pending
+            .get(&number)
+            .is_some_and(|p| p.session == session)
+            && let Some(pending) = tables.pending.remove(&number)
+        {
+            tables.leases.release(session, &pending.held, pending.stamp);
+            // Nobody may wait any more, and that is as well.
+            let _ = pending.done.send(());
+        }
+    }
+
+    /// One operation of a node.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub async fn call(&self, session: u64, request: NsRequest) -> Result<NsReply, UnknownSession> {
+        self.tables().registry.check(session)?;
+        if request.op.is_change() {
+            return Ok(self.change(session, request).await);
+        }
+        if !is_cached(&request.op) {
+            return Ok(self.inner.engine.call(request).await);
+        }
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let stamp = self.tables().leases.stamp();
+            let mut reply = self.inner.engine.call(request.clone()).await;
+            let inos = revealed(&request.op, &reply);
+            let mut tables = self.tables();
+            tables.registry.check(session)?;
+            if !tables.registry.is_shared() {
+                return Ok(reply);
+            }
+            // Read before a change whose holders are found already: it would not be revoked.
+            let is_old = tables.leases.stamp() != stamp;
+            if is_old && tries < READ_TRIES {
+                continue;
+            }
+            reply.lease_ms = match is_old {
+                true => Some(0),
+                false => Some(self.grant(&mut tables, session, &inos)),
+            };
+            return Ok(reply);
+        }
+    }
+
+    fn grant(&self, tables: &mut Tables, session: u64, inos: &[Ino]) -> u32 {
+        let lease = self.inner.options.lease;
+        if tables.leases.grant(session, inos, Instant::now() + lease) {
+            u32::try_from(lease.as_millis()).unwrap_or(u32::MAX)
+        } else {
+            0
+        }
+    }
+
+    async fn change(&self, session: u64, mut request: NsRequest) -> NsReply {
+        let mut settled = self.inner.is_settled.subscribe();
+        // The sender is in `inner`, which is there as long as `self` is.
+        let _ = settled.wait_for(|is_settled| *is_settled).await;
+        let (reply, waits) = {
+            let _in_order = self.inner.order.lock().await;
+            self.tables().spare_open_orphans(session, &mut request.op);
+            let mut reply = self.inner.engine.call(request.clone()).await;
+            let mut tables = self.tables();
+            // A request that was sent again gets its first answer, which may be old by now.
+            let is_new = reply.log_position > tables.position;
+            tables.position = tables.position.max(reply.log_position);
+            if !tables.registry.is_shared() {
+                return reply;
+            }
+            tables.leases.changed();
+            let effect = Effect::of(&request.op, &reply);
+            let waits = tables.revoke_others(session, &effect, &reply.touched);
+            reply.lease_ms = Some(match is_new {
+                true => self.grant(&mut tables, session, &effect.covered()),
+                false => 0,
+            });
+            (reply, waits)
+        };
+        futures_util::future::join_all(waits.into_iter().map(|wait| {
+            let until = tokio::time::Instant::from_std(wait.until);
+            tokio::time::timeout_at(until, wait.acknowledged)
+        }))
+        .await;
+        reply
+    }
+
+    /// The nodes of this run.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.tables().registry.peers(Instant::now())
+    }
+
+    /// Counters now.
+    pub fn stats(&self) -> CoordinatorStats {
+        let tables = self.tables();
+        let peers = tables.registry.peers(Instant::now());
+        CoordinatorStats {
+            peers_live: peers.iter().filter(|p| p.state == "live").count(),
+            peers: peers.len(),
+            leases: tables.leases.len(),
+            revocations: tables.revocations,
+            revocations_unanswered: tables.unanswered,
+        }
+    }
+
+    /// Ends the watch streams, so that a server can end.
+    pub(crate) fn stop(&self) {
+        let mut tables = self.tables();
+        tables.is_stopping = true;
+        tables.outlets.clear();
+    }
+
+    /// Puts everything on stable storage, for an ordered end.
+    pub async fn close(&self) {
+        self.inner.engine.close().await;
+    }
+}
+
+impl Tables {
+    /// Sends a node a revocation.
+    fn revoke(
+        &mut self,
+        session: u64,
+        held: HashSet<Ino>,
+        mut revocation: grpc::Revocation,
+        until: Instant,
+    ) -> Wait {
+        self.next_revocation += 1;
+        self.revocations += 1;
+        revocation.number = self.next_revocation;
+        let (done, acknowledged) = oneshot::channel();
+        let stamp = self.leases.stamp();
+        let sent = Instant::now();
+        let pending = Pending {
+            session,
+            held,
+            stamp,
+            sent,
+            done,
+        };
+        self.pending.insert(revocation.number, pending);
+        let is_sent = self
+            .outlets
+            .get(&session)
+            .is_some_and(|o| o.sender.try_send(revocation).is_ok());
+        if !is_sent {
+            tracing::debug!(target: "leases", session, "a revocation cannot be sent: waiting for the leases to end");
+        }
+        Wait {
+            acknowledged,
+            session,
+            until,
+        }
+    }
+
+    fn revoke_others(&mut self, session: u64, effect: &Effect, touched: &[Attr]) -> Vec<Wait> {
+        let holders = self.leases.holders(effect.covered(), Instant::now());
+        let mut waits = Vec::new();
+        for (holder, (held, until)) in holders {
+            if self.registry.is_same_node(holder, session) {
+                continue;
+            }
+            match effect.told_to(&held, touched) {
+                Ok(what) => {
+                    let revocation = grpc::Revocation {
+                        what,
+                        ..Default::default()
+                    };
+                    waits.push(self.revoke(holder, held, revocation, until));
+                }
+                Err(error) => {
+                    tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
+                    let all = grpc::Revocation {
+                        everything: true,
+                        ..Default::default()
+                    };
+                    waits.push(self.revoke(holder, held, all, until));
+                }
+            }
+        }
+        waits
+    }
+
+    /// Takes those orphans out of a reap that another node may have open.
+    fn spare_open_orphans(&self, session: u64, op: &mut NsOp) {
+        if !self.registry.is_shared() {
+            return;
+        }
+        match op {
+            NsOp::Reap { inos } => {
+                let holders = self.leases.holders(inos.iter().copied(), Instant::now());
+                inos.retain(|ino| {
+                    !holders.iter().any(|(holder, (held, _))| {
+                        held.contains(ino) && !self.registry.is_same_node(*holder, session)
+                    })
+                });
+            }
+            NsOp::ReapAllBut { .. } => *op = NsOp::Reap { inos: Vec::new() },
+            _ => {}
+        }
+    }
+
+    /// Ends a session. When it was last heard of, if it was live.
+    fn fence(&mut self, session: u64) -> Option<Instant> {
+        let seen = self.registry.fence(session)?;
+        self.outlets.remove(&session);
+        tracing::warn!(target: "registry", session, "session ended: the node was silent, or left a revocation unanswered");
+        Some(seen)
+    }
+
+    /// What time alone changes.
+    fn keep(&mut self, now: Instant, lease: Duration) {
+        for session in self.registry.stale(now) {
+            self.fence(session);
+        }
+        let is_late = |p: &Pending| now >= p.sent + lease;
+        let late: HashSet<u64> = self
+            .pending
+            .values()
+            .filter(|p| is_late(p))
+            .map(|p| p.session)
+            .collect();
+        let before = self.pending.len();
+        self.pending.retain(|_, p| !is_late(p));
+        self.unanswered += (before - self.pending.len()) as u64;
+        for session in late {
+            self.fence(session);
+        }
+        self.leases.prune(now);
+        let ended = self.registry.ended();
+        if !ended.is_empty() {
+            let holding = self.leases.sessions();
+            for session in ended.iter().filter(|s| !holding.contains(s)) {
+                self.registry.forget(*session);
+                self.outlets.remove(session);
+            }
+        }
+    }
+}
+
+/// Runs [`Tables::keep`] until the coordinator is gone.
+async fn keep_tables(inner: Weak<Inner>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let mut tables = inner.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.keep(Instant::now(), inner.options.lease);
+    }
+}
+
+/// The revocations for one session.
+pub struct Revocations {
+    receiver: mpsc::Receiver<grpc::Revocation>,
+    session: u64,
+    inner: Weak<Inner>,
+}
+
+impl futures_util::Stream for Revocations {
+    type Item = Result<grpc::Revocation, tonic::Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.receiver.poll_recv(cx).map(|r| r.map(Ok))
+    }
+}
+
+impl Drop for Revocations {
+    fn drop(&mut self) {
+        if let Some(inner) = self.inner.upgrade() {
+            let mut tables = inner.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            tables.registry.unwatched(self.session);
+        }
+    }
+}

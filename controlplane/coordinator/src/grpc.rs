@@ -1,0 +1,100 @@
+//! The gRPC service: decodes, calls the coordinator, encodes.
+
+use crate::Coordinator;
+use crate::coordinator::Revocations;
+use crate::registry::{RegisterError, UnknownSession};
+use fastcache_api::control::FRAME_MAX;
+use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
+use fastcache_api::grpc::{
+    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, RegisterReply,
+    RegisterRequest, WatchRequest,
+};
+use tonic::{Request, Response, Status};
+
+/// Longest message, bytes: the longest on the control socket, and what carries it.
+pub(crate) const MESSAGE_MAX: usize = FRAME_MAX + 4096;
+
+pub(crate) struct Service(Coordinator);
+
+pub(crate) fn service(coordinator: Coordinator) -> CoordinatorServer<Service> {
+    CoordinatorServer::new(Service(coordinator))
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX)
+}
+
+impl From<UnknownSession> for Status {
+    fn from(e: UnknownSession) -> Status {
+        Status::unauthenticated(e.to_string())
+    }
+}
+
+impl From<RegisterError> for Status {
+    fn from(e: RegisterError) -> Status {
+        let text = e.to_string();
+        match e {
+            RegisterError::PeerId => Status::invalid_argument(text),
+            RegisterError::Taken(_) => Status::already_exists(text),
+            RegisterError::Version { .. } => Status::failed_precondition(text),
+            RegisterError::Full => Status::resource_exhausted(text),
+            RegisterError::Io(_) => Status::internal(text),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl coordinator_server::Coordinator for Service {
+    type WatchStream = Revocations;
+
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterReply>, Status> {
+        let RegisterRequest {
+            node,
+            ns_version,
+            previous_session,
+        } = request.into_inner();
+        let done = self
+            .0
+            .register(node.unwrap_or_default(), ns_version, previous_session)
+            .await?;
+        Ok(Response::new(RegisterReply {
+            lease_ms: u32::try_from(done.lease.as_millis()).unwrap_or(u32::MAX),
+            session: done.session,
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatReply>, Status> {
+        let request = request.into_inner();
+        self.0.heartbeat(request.session, request.node)?;
+        Ok(Response::new(HeartbeatReply {}))
+    }
+
+    async fn call(&self, request: Request<CallRequest>) -> Result<Response<CallReply>, Status> {
+        let request = request.into_inner();
+        let asked = postcard::from_bytes(&request.request)
+            .map_err(|e| Status::invalid_argument(format!("not a namespace request: {e}")))?;
+        let reply = self.0.call(request.session, asked).await?;
+        let reply = postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(CallReply { reply }))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Ok(Response::new(self.0.watch(request.into_inner().session)?))
+    }
+
+    async fn ack_revocation(
+        &self,
+        request: Request<AckRequest>,
+    ) -> Result<Response<AckReply>, Status> {
+        let request = request.into_inner();
+        self.0.acknowledge(request.session, request.number);
+        Ok(Response::new(AckReply {}))
+    }
+}

@@ -1,0 +1,363 @@
+//! The registry: which nodes there are, under which session each was registered last, and how they are.
+//!
+//! A node is known by its peer id for ever (`peers.json` in the state directory): that it once held leases decides
+//! whether a change has to wait after a restart of the coordinator. Sessions are of one run of the coordinator.
+
+use fastcache_api::grpc;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Most nodes of a cluster.
+pub const PEERS_MAX: usize = 1000;
+/// Longest peer id, bytes.
+pub const PEER_ID_MAX: usize = 128;
+
+/// Why a registration was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum RegisterError {
+    /// Not an id.
+    #[error("a peer id has 1 to {PEER_ID_MAX} characters of A-Z a-z 0-9 . _ -")]
+    PeerId,
+    /// Another process answers to this id.
+    #[error(
+        "another live node is registered as {0}: give this one an id of its own (--peer-id, or an empty --state-dir)"
+    )]
+    Taken(String),
+    /// The node speaks another version of the namespace operations.
+    #[error(
+        "this coordinator speaks version {ours} of the namespace operations, the node {theirs}: install the same release on both"
+    )]
+    Version {
+        /// Of this coordinator.
+        ours: u32,
+        /// Of the node.
+        theirs: u32,
+    },
+    /// Too many nodes.
+    #[error("a cluster has at most {PEERS_MAX} nodes")]
+    Full,
+    /// The list of nodes cannot be kept.
+    #[error("the list of nodes cannot be written: {0}")]
+    Io(String),
+}
+
+/// The session is not (any more) one of this coordinator's: register again.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("session {0} is not known: register again")]
+pub struct UnknownSession(pub u64);
+
+/// A node, as REST tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Its id, the same for ever.
+    pub peer_id: String,
+    /// host:port of its REST API.
+    pub rest_address: String,
+    /// host:port of its data plane's peer port.
+    pub peer_address: String,
+    /// `live`, or `stale` when it has not been heard of for a while.
+    pub state: String,
+    /// Capacity of its store, bytes.
+    pub capacity_bytes: u64,
+    /// Used of it, bytes.
+    pub used_bytes: u64,
+    /// Not yet in the cloud, bytes.
+    pub dirty_bytes: u64,
+    /// Version of its software.
+    pub version: String,
+    /// Milliseconds since its last heartbeat.
+    pub last_heartbeat_ms: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    node: grpc::Node,
+    session: u64,
+    seen: Instant,
+    /// Registered in this run, and neither stale nor fenced since.
+    is_live: bool,
+    /// Its watch stream was opened and has ended.
+    is_unwatched: bool,
+}
+
+/// The nodes.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    path: PathBuf,
+    known: BTreeSet<String>,
+    peers: BTreeMap<String, Entry>,
+    /// Peer of each session of this run that may still hold leases.
+    sessions: HashMap<u64, String>,
+    next_session: u64,
+    stale_after: Duration,
+    live_for: Duration,
+}
+
+/// A registration that was accepted.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub session: u64,
+    /// The node's last session of this run, if another one.
+    pub replaced: Option<u64>,
+    /// With this node there are two, and before there was one.
+    pub is_second: bool,
+}
+
+impl Registry {
+    /// Opens the list of nodes. `first_session` is above every session of earlier runs. A node without a watch
+    /// stream, or without a heartbeat for `live_for`, may be replaced under its id; after `stale_after` it is dropped.
+    pub(crate) fn open(
+        dir: &Path,
+        first_session: u64,
+        stale_after: Duration,
+        live_for: Duration,
+    ) -> std::io::Result<Registry> {
+        let path = dir.join("peers.json");
+        let known = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
+            Err(e) => return Err(e),
+        };
+        Ok(Registry {
+            path,
+            known,
+            peers: BTreeMap::new(),
+            sessions: HashMap::new(),
+            next_session: first_session,
+            stale_after,
+            live_for,
+        })
+    }
+
+    /// Whether more than one node was ever registered: only then are there leases to keep.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.known.len() > 1
+    }
+
+    pub(crate) fn register(
+        &mut self,
+        node: grpc::Node,
+        previous: u64,
+        now: Instant,
+    ) -> Result<Accepted, RegisterError> {
+        let id = node.peer_id.clone();
+        let is_id_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if id.is_empty() || id.len() > PEER_ID_MAX || !id.chars().all(is_id_char) {
+            return Err(RegisterError::PeerId);
+        }
+        let mut replaced = None;
+        if let Some(old) = self.peers.get(&id) {
+            let is_heard = old.is_live && !old.is_unwatched && now < old.seen + self.live_for;
+            if is_heard && old.session != previous {
+                return Err(RegisterError::Taken(id));
+            }
+            replaced = Some(old.session);
+        }
+        let mut is_second = false;
+        if !self.known.contains(&id) {
+            if self.known.len() >= PEERS_MAX {
+                return Err(RegisterError::Full);
+            }
+            self.known.insert(id.clone());
+            if let Err(e) = self.save() {
+                self.known.remove(&id);
+                return Err(RegisterError::Io(e.to_string()));
+            }
+            is_second = self.known.len() == 2;
+        }
+        self.next_session += 1;
+        let session = self.next_session;
+        self.sessions.insert(session, id.clone());
+        self.peers.insert(
+            id,
+            Entry {
+                node,
+                session,
+                seen: now,
+                is_live: true,
+                is_unwatched: false,
+            },
+        );
+        Ok(Accepted {
+            session,
+            replaced,
+            is_second,
+        })
+    }
+
+    fn save(&self) -> std::io::Result<()> {
+        let new = self.path.with_extension("json.new");
+        let mut file = std::fs::File::create(&new)?;
+        file.write_all(&serde_json::to_vec(&self.known)?)?;
+        file.sync_all()?;
+        std::fs::rename(&new, &self.path)?;
+        match self.path.parent() {
+            Some(dir) => std::fs::File::open(dir)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    fn entry(&mut self, session: u64) -> Result<&mut Entry, UnknownSession> {
+        let unknown = UnknownSession(session);
+        let Some(id) = self.sessions.get(&session) else {
+            return Err(unknown);
+        };
+        match self.peers.get_mut(id) {
+            Some(entry) if entry.session == session && entry.is_live => Ok(entry),
+            _ => Err(unknown),
+        }
+    }
+
+    /// A session's own peer id, while it is live.
+    pub(crate) fn check(&mut self, session: u64) -> Result<(), UnknownSession> {
+        self.entry(session).map(|_| ())
+    }
+
+    pub(crate) fn heartbeat(
+        &mut self,
+        session: u64,
+        status: Option<grpc::Node>,
+        now: Instant,
+    ) -> Result<(), UnknownSession> {
+        let entry = self.entry(session)?;
+        entry.seen = now;
+        if let Some(status) = status {
+            let peer_id = std::mem::take(&mut entry.node.peer_id);
+            entry.node = grpc::Node { peer_id, ..status };
+        }
+        Ok(())
+    }
+
+    /// The node's watch stream has ended: whoever held it is gone, or about to register again.
+    pub(crate) fn unwatched(&mut self, session: u64) {
+        if let Ok(entry) = self.entry(session) {
+            entry.is_unwatched = true;
+        }
+    }
+
+    /// The session is over; what it held stays until [`forget`](Self::forget). When it was last heard of.
+    pub(crate) fn fence(&mut self, session: u64) -> Option<Instant> {
+        let entry = self.entry(session).ok()?;
+        entry.is_live = false;
+        Some(entry.seen)
+    }
+
+    /// The session holds nothing any more.
+    pub(crate) fn forget(&mut self, session: u64) {
+        self.sessions.remove(&session);
+    }
+
+    /// Sessions of nodes that were not heard of for too long.
+    pub(crate) fn stale(&self, now: Instant) -> Vec<u64> {
+        let is_stale = |e: &&Entry| e.is_live && now >= e.seen + self.stale_after;
+        self.peers
+            .values()
+            .filter(is_stale)
+            .map(|e| e.session)
+            .collect()
+    }
+
+    /// Sessions that are over but not forgotten.
+    pub(crate) fn ended(&self) -> Vec<u64> {
+        let is_over = |(session, id): &(&u64, &String)| {
+            self.peers
+                .get(*id)
+                .is_none_or(|e| e.session != **session || !e.is_live)
+        };
+        self.sessions
+            .iter()
+            .filter(is_over)
+            .map(|(session, _)| *session)
+            .collect()
+    }
+
+    /// Live sessions of other nodes than this session's.
+    pub(crate) fn others(&self, session: u64) -> Vec<u64> {
+        let is_other = |e: &&Entry| e.is_live && !self.is_same_node(e.session, session);
+        self.peers
+            .values()
+            .filter(is_other)
+            .map(|e| e.session)
+            .collect()
+    }
+
+    /// Whether two sessions are of one node: its data plane may hold what an earlier session of its agent read.
+    pub(crate) fn is_same_node(&self, a: u64, b: u64) -> bool {
+        a == b
+            || matches!((self.sessions.get(&a), self.sessions.get(&b)), (Some(x), Some(y)) if x == y)
+    }
+
+    /// The nodes that were registered in this run.
+    pub(crate) fn peers(&self, now: Instant) -> Vec<Peer> {
+        self.peers
+            .values()
+            .map(|e| Peer {
+                peer_id: e.node.peer_id.clone(),
+                rest_address: e.node.rest_address.clone(),
+                peer_address: e.node.peer_address.clone(),
+                state: if e.is_live { "live" } else { "stale" }.to_owned(),
+                capacity_bytes: e.node.capacity_bytes,
+                used_bytes: e.node.used_bytes,
+                dirty_bytes: e.node.dirty_bytes,
+                version: e.node.version.clone(),
+                last_heartbeat_ms: u64::try_from(now.saturating_duration_since(e.seen).as_millis())
+                    .unwrap_or(u64::MAX),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(id: &str) -> grpc::Node {
+        grpc::Node {
+            peer_id: id.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn an_id_has_one_live_node_and_is_known_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let second = Duration::from_secs(1);
+        let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
+        let mut r = open();
+        let t = Instant::now();
+        let a = r.register(node("a"), 0, t).unwrap();
+        assert!(!a.is_second && a.replaced.is_none());
+        assert_eq!(
+            r.register(node("a"), 0, t).unwrap_err(),
+            RegisterError::Taken("a".into())
+        );
+        assert_eq!(
+            r.register(node("a b"), 0, t).unwrap_err(),
+            RegisterError::PeerId
+        );
+        // Its own agent again.
+        let again = r.register(node("a"), a.session, t).unwrap();
+        assert_eq!(again.replaced, Some(a.session));
+        assert_eq!(r.check(a.session), Err(UnknownSession(a.session)));
+        // Killed, and started again: the stream ended.
+        r.unwatched(again.session);
+        let third = r.register(node("a"), 0, t).unwrap();
+        // Silent for long enough.
+        let t = t + 10 * second;
+        assert!(r.register(node("a"), 0, t).is_ok());
+        assert!(r.is_same_node(third.session, a.session));
+        assert!(!r.is_shared());
+        assert!(r.register(node("b"), 0, t).unwrap().is_second);
+        assert!(r.stale(t + 59 * second).is_empty());
+        let stale = r.stale(t + 60 * second);
+        assert_eq!(stale.len(), 2);
+        r.fence(stale[0]).unwrap();
+        assert_eq!(r.peers(t)[0].state, "stale");
+        assert!(r.ended().contains(&stale[0]) && !r.ended().contains(&stale[1]));
+        let r = open();
+        assert!(r.is_shared() && r.peers(t).is_empty());
+    }
+}

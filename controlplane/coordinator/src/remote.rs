@@ -1,0 +1,487 @@
+//! The namespace behind a coordinator: registration, heartbeat, calls, revocations.
+//!
+//! One task keeps the session: it registers, sends heartbeats and hands on what the watch stream brings. When the
+//! session is lost (the stream breaks, no heartbeat was answered for one lease, the coordinator does not know it), everything
+//! that was learned is void: the user gets a [`Revocation`] of `everything`, and after its acknowledgement (or one lease)
+//! the node registers again. The first revocation of all is one of `everything`, too: a data plane may hold
+//! what an earlier agent told it.
+//!
+//! A reply can be overtaken by a revocation on the stream. So a reply that was under way when one came in carries
+//! a lease of 0: it may be used, not cached.
+
+use crate::grpc::MESSAGE_MAX;
+use fastcache_api::grpc::coordinator_client::CoordinatorClient;
+use fastcache_api::grpc::{
+    AckRequest, CallRequest, HeartbeatRequest, Node, RegisterReply, RegisterRequest, WatchRequest,
+};
+use fastcache_api::{Attr, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+/// How long a call is tried before it fails with EIO.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// Attempts to register that follow each other fast.
+const FAST_ATTEMPTS: u32 = 5;
+/// Wait after the first failed attempt; doubled after each until [`SLOW_WAIT`].
+const FAST_WAIT: Duration = Duration::from_millis(100);
+/// Wait between attempts after the fast ones.
+const SLOW_WAIT: Duration = Duration::from_secs(5);
+/// Longest wait between two tries of one call.
+const RETRY_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait for a connection, a heartbeat's or an acknowledgement's answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// A connection on which nothing comes is probed after this, and given up after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Revocations that may wait for the user; beyond, the session is given up.
+const REVOCATIONS_WAITING: usize = 1024;
+
+/// Session numbers that are none: not registered now, and never again.
+const NONE: u64 = 0;
+const CLOSED: u64 = u64::MAX;
+
+type Client = CoordinatorClient<Channel>;
+
+/// Why a coordinator cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// Not an address.
+    #[error("{0:?} is not a coordinator's address (host:port)")]
+    Address(String),
+    /// It refuses this node, and would again.
+    #[error("the coordinator {coordinator} refuses this node: {why}")]
+    Refused {
+        /// Its address.
+        coordinator: String,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// Something learned from the coordinator is no longer true. To be acknowledged when it is forgotten everywhere on this
+/// node; the change that caused it waits for that.
+#[derive(Debug)]
+#[must_use = "a revocation has to be acknowledged"]
+pub struct Revocation {
+    /// Forget everything that was ever learned.
+    pub everything: bool,
+    /// Inodes whose attributes and contents are to be forgotten.
+    pub inos: Vec<Ino>,
+    /// Directory entries (directory, name) to be forgotten, present or absent.
+    pub entries: Vec<(Ino, Vec<u8>)>,
+    /// New attributes of those inodes, for comparison; no lease comes with them.
+    pub touched: Vec<Attr>,
+    ack: Ack,
+}
+
+#[derive(Debug)]
+enum Ack {
+    Session {
+        client: Box<Client>,
+        session: u64,
+        number: u64,
+    },
+    Local(oneshot::Sender<()>),
+}
+
+impl Revocation {
+    /// It is forgotten.
+    pub async fn ack(self) {
+        match self.ack {
+            Ack::Session {
+                mut client,
+                session,
+                number,
+            } => {
+                let acked = client.ack_revocation(AckRequest { session, number });
+                // Without it the coordinator waits until the lease is over.
+                if !matches!(tokio::time::timeout(ANSWER_WITHIN, acked).await, Ok(Ok(_))) {
+                    tracing::warn!(target: "control", session, number, "a revocation could not be acknowledged");
+                }
+            }
+            // The session's task may have gone on without.
+            Ack::Local(done) => drop(done.send(())),
+        }
+    }
+}
+
+struct Shared {
+    client: Client,
+    coordinator: String,
+    /// The session now, or [`NONE`], or [`CLOSED`].
+    session: watch::Sender<u64>,
+    /// Revocations that came in: replies that were under way then are not to be cached.
+    revoked: AtomicU64,
+    node: Mutex<Node>,
+    lost: tokio::sync::Notify,
+}
+
+/// A coordinator's namespace, as a registered node uses it. Ends its session when dropped.
+pub struct RemoteNamespace {
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+impl Drop for RemoteNamespace {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl RemoteNamespace {
+    /// Registers `node` with the coordinator at `host:port`. Returns when that has worked: it tries 5 times fast, then
+    /// every 5 s for ever, logging each time. The receiver gets the revocations; the first is of `everything`.
+    ///
+    /// # Errors
+    /// When trying again cannot help.
+    pub async fn connect(
+        coordinator: &str,
+        node: Node,
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Revocation>), RemoteError> {
+        let wrong = || RemoteError::Address(coordinator.to_owned());
+        let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
+            .map_err(|_| wrong())?
+            .connect_timeout(ANSWER_WITHIN)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true);
+        let client = CoordinatorClient::new(endpoint.connect_lazy())
+            .max_decoding_message_size(MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_MAX);
+        let shared = Arc::new(Shared {
+            client,
+            coordinator: coordinator.to_owned(),
+            session: watch::Sender::new(NONE),
+            revoked: AtomicU64::new(0),
+            node: Mutex::new(node),
+            lost: tokio::sync::Notify::new(),
+        });
+        let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
+        let keeper = Keeper {
+            shared: Arc::clone(&shared),
+            sender,
+        };
+        // The queue is empty: it takes this one.
+        let _ = keeper.revoke_everything();
+        let first = keeper.register(NONE).await?;
+        let task = tokio::spawn(keeper.keep(first)).abort_handle();
+        Ok((RemoteNamespace { shared, task }, receiver))
+    }
+
+    /// How the node is, for the next heartbeat.
+    pub fn set_status(&self, capacity_bytes: u64, used_bytes: u64, dirty_bytes: u64) {
+        let mut node = self
+            .shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        node.capacity_bytes = capacity_bytes;
+        node.used_bytes = used_bytes;
+        node.dirty_bytes = dirty_bytes;
+    }
+
+    /// The coordinator knows this node now.
+    pub fn is_connected(&self) -> bool {
+        !matches!(*self.shared.session.borrow(), NONE | CLOSED)
+    }
+
+    /// Ends the session's task; calls fail from then on.
+    pub fn close(&self) {
+        self.task.abort();
+        self.shared.session.send_replace(CLOSED);
+    }
+
+    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 30 s;
+    /// then the answer is EIO, and a change may or may not have happened.
+    pub async fn call(&self, request: NsRequest) -> NsReply {
+        let failed = NsReply {
+            result: Err(Errno::EIO),
+            touched: Vec::new(),
+            log_position: 0,
+            lease_ms: Some(0),
+        };
+        let bytes = match postcard::to_stdvec(&request) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::error!(target: "control", %error, "a namespace request cannot be encoded");
+                return failed;
+            }
+        };
+        match tokio::time::timeout(CALL_DEADLINE, self.call_until_answered(bytes)).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(status)) => {
+                tracing::error!(target: "control", %status, "the coordinator cannot answer a request");
+                failed
+            }
+            Err(_) => {
+                let coordinator = &self.shared.coordinator;
+                tracing::error!(target: "control", coordinator, "the coordinator did not answer for 30 s");
+                failed
+            }
+        }
+    }
+
+    async fn call_until_answered(&self, request: Vec<u8>) -> Result<NsReply, Status> {
+        let shared = &self.shared;
+        let mut sessions = shared.session.subscribe();
+        let mut wait = FAST_WAIT / 10;
+        loop {
+            // The sender is in `shared`.
+            let session = sessions
+                .wait_for(|s| *s != NONE)
+                .await
+                .map_or(CLOSED, |s| *s);
+            if session == CLOSED {
+                return Err(Status::cancelled("this node's session is closed"));
+            }
+            let revoked = shared.revoked.load(Ordering::Acquire);
+            let asked = CallRequest {
+                session,
+                request: request.clone(),
+            };
+            match shared.client.clone().call(asked).await {
+                Ok(reply) => {
+                    let mut reply: NsReply = postcard::from_bytes(&reply.into_inner().reply)
+                        .map_err(|e| Status::internal(format!("not a reply: {e}")))?;
+                    if shared.revoked.load(Ordering::Acquire) != revoked {
+                        reply.lease_ms = Some(0);
+                    }
+                    return Ok(reply);
+                }
+                Err(status) if is_for_good(status.code()) => return Err(status),
+                Err(status) => {
+                    tracing::debug!(target: "control", %status, "a call is tried again");
+                    if status.code() == Code::Unauthenticated && *shared.session.borrow() == session
+                    {
+                        shared.lost.notify_one();
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_WAIT);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the same request would get the same answer again.
+fn is_for_good(code: Code) -> bool {
+    matches!(
+        code,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented | Code::OutOfRange
+    )
+}
+
+/// When a heartbeat was sent, and what came of it.
+type Beat = (Duration, Result<(), Status>);
+
+/// The task that keeps the session.
+struct Keeper {
+    shared: Arc<Shared>,
+    sender: mpsc::Sender<Revocation>,
+}
+
+/// CLOCK_BOOTTIME: unlike the clock of timers it goes on while the machine sleeps, and so do leases.
+fn boot_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(
+        t.tv_sec.unsigned_abs(),
+        u32::try_from(t.tv_nsec).unwrap_or(0),
+    )
+}
+
+impl Keeper {
+    fn node(&self) -> Node {
+        self.shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Registers, however long it takes. Returns with it when the request was sent.
+    async fn register(&self, previous: u64) -> Result<(RegisterReply, Duration), RemoteError> {
+        let mut wait = FAST_WAIT;
+        for attempt in 1.. {
+            let sent = boot_time();
+            let request = RegisterRequest {
+                node: Some(self.node()),
+                ns_version: NS_VERSION,
+                previous_session: previous,
+            };
+            let status = match self.shared.client.clone().register(request).await {
+                Ok(reply) => return Ok((reply.into_inner(), sent)),
+                Err(status) => status,
+            };
+            let coordinator = &self.shared.coordinator;
+            if is_for_good(status.code()) {
+                let why = status.message().to_owned();
+                return Err(RemoteError::Refused {
+                    coordinator: coordinator.clone(),
+                    why,
+                });
+            }
+            wait = if attempt < FAST_ATTEMPTS {
+                wait
+            } else {
+                SLOW_WAIT
+            };
+            tracing::warn!(
+                target: "control",
+                coordinator,
+                attempt,
+                "not registered ({}): trying again in {} ms",
+                status.message(),
+                wait.as_millis()
+            );
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(SLOW_WAIT);
+        }
+        unreachable!("attempts do not end")
+    }
+
+    /// Tells the user that everything is void. `None` when there is no way to tell.
+    fn revoke_everything(&self) -> Option<oneshot::Receiver<()>> {
+        self.shared.revoked.fetch_add(1, Ordering::AcqRel);
+        let (done, told) = oneshot::channel();
+        let all = Revocation {
+            everything: true,
+            inos: Vec::new(),
+            entries: Vec::new(),
+            touched: Vec::new(),
+            ack: Ack::Local(done),
+        };
+        self.sender.try_send(all).ok().map(|()| told)
+    }
+
+    async fn keep(self, first: (RegisterReply, Duration)) {
+        let (mut reply, mut sent) = first;
+        loop {
+            let lease = Duration::from_millis(u64::from(reply.lease_ms));
+            let why = self.session(&reply, sent, lease).await;
+            self.shared.session.send_replace(NONE);
+            tracing::warn!(target: "control", coordinator = self.shared.coordinator, session = reply.session, "session lost ({why}): registering again");
+            let told = self.revoke_everything();
+            let is_forgotten = match told {
+                Some(told) => tokio::time::timeout(lease, told)
+                    .await
+                    .is_ok_and(|r| r.is_ok()),
+                None => false,
+            };
+            // Without the word for it, leases of the old session are taken to be in use until they are over.
+            let previous = if is_forgotten { reply.session } else { NONE };
+            (reply, sent) = match self.register(previous).await {
+                Ok(registered) => registered,
+                Err(error) => {
+                    tracing::error!(target: "control", %error, "this node can change nothing until its agent is started again");
+                    self.shared.session.send_replace(CLOSED);
+                    return;
+                }
+            };
+        }
+    }
+
+    /// Runs one session until it is lost; says why it was.
+    async fn session(&self, reply: &RegisterReply, sent: Duration, lease: Duration) -> String {
+        let session = reply.session;
+        let mut client = self.shared.client.clone();
+        let mut stream = match client.watch(WatchRequest { session }).await {
+            Ok(stream) => stream.into_inner(),
+            Err(status) => return status.message().to_owned(),
+        };
+        self.shared.session.send_replace(session);
+        tracing::info!(target: "control", coordinator = self.shared.coordinator, session, "registered");
+        let mut heard = sent;
+        let mut ticks = tokio::time::interval_at(Instant::now() + lease / 4, lease / 4);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heartbeat = None;
+        loop {
+            let beating = async {
+                match &mut heartbeat {
+                    Some(beat) => std::pin::Pin::new(beat).await,
+                    None => std::future::pending::<Result<Beat, tokio::task::JoinError>>().await,
+                }
+            };
+            tokio::select! {
+                message = stream.message() => match message {
+                    Ok(Some(revocation)) => if let Err(why) = self.hand_on(session, revocation) {
+                        return why;
+                    },
+                    Ok(None) => return "the coordinator ended it".to_owned(),
+                    Err(status) => return status.message().to_owned(),
+                },
+                beat = beating => {
+                    heartbeat = None;
+                    match beat {
+                        Ok((at, Ok(_))) => heard = at,
+                        Ok((_, Err(status))) if status.code() == Code::Unauthenticated => {
+                            return status.message().to_owned();
+                        }
+                        _ => {}
+                    }
+                }
+                _ = ticks.tick() => {
+                    if boot_time().saturating_sub(heard) >= lease {
+                        return "no heartbeat was answered for one lease".to_owned();
+                    }
+                    heartbeat.get_or_insert_with(|| self.beat(session));
+                }
+                () = self.shared.lost.notified() => {
+                    let asked = client.heartbeat(HeartbeatRequest { session, node: Some(self.node()) });
+                    // A call was told that its session is over: of this one, or of one before?
+                    match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+                        Ok(Ok(_)) => {}
+                        Ok(Err(status)) => return status.message().to_owned(),
+                        Err(_) => return "no answer to a heartbeat".to_owned(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a heartbeat; its answer comes with when it was sent.
+    fn beat(&self, session: u64) -> tokio::task::JoinHandle<Beat> {
+        let mut client = self.shared.client.clone();
+        let node = Some(self.node());
+        tokio::spawn(async move {
+            let at = boot_time();
+            let asked = client.heartbeat(HeartbeatRequest { session, node });
+            let answer = match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+                Ok(answer) => answer.map(|_| ()),
+                Err(_) => Err(Status::deadline_exceeded("no answer to a heartbeat")),
+            };
+            (at, answer)
+        })
+    }
+
+    fn hand_on(&self, session: u64, revocation: grpc::Revocation) -> Result<(), String> {
+        self.shared.revoked.fetch_add(1, Ordering::AcqRel);
+        let (inos, entries, touched): crate::revocation::What = if revocation.everything {
+            Default::default()
+        } else {
+            postcard::from_bytes(&revocation.what)
+                .map_err(|e| format!("a revocation cannot be read: {e}"))?
+        };
+        let client = Box::new(self.shared.client.clone());
+        let ack = Ack::Session {
+            client,
+            session,
+            number: revocation.number,
+        };
+        let everything = revocation.everything;
+        self.sender
+            .try_send(Revocation {
+                everything,
+                inos,
+                entries,
+                touched,
+                ack,
+            })
+            .map_err(|_| "revocations are not taken".to_owned())
+    }
+}

@@ -1,0 +1,435 @@
+//! What a coordinator promises its nodes, over real connections on loopback: a change is answered when no other node
+//! can still be using what it replaced; REST says what there is.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use fastcache_api::grpc::Node;
+use fastcache_api::{
+    Attr, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId, SetAttr, Time,
+};
+use fastcache_coordinator::{
+    Coordinator, Namespace, Options, RemoteError, RemoteNamespace, Revocation, serve,
+};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+/// Nothing here takes this long unless it is broken.
+const BOUND: Duration = Duration::from_secs(20);
+
+struct Server {
+    address: SocketAddr,
+    coordinator: Coordinator,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Server {
+    async fn start(dir: &Path, lease_ms: u64, at: Option<SocketAddr>) -> Server {
+        let lease = Duration::from_millis(lease_ms);
+        let options = Options {
+            lease,
+            stale_after: 6 * lease,
+        };
+        let since = Instant::now();
+        let coordinator = loop {
+            // The run before gives its store up within its sync round.
+            match Coordinator::open(dir, options) {
+                Ok(coordinator) => break coordinator,
+                Err(e) if since.elapsed() > BOUND => panic!("{e}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        };
+        let at = at.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
+        let listener = TcpListener::bind(at).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async move { drop(stopped.await) };
+        let task = tokio::spawn(serve(coordinator.clone(), listener, shutdown));
+        Server {
+            address,
+            coordinator,
+            stop,
+            task,
+        }
+    }
+
+    async fn end(self) -> SocketAddr {
+        self.stop.send(()).unwrap();
+        within(self.task).await.unwrap().unwrap();
+        self.address
+    }
+
+    async fn connect(&self, id: &str) -> (RemoteNamespace, mpsc::Receiver<Revocation>) {
+        let address = self.address.to_string();
+        let node = Node {
+            peer_id: id.to_owned(),
+            ..Default::default()
+        };
+        let (remote, mut revocations) = within(RemoteNamespace::connect(&address, node))
+            .await
+            .unwrap();
+        let first = within(revocations.recv()).await.unwrap();
+        assert!(first.everything);
+        first.ack().await;
+        (remote, revocations)
+    }
+
+    async fn http(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value, String) {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        let bytes = body.map(|b| Bytes::from(b.to_string())).unwrap_or_default();
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "coordinator")
+            .header("content-type", "application/json")
+            .body(Full::new(bytes))
+            .unwrap();
+        let answer = within(sender.send_request(request)).await.unwrap();
+        let status = answer.status().as_u16();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        (
+            status,
+            serde_json::from_str(&text).unwrap_or(Value::Null),
+            text,
+        )
+    }
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.expect("in time")
+}
+
+fn change(op: NsOp) -> NsRequest {
+    static SEQ: AtomicU64 = AtomicU64::new(0);
+    let seq = SEQ.fetch_add(1, Ordering::Relaxed);
+    NsRequest {
+        id: Some(OpId { client: 99, seq }),
+        now: Time { sec: 5, nsec: 6 },
+        op,
+    }
+}
+
+fn read(op: NsOp) -> NsRequest {
+    NsRequest {
+        id: None,
+        now: Time::default(),
+        op,
+    }
+}
+
+fn make(name: &str) -> NsOp {
+    let new = NewInode {
+        kind: Kind::File,
+        mode: 0o644,
+        rdev: 0,
+        cred: Cred { uid: 1, gid: 1 },
+        target: Vec::new(),
+        chunk_size: 4096,
+    };
+    NsOp::Make {
+        at: Some((Ino::ROOT, name.into())),
+        new,
+    }
+}
+
+fn lookup(name: &str) -> NsRequest {
+    read(NsOp::Lookup {
+        parent: Ino::ROOT,
+        name: name.into(),
+    })
+}
+
+fn chmod(ino: Ino, mode: u32) -> NsRequest {
+    change(NsOp::SetAttr {
+        ino,
+        set: SetAttr {
+            mode: Some(mode),
+            ..SetAttr::default()
+        },
+    })
+}
+
+fn entry(reply: &NsReply) -> Attr {
+    match &reply.result {
+        Ok(NsAnswer::Entry(attr) | NsAnswer::Attr(attr)) => attr.clone(),
+        other => panic!("no attributes: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_waits_until_the_other_node_has_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 10_000, None).await;
+    let (a, mut a_revoked) = server.connect("a").await;
+    // Alone: no end of leases.
+    let made = a.call(change(make("f"))).await;
+    let f = entry(&made).ino;
+    assert_eq!(made.lease_ms, None);
+    assert_eq!(a.call(lookup("f")).await.lease_ms, None);
+
+    // The second node: the first forgets everything before the second has its session.
+    let second = tokio::spawn({
+        let address = server.address.to_string();
+        let node = Node {
+            peer_id: "b".to_owned(),
+            ..Default::default()
+        };
+        async move { RemoteNamespace::connect(&address, node).await.unwrap() }
+    });
+    let all = within(a_revoked.recv()).await.unwrap();
+    assert!(all.everything && !second.is_finished());
+    all.ack().await;
+    let (b, mut b_revoked) = within(second).await.unwrap();
+    within(b_revoked.recv()).await.unwrap().ack().await;
+
+    // b reads, a changes: a waits for b.
+    let seen = b.call(lookup("f")).await;
+    assert_eq!((entry(&seen).mode, seen.lease_ms), (0o644, Some(10_000)));
+    let a = std::sync::Arc::new(a);
+    let changing = tokio::spawn({
+        let a = std::sync::Arc::clone(&a);
+        async move { a.call(chmod(f, 0o600)).await }
+    });
+    let revoked = within(b_revoked.recv()).await.unwrap();
+    assert_eq!((revoked.everything, &revoked.inos), (false, &vec![f]));
+    assert_eq!(revoked.touched[0].mode, 0o600);
+    assert!(revoked.entries.is_empty());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!changing.is_finished());
+    revoked.ack().await;
+    assert_eq!(entry(&within(changing).await.unwrap()).mode, 0o600);
+    assert_eq!(entry(&b.call(lookup("f")).await).mode, 0o600);
+
+    // An absent name is leased, too, and a's own leases are not in its way.
+    assert_eq!(b.call(lookup("g")).await.result, Err(Errno::ENOENT));
+    assert_eq!(a.call(lookup("g")).await.result, Err(Errno::ENOENT));
+    let changing = tokio::spawn({
+        let a = std::sync::Arc::clone(&a);
+        async move { a.call(change(make("g"))).await }
+    });
+    let revoked = within(b_revoked.recv()).await.unwrap();
+    assert_eq!(revoked.entries, vec![(Ino::ROOT, b"g".to_vec())]);
+    assert_eq!(revoked.inos, vec![Ino::ROOT]);
+    revoked.ack().await;
+    let g = entry(&within(changing).await.unwrap()).ino;
+    assert_eq!(entry(&b.call(lookup("g")).await).ino, g);
+
+    // What another node may have open is not reaped under it.
+    let unlink = NsOp::Unlink {
+        parent: Ino::ROOT,
+        name: b"g".to_vec(),
+    };
+    let changing = tokio::spawn({
+        let a = std::sync::Arc::clone(&a);
+        async move { a.call(change(unlink)).await }
+    });
+    within(b_revoked.recv()).await.unwrap().ack().await;
+    within(changing).await.unwrap().result.unwrap();
+    b.call(read(NsOp::GetAttr { ino: g })).await.result.unwrap();
+    a.call(change(NsOp::Reap { inos: vec![g] }))
+        .await
+        .result
+        .unwrap();
+    a.call(change(NsOp::ReapAllBut { open: Vec::new() }))
+        .await
+        .result
+        .unwrap();
+    b.call(read(NsOp::GetAttr { ino: g })).await.result.unwrap();
+    assert_eq!(server.coordinator.stats().revocations_unanswered, 0);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_node_delays_by_its_lease_and_is_fenced() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 1000, None).await;
+    let (a, a_revoked) = server.connect("a").await;
+    let acking = acknowledge_all(a_revoked);
+    let (b, mut b_revoked) = server.connect("b").await;
+    let f = entry(&a.call(change(make("f"))).await).ino;
+    b.call(lookup("f")).await.result.unwrap();
+    let since = Instant::now();
+    assert_eq!(entry(&a.call(chmod(f, 0o600)).await).mode, 0o600);
+    let waited = since.elapsed();
+    assert!(
+        waited > Duration::from_millis(700) && waited < Duration::from_secs(5),
+        "{waited:?}"
+    );
+    // It is told, comes back under a new session, and sees the change.
+    let revoked = within(b_revoked.recv()).await.unwrap();
+    assert_eq!(revoked.inos, vec![f]);
+    let all = within(b_revoked.recv()).await.unwrap();
+    assert!(all.everything);
+    all.ack().await;
+    assert_eq!(entry(&within(b.call(lookup("f"))).await).mode, 0o600);
+    assert_eq!(server.coordinator.stats().revocations_unanswered, 1);
+    drop(revoked);
+    server.end().await;
+    acking.abort();
+}
+
+fn acknowledge_all(mut revocations: mpsc::Receiver<Revocation>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Some(revocation) = revocations.recv().await {
+            revocation.ack().await;
+        }
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_of_the_coordinator_is_a_delay() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 1000, None).await;
+    let (a, a_revoked) = server.connect("a").await;
+    let (b, b_revoked) = {
+        let acking = acknowledge_all(a_revoked);
+        let b = server.connect("b").await;
+        drop(acking);
+        b
+    };
+    let acking = acknowledge_all(b_revoked);
+    let f = entry(&a.call(change(make("f"))).await).ino;
+    let address = server.end().await;
+    let calling = tokio::spawn(async move {
+        let reply = a.call(chmod(f, 0o611)).await;
+        (a, reply)
+    });
+    let server = Server::start(dir.path(), 1000, Some(address)).await;
+    let (a, reply) = within(calling).await.unwrap();
+    assert_eq!(entry(&reply).mode, 0o611);
+    let b = Namespace::Remote(b);
+    assert_eq!(entry(&within(b.call(lookup("f"))).await).mode, 0o611);
+    drop(a);
+    b.close().await;
+    assert_eq!(b.call(lookup("f")).await.result, Err(Errno::EIO));
+    server.end().await;
+    acking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_belongs_to_one_live_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 2000, None).await;
+    let (a, revocations) = server.connect("a").await;
+    let node = Node {
+        peer_id: "a".to_owned(),
+        ..Default::default()
+    };
+    let address = server.address.to_string();
+    let other = RemoteNamespace::connect(&address, node);
+    assert!(
+        tokio::time::timeout(Duration::from_millis(500), other)
+            .await
+            .is_err()
+    );
+    // Gone without a word: its stream ended, and the id is free at once.
+    drop((a, revocations));
+    let (_again, _revocations) = server.connect("a").await;
+    let bad = Node {
+        peer_id: "no id".to_owned(),
+        ..Default::default()
+    };
+    let refused = RemoteNamespace::connect(&address, bad).await;
+    assert!(matches!(refused, Err(RemoteError::Refused { .. })));
+    let nowhere = RemoteNamespace::connect("no address", Node::default()).await;
+    assert!(matches!(nowhere, Err(RemoteError::Address(_))));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rest_tells_nodes_files_and_counters() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 10_000, None).await;
+    assert_eq!(server.http("GET", "/api/health", None).await.0, 200);
+    let node = json!({"peer_id": "n1", "rest_address": "h:8081", "capacity_bytes": 100});
+    let (status, registered, _) = server
+        .http("POST", "/api/peers/register", Some(node.clone()))
+        .await;
+    assert_eq!((status, &registered["lease_ms"]), (200, &json!(10_000)));
+    let (status, error, _) = server.http("POST", "/api/peers/register", Some(node)).await;
+    assert_eq!(
+        (status, &error["error"]["code"]),
+        (409, &json!("peer_id_taken"))
+    );
+    let how = json!({"peer_id": "n1", "session": registered["session"], "used_bytes": 7});
+    assert_eq!(
+        server.http("PUT", "/api/peers/status", Some(how)).await.0,
+        200
+    );
+    let unknown = json!({"peer_id": "n1", "session": 1});
+    assert_eq!(
+        server
+            .http("PUT", "/api/peers/status", Some(unknown))
+            .await
+            .0,
+        404
+    );
+    let (_, peers, _) = server.http("GET", "/api/peers", None).await;
+    assert_eq!(peers["peers"][0]["peer_id"], json!("n1"));
+    assert_eq!(peers["peers"][0]["used_bytes"], json!(7));
+    assert_eq!(peers["peers"][0]["state"], json!("live"));
+
+    let session = registered["session"].as_u64().unwrap();
+    server
+        .coordinator
+        .call(session, change(make("a file")))
+        .await
+        .unwrap()
+        .result
+        .unwrap();
+    let at = "/api/files/location?path=/a%20file";
+    let here = json!({"peer_id": "n1"});
+    assert_eq!(server.http("PUT", at, Some(here)).await.0, 200);
+    let (status, place, _) = server.http("GET", at, None).await;
+    assert_eq!((status, &place["peers"][0]["peer_id"]), (200, &json!("n1")));
+    let gone = json!({"peer_id": "n1", "present": false});
+    assert_eq!(server.http("PUT", at, Some(gone)).await.0, 200);
+    assert_eq!(server.http("GET", at, None).await.1["peers"], json!([]));
+    let stranger = json!({"peer_id": "n2"});
+    assert_eq!(server.http("PUT", at, Some(stranger)).await.0, 404);
+    for (path, expected) in [
+        ("nothing", 404),
+        ("../x", 400),
+        ("a//b", 400),
+        ("", 400),
+        ("%00", 400),
+    ] {
+        let at = format!("/api/files/location?path={path}");
+        let (status, error, _) = server.http("GET", &at, None).await;
+        assert_eq!(status, expected, "{path}");
+        assert!(error["error"]["message"].is_string());
+    }
+    assert_eq!(server.http("GET", "/api/files/location", None).await.0, 400);
+    let (status, error, _) = server
+        .http("POST", "/api/peers/register", Some(json!([])))
+        .await;
+    assert!((400..500).contains(&status) && error["error"]["code"].is_string());
+    let (status, error, _) = server.http("DELETE", "/api/peers", None).await;
+    assert_eq!(
+        (status, &error["error"]["code"]),
+        (405, &json!("method_not_allowed"))
+    );
+    let (status, error, _) = server.http("GET", "/nothing", None).await;
+    assert_eq!(
+        (status, &error["error"]["code"]),
+        (404, &json!("not_found"))
+    );
+    let (_, stats, _) = server.http("GET", "/api/stats", None).await;
+    assert_eq!(stats["namespace"]["inodes"], json!(2));
+    assert_eq!(stats["coordinator"]["peers_live"], json!(1));
+    let (_, _, text) = server.http("GET", "/metrics", None).await;
+    assert!(text.contains("\nfastcache_namespace_inodes 2\n"), "{text}");
+    server.end().await;
+}
