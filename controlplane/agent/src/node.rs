@@ -101,6 +101,7 @@ impl Node {
     /// in the log and tried again; one that does not exist or refuses is an error.
     pub async fn start(config: AgentConfig) -> Result<Node, AgentError> {
         config.check()?;
+        leave_dead_directory();
         let namespace = NamespaceHandle::open(&config).await?;
         Node::start_on(config, namespace).await
     }
@@ -454,6 +455,15 @@ fn changed_entries(op: &NsOp) -> Vec<(Ino, Vec<u8>)> {
             vec![(*parent, name.clone()), (*new_parent, new_name.clone())]
         }
         _ => Vec::new(),
+    }
+}
+
+/// Started from within a mount whose data plane was killed (a natural place to type `up`), this process has a
+/// working directory that answers ENOTCONN, and libraries that ask for it fail: go to the root then.
+fn leave_dead_directory() {
+    if let Err(error) = std::env::current_dir() {
+        warn!(target: "control", %error, "the working directory is dead; going on from /");
+        let _ = std::env::set_current_dir("/");
     }
 }
 
