@@ -1,52 +1,128 @@
-//! The namespace as the agent reaches it: embedded in this process, or a coordinator's.
+//! The namespace as the agent reaches it: embedded in this process, or a coordinator's; and what a coordinator
+//! revokes.
 
 use crate::config::AgentConfig;
 use crate::error::AgentError;
+use crate::node::Inner;
+use fastcache_api::control::DataCall;
+use fastcache_api::grpc;
 use fastcache_api::{NsReply, NsRequest};
-use fastcache_coordinator::Engine;
+use fastcache_coordinator::{Engine, Namespace, RemoteNamespace, Revocation};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tracing::info;
+
+/// Where the data plane of a node listens for others, unless told otherwise.
+const PEER_PORT: u16 = 8082;
 
 /// The namespace this node uses.
 pub(crate) enum NamespaceHandle {
-    /// In this process, in `state_dir/namespace`.
-    Embedded(Engine),
+    /// A real one.
+    Real(Namespace),
     /// A test's.
     #[cfg(test)]
     Fake(Box<dyn Fn(NsRequest) -> NsReply + Send + Sync>),
 }
 
+/// What a coordinator takes back; never anything from the embedded one.
+pub(crate) type Revocations = Option<mpsc::Receiver<Revocation>>;
+
 impl NamespaceHandle {
-    /// Opens the embedded namespace, or prepares to reach the coordinator.
-    pub(crate) async fn open(config: &AgentConfig) -> Result<NamespaceHandle, AgentError> {
+    /// Opens the embedded namespace, or registers with the coordinator (however long that takes).
+    pub(crate) async fn open(
+        config: &AgentConfig,
+        peer_id: &str,
+    ) -> Result<(NamespaceHandle, Revocations), AgentError> {
+        let failed = |text: String| AgentError::Namespace(text);
         if let Some(coordinator) = &config.coordinator {
-            return Err(AgentError::Namespace(format!(
-                "cannot use the coordinator {coordinator}: this version has the embedded one only; \
-                 leave out --coordinator"
-            )));
+            let host = host(config);
+            let node = grpc::Node {
+                peer_id: peer_id.to_owned(),
+                rest_address: format!("{host}:{}", config.port),
+                peer_address: format!("{host}:{PEER_PORT}"),
+                capacity_bytes: 0,
+                used_bytes: 0,
+                dirty_bytes: 0,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            info!(target: "control", coordinator, "registering with the coordinator");
+            let connected = RemoteNamespace::connect(coordinator, node).await;
+            let (remote, revocations) = connected.map_err(|e| failed(e.to_string()))?;
+            return Ok((
+                NamespaceHandle::Real(Namespace::Remote(remote)),
+                Some(revocations),
+            ));
         }
         let path = config.state_dir.join("namespace");
         let opened = tokio::task::spawn_blocking(move || Engine::open(&path)).await;
-        let failed = |text: String| AgentError::Namespace(text);
         let engine = opened
             .map_err(|e| failed(e.to_string()))?
             .map_err(|e| failed(e.to_string()))?;
-        Ok(NamespaceHandle::Embedded(engine))
+        Ok((NamespaceHandle::Real(Namespace::Embedded(engine)), None))
     }
 
     /// One operation.
     pub(crate) async fn call(&self, request: NsRequest) -> NsReply {
         match self {
-            NamespaceHandle::Embedded(engine) => engine.call(request).await,
+            NamespaceHandle::Real(namespace) => namespace.call(request).await,
             #[cfg(test)]
             NamespaceHandle::Fake(answer) => answer(request),
+        }
+    }
+
+    /// How the node is, for a coordinator.
+    pub(crate) fn set_status(&self, capacity_bytes: u64, used_bytes: u64, dirty_bytes: u64) {
+        if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
+            remote.set_status(capacity_bytes, used_bytes, dirty_bytes);
         }
     }
 
     /// Puts everything on stable storage; for an ordered end.
     pub(crate) async fn close(&self) {
         match self {
-            NamespaceHandle::Embedded(engine) => engine.close().await,
+            NamespaceHandle::Real(namespace) => namespace.close().await,
             #[cfg(test)]
             NamespaceHandle::Fake(_) => {}
         }
+    }
+}
+
+/// How other nodes reach this one.
+fn host(config: &AgentConfig) -> String {
+    match &config.pod_ip {
+        Some(ip) => ip.clone(),
+        None if !config.listen.is_unspecified() => config.listen.to_string(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+    }
+}
+
+/// Passes revocations on to the data plane, and acknowledges each after it was obeyed.
+pub(crate) async fn revocation_loop(
+    inner: Arc<Inner>,
+    mut revocations: mpsc::Receiver<Revocation>,
+) {
+    loop {
+        let revocation = tokio::select! {
+            next = revocations.recv() => next,
+            () = inner.stop.cancelled() => return,
+        };
+        let Some(revocation) = revocation else { return };
+        // `everything` comes when a session begins. The control protocol has no word for it, and needs none
+        // while a node is alone: nobody else changed what this node's data plane knows.
+        let is_named = !revocation.inos.is_empty()
+            || !revocation.entries.is_empty()
+            || !revocation.touched.is_empty();
+        if is_named {
+            let call = DataCall::Invalidate {
+                touched: revocation.touched.clone(),
+                entries: revocation.entries.clone(),
+                inos: revocation.inos.clone(),
+            };
+            inner.invalidate(call).await;
+        }
+        revocation.ack().await;
     }
 }

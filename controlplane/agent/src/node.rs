@@ -5,7 +5,7 @@ use crate::error::AgentError;
 use crate::garbage;
 use crate::link::{self, Link, lock, unexpected};
 use crate::lru::Lru;
-use crate::namespace::NamespaceHandle;
+use crate::namespace::{self, NamespaceHandle};
 use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
 use crate::types::{
     Backlog, CachedChunk, CloudCounters, FileState, FlushProgress, NamespaceStats, NodeStats,
@@ -93,6 +93,19 @@ impl Inner {
             op,
         }
     }
+
+    /// Makes the data plane drop what a change made stale, and waits for it; when it is away, it is told
+    /// before anything else when it comes back.
+    pub(crate) async fn invalidate(&self, call: DataCall) {
+        let told = match self.link.session(INVALIDATE_WAIT).await {
+            Ok(session) => session.call(session.any_lane(), call.clone()).await,
+            Err(errno) => Err(errno),
+        };
+        if let Err(errno) = told {
+            warn!(target: "control", %errno, "the data plane is told of a change when it is back");
+            self.missed(call);
+        }
+    }
 }
 
 impl Node {
@@ -102,20 +115,26 @@ impl Node {
     pub async fn start(config: AgentConfig) -> Result<Node, AgentError> {
         config.check()?;
         leave_dead_directory();
-        let namespace = NamespaceHandle::open(&config).await?;
-        Node::start_on(config, namespace).await
-    }
-
-    /// [`Node::start`] on a namespace that is open.
-    pub(crate) async fn start_on(
-        config: AgentConfig,
-        namespace: NamespaceHandle,
-    ) -> Result<Node, AgentError> {
         std::fs::create_dir_all(&config.state_dir).map_err(|source| AgentError::State {
             path: config.state_dir.clone(),
             source,
         })?;
         let peer_id = config.keep_peer_id()?;
+        let (namespace, revocations) = NamespaceHandle::open(&config, &peer_id).await?;
+        let node = Node::start_on(config, peer_id, namespace).await?;
+        if let Some(revocations) = revocations {
+            let task = namespace::revocation_loop(node.inner.clone(), revocations);
+            lock(&node.inner.tasks).spawn(task);
+        }
+        Ok(node)
+    }
+
+    /// [`Node::start`] on a namespace that is open.
+    pub(crate) async fn start_on(
+        config: AgentConfig,
+        peer_id: String,
+        namespace: NamespaceHandle,
+    ) -> Result<Node, AgentError> {
         let cloud = open_cloud(&config).await?;
         if config.fsync == FsyncLevel::Peers {
             info!(target: "control", "fsync level peers: as local while there is no other node");
@@ -209,28 +228,15 @@ impl Node {
             return Err(*errno);
         }
         if is_change && (!reply.touched.is_empty() || !entries.is_empty()) {
-            self.invalidate(reply.touched.clone(), entries).await;
+            let touched = reply.touched.clone();
+            let call = DataCall::Invalidate {
+                touched,
+                entries,
+                inos: Vec::new(),
+            };
+            self.inner.invalidate(call).await;
         }
         Ok(reply)
-    }
-
-    /// Makes the data plane drop what a change made stale, and waits for it; when it is away, it is told
-    /// before anything else when it comes back.
-    async fn invalidate(&self, touched: Vec<Attr>, entries: Vec<(Ino, Vec<u8>)>) {
-        let call = DataCall::Invalidate {
-            touched,
-            entries,
-            inos: Vec::new(),
-        };
-        let link = &self.inner.link;
-        let told = match link.session(INVALIDATE_WAIT).await {
-            Ok(session) => session.call(session.any_lane(), call.clone()).await,
-            Err(errno) => Err(errno),
-        };
-        if let Err(errno) = told {
-            warn!(target: "control", %errno, "the data plane is told of a change when it is back");
-            self.inner.missed(call);
-        }
     }
 
     /// Attributes of what a path leads to from the root (symbolic links are not followed).

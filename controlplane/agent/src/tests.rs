@@ -49,6 +49,7 @@ fn namespace(refs: Refs) -> NamespaceHandle {
 }
 
 async fn node(dir: &Path, refs: &Refs) -> Node {
+    std::fs::create_dir_all(dir.join("state")).unwrap();
     let config = AgentConfig {
         socket: dir.join("data.sock"),
         state_dir: dir.join("state"),
@@ -58,7 +59,7 @@ async fn node(dir: &Path, refs: &Refs) -> Node {
         upload_quiet: Duration::from_millis(20),
         ..AgentConfig::default()
     };
-    Node::start_on(config, namespace(refs.clone()))
+    Node::start_on(config, "test".to_owned(), namespace(refs.clone()))
         .await
         .unwrap()
 }
@@ -165,8 +166,6 @@ async fn a_data_plane_that_goes_away_is_told_what_it_missed() {
         panic!("{seen:?}")
     };
     assert_eq!(entries, &vec![(Ino::ROOT, b"gone".to_vec())]);
-    let id = std::fs::read_to_string(dir.path().join("state/peer-id")).unwrap();
-    assert_eq!(id.trim(), node.peer_id());
     node.shutdown(Duration::from_secs(1)).await;
 }
 
@@ -214,6 +213,8 @@ async fn the_embedded_namespace_survives_a_restart() {
         "persisted"
     );
     assert_eq!(node.stats().await.namespace.unwrap().inodes, 2);
+    let id = std::fs::read_to_string(dir.path().join("state/peer-id")).unwrap();
+    assert_eq!(id.trim(), node.peer_id());
     node.shutdown(Duration::from_secs(1)).await;
     drop(node);
     let began = Instant::now();
@@ -227,4 +228,66 @@ async fn the_embedded_namespace_survives_a_restart() {
     };
     assert_eq!(node.resolve(&[b"a".to_vec()]).await.unwrap().ino, attr.ino);
     node.shutdown(Duration::ZERO).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_of_a_coordinator_see_each_other() {
+    use fastcache_api::{Cred, Kind, NewInode};
+    use fastcache_coordinator::{Coordinator, Options};
+    let dir = tempfile::tempdir().unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let state = dir.path().join("coordinator");
+    std::fs::create_dir_all(&state).unwrap();
+    let coordinator = Coordinator::open(&state, Options::default()).unwrap();
+    let serving = tokio::spawn(fastcache_coordinator::serve(
+        coordinator,
+        listener,
+        std::future::pending(),
+    ));
+    let config = |name: &str| AgentConfig {
+        socket: dir.path().join(name).with_extension("sock"),
+        state_dir: dir.path().join(name),
+        coordinator: Some(address.clone()),
+        cloud: CloudConfig::Dir {
+            path: dir.path().join("cloud"),
+        },
+        ..AgentConfig::default()
+    };
+    let data = [config("a"), config("b")].map(|c| DataPlane::start(&c.socket));
+    let a = Node::start(config("a")).await.unwrap();
+    let b = Node::start(config("b")).await.unwrap();
+    assert!(a.wait_connected(Duration::from_secs(10)).await);
+    assert!(b.wait_connected(Duration::from_secs(10)).await);
+    let lookup = NsOp::Lookup {
+        parent: Ino::ROOT,
+        name: b"f".to_vec(),
+    };
+    assert_eq!(b.ns(lookup).await, Err(Errno::ENOENT));
+    let new = NewInode {
+        kind: Kind::File,
+        mode: 0o644,
+        rdev: 0,
+        cred: Cred { uid: 0, gid: 0 },
+        target: vec![],
+        chunk_size: 4 << 20,
+    };
+    a.ns(NsOp::Make {
+        at: Some((Ino::ROOT, b"f".to_vec())),
+        new,
+    })
+    .await
+    .unwrap();
+    assert!(b.resolve(&[b"f".to_vec()]).await.is_ok());
+    // What b had looked up was revoked, and its data plane told, before the change was answered.
+    let is_told = |call: &DataCall| match call {
+        DataCall::Invalidate { entries, inos, .. } => {
+            entries.contains(&(Ino::ROOT, b"f".to_vec())) || inos.contains(&Ino::ROOT)
+        }
+        _ => false,
+    };
+    assert!(data[1].seen().iter().any(is_told), "{:?}", data[1].seen());
+    a.shutdown(Duration::from_secs(1)).await;
+    b.shutdown(Duration::from_secs(1)).await;
+    serving.abort();
 }

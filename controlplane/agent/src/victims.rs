@@ -28,6 +28,9 @@ impl Inner {
             let (chunks, bytes) = queue.left(None);
             (chunks, bytes, queue.oldest())
         };
+        let capacity = self.capacity_bytes.load(Ordering::Relaxed);
+        self.namespace
+            .set_status(capacity, lock(&self.cache).bytes(), bytes);
         gauge!("fastcache_upload_queue_chunks").set(chunks as f64);
         gauge!("fastcache_upload_queue_bytes").set(bytes as f64);
         gauge!("fastcache_oldest_dirty_age_seconds")

@@ -22,6 +22,8 @@ const VERSIONS_BATCH: u32 = 65_536;
 const VERSIONS_LOW: u64 = 8_192;
 /// Pause before a commit that found no agent or coordinator is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(500);
+/// How long an operation waits for commits on their way, a restart of the agent included.
+const COMMITS_MAX: Duration = Duration::from_secs(60);
 /// Files with changes older than this are sealed although they are open.
 const SEAL_AGE: Duration = Duration::from_secs(10);
 
@@ -113,28 +115,27 @@ impl FileSystem {
         }
     }
 
-    /// Waits until everything sealed so far is acknowledged.
+    /// Waits until everything sealed so far is acknowledged; tells the error of a commit that was refused.
     pub(crate) async fn commits_done(&self, inode: &Inode) -> Result<()> {
+        self.commits_sent(inode).await?;
+        lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
+    }
+
+    /// Waits until everything sealed so far is answered, one way or the other.
+    pub(crate) async fn commits_sent(&self, inode: &Inode) -> Result<()> {
         let last = lock(&inode.state).commits.back().map(|c| c.number);
-        let Some(last) = last else {
-            return lock(&inode.state).commit_error.take().map_or(Ok(()), Err);
-        };
+        let Some(last) = last else { return Ok(()) };
         let waiting = async {
             loop {
                 let listener = inode.changed.listen();
-                if lock(&inode.state)
-                    .commits
-                    .front()
-                    .is_none_or(|c| c.number > last)
-                {
+                if lock(&inode.state).commits.front().is_none_or(|c| c.number > last) {
                     return;
                 }
                 listener.await;
             }
         };
-        let waited = fastcache_reactor::timeout(Duration::from_secs(60), waiting).await;
-        waited.map_err(|_| Errno::EIO)?;
-        lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
+        let waited = fastcache_reactor::timeout(COMMITS_MAX, waiting).await;
+        waited.map_err(|_| Errno::EIO)
     }
 
     /// sync(2) and shutdown: every file with changes.

@@ -1,0 +1,75 @@
+//! No subcommand: the node's agent, until a signal ends it.
+
+use crate::cli::AgentFlags;
+use crate::output::bytes;
+use crate::settings::{AgentSettings, Defaults, FileConfig, environment};
+use anyhow::Context;
+use fastcache_agent::{Node, rest};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// How long REST requests that run may take after a stop was asked for.
+const REST_STOP: Duration = Duration::from_secs(5);
+
+/// Runs the agent.
+pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
+    let file = FileConfig::read(flags.config.as_deref())?;
+    let settings = AgentSettings::resolve(flags, &file, &environment, &Defaults::default())?;
+    let mut stop = Stop::new()?;
+    let node = tokio::select! {
+        node = Node::start(settings.to_config()) => node?,
+        () = stop.asked() => return Ok(()),
+    };
+    let server = rest::serve(node.clone()).await.context("REST")?;
+    tracing::info!(
+        target: "rest",
+        address = %server.address(),
+        peer_id = node.peer_id(),
+        version = env!("CARGO_PKG_VERSION"),
+        "agent runs"
+    );
+    stop.asked().await;
+    tracing::info!(target: "rest", "stopping");
+    server.stop(REST_STOP).await;
+    let left = tokio::select! {
+        left = node.shutdown(settings.stop_timeout) => left,
+        // asked twice: the queue goes on at the next start
+        () = stop.asked() => return Ok(()),
+    };
+    if left.dirty_chunks > 0 {
+        eprintln!(
+            "{} in {} chunks are not in the cloud yet; they are kept on the device and go on at the \
+             next start",
+            bytes(left.dirty_bytes),
+            left.dirty_chunks
+        );
+    }
+    Ok(())
+}
+
+/// The signals that ask for an end.
+pub struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Stop {
+    /// Takes the signals over from now on.
+    pub fn new() -> std::io::Result<Stop> {
+        Ok(Stop {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next of them.
+    pub async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}

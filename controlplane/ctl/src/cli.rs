@@ -1,0 +1,302 @@
+//! The command line: every flag and subcommand, with what `--help` says. Nothing is decided here; an absent flag is
+//! `None`, so that [`crate::settings`] can lay flags over environment, file and defaults.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use fastcache_agent::Secret;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// fastcache: one file system on NVMe and a cloud object store.
+///
+/// Without a subcommand this is the node's agent: it connects to the data plane (fastcache-data) of this machine,
+/// keeps or reaches the namespace, moves chunks to and from the object store and serves REST. `up` runs a whole
+/// node, both planes, under one supervisor.
+///
+/// A setting comes from its flag, else from its environment variable, else from the configuration file, else it has
+/// the default named here.
+#[derive(Debug, Parser)]
+#[command(
+    name = "fastcache-ctl",
+    version,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Cli {
+    /// Settings of the agent.
+    #[command(flatten)]
+    pub agent: AgentFlags,
+    /// Something else than the agent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What else there is to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the cluster's registry and namespace.
+    Coordinator(CoordinatorFlags),
+    /// Run a whole node: both planes, supervised, with everything it keeps in one directory.
+    Up(Box<UpFlags>),
+    /// Stop the node that `up` started: flush, unmount, upload what can be.
+    Down(DownFlags),
+    /// How the node is.
+    Status(NodeFlags),
+    /// Where a file is safe: dirty, replicated N or persisted, with its chunks and objects.
+    State(StateFlags),
+    /// Upload what is dirty, of one file or everything.
+    Flush(FlushFlags),
+    /// Evict clean chunks, of one file or directory or all, and the kernel's pages of those files.
+    Evict(EvictFlags),
+    /// Print the agent's effective settings; secrets are shown as ***.
+    Config(ConfigFlags),
+}
+
+/// Which object store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Provider {
+    /// Amazon S3, or a server that speaks it.
+    S3,
+    /// Azure Blob Storage.
+    Azure,
+    /// A directory.
+    Dir,
+    /// None: everything stays dirty on the node.
+    None,
+}
+
+/// What an `fsync` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fsync {
+    /// The node's device.
+    Local,
+    /// The node's device and copies on peers, as soon as there are any.
+    Peers,
+    /// The object store.
+    Cloud,
+}
+
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
+}
+
+/// Settings of the agent.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AgentFlags {
+    /// The cluster's coordinator [default: none, an embedded one in --state-dir]
+    #[arg(long, value_name = "HOST:PORT", env = "FASTCACHE_COORDINATOR")]
+    pub coordinator: Option<String>,
+    /// The data plane's control socket [default: /run/fastcache/data.sock; `up`: DIR/run/data.sock]
+    #[arg(long, value_name = "PATH", env = "FASTCACHE_SOCKET")]
+    pub socket: Option<PathBuf>,
+    /// Port of REST; 0 takes a free one [default: 8081; `up`: 8081, or a free one when that is taken]
+    #[arg(long, value_name = "PORT", env = "FASTCACHE_PORT")]
+    pub port: Option<u16>,
+    /// Address REST listens on [default: 0.0.0.0; `up`: 127.0.0.1]
+    #[arg(long, value_name = "IP", env = "FASTCACHE_BIND")]
+    pub bind: Option<IpAddr>,
+    /// Name of this node [default: drawn once and kept in --state-dir]
+    #[arg(long, value_name = "ID", env = "FASTCACHE_PEER_ID")]
+    pub peer_id: Option<String>,
+    /// MiB of one chunk of new files: 1 to 4 [default: 4]
+    #[arg(long, value_name = "MIB", env = "FASTCACHE_CHUNK_SIZE")]
+    pub chunk_size: Option<u32>,
+    /// Key that REST wants in X-API-Key [default: none]
+    #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
+    pub api_key: Option<Secret>,
+    /// The object store [default: s3; `up`: dir]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PROVIDER",
+        env = "FASTCACHE_CLOUD_PROVIDER"
+    )]
+    pub cloud_provider: Option<Provider>,
+    /// Bucket; it must exist [default: fuse-client-cache]. Credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+    #[arg(long, value_name = "NAME", env = "FASTCACHE_S3_BUCKET")]
+    pub s3_bucket: Option<String>,
+    /// Region [also: AWS_REGION; default: us-east-1]
+    #[arg(long, value_name = "REGION", env = "FASTCACHE_S3_REGION")]
+    pub s3_region: Option<String>,
+    /// http(s)://HOST:PORT of an S3 server that is not Amazon's
+    #[arg(long, value_name = "URL", env = "FASTCACHE_S3_ENDPOINT")]
+    pub s3_endpoint: Option<String>,
+    /// Storage account [also: AZURE_STORAGE_ACCOUNT]
+    #[arg(long, value_name = "NAME", env = "FASTCACHE_AZURE_ACCOUNT")]
+    pub azure_account: Option<String>,
+    /// Its key; better in AZURE_STORAGE_KEY, where the process list does not show it
+    #[arg(long, value_name = "KEY", env = "FASTCACHE_AZURE_KEY", hide_env_values = true, value_parser = secret)]
+    pub azure_key: Option<Secret>,
+    /// Container; it must exist [also: AZURE_CONTAINER_NAME; default: fuse-cache]
+    #[arg(long, value_name = "NAME", env = "FASTCACHE_AZURE_CONTAINER")]
+    pub azure_container: Option<String>,
+    /// URL of an Azure server that is not Microsoft's
+    #[arg(long, value_name = "URL", env = "FASTCACHE_AZURE_ENDPOINT")]
+    pub azure_endpoint: Option<String>,
+    /// Directory of the provider `dir` [`up`: DIR/cloud]
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_CLOUD_DIR")]
+    pub cloud_dir: Option<PathBuf>,
+    /// What an fsync waits for [default: local]
+    #[arg(long, value_enum, value_name = "LEVEL", env = "FASTCACHE_FSYNC")]
+    pub fsync: Option<Fsync>,
+    /// Directory for the peer id and the embedded namespace [default: /var/lib/fastcache; `up`: DIR/state]
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Largest body of a REST PUT, such as 1GiB [default: 100MiB]
+    #[arg(long, value_name = "SIZE", env = "FASTCACHE_PUT_LIMIT")]
+    pub put_limit: Option<String>,
+    /// Seconds a stop waits for uploads [default: 30]
+    #[arg(long, value_name = "SECONDS", env = "FASTCACHE_STOP_TIMEOUT")]
+    pub stop_timeout: Option<u32>,
+    /// Configuration file (TOML) with the same names as the flags
+    #[arg(long, value_name = "FILE", env = "FASTCACHE_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// Settings of the data plane, as `up` passes them on.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DataFlags {
+    /// Block device, partition, file or directory of the chunk store [default: DIR/nvme]
+    #[arg(long, value_name = "PATH", env = "FASTCACHE_NVME")]
+    pub nvme: Option<PathBuf>,
+    /// Size of the chunk store, where it is a file [default: 10GiB]
+    #[arg(long, value_name = "SIZE", env = "FASTCACHE_NVME_CAPACITY")]
+    pub nvme_capacity: Option<String>,
+    /// Make a new, empty chunk store
+    #[arg(long)]
+    pub format: bool,
+    /// Do so on a device that carries something else
+    #[arg(long)]
+    pub force: bool,
+    /// Address of the data plane for peers [default: 0.0.0.0:8082]
+    #[arg(long, value_name = "ADDRESS", env = "FASTCACHE_LISTEN")]
+    pub listen: Option<String>,
+    /// Cores the data plane runs on, such as 0-3,6 [default: all]
+    #[arg(long, value_name = "LIST", env = "FASTCACHE_CORES")]
+    pub cores: Option<String>,
+}
+
+/// `up`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct UpFlags {
+    /// Everything the node keeps: store, namespace, logs
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_DIR")]
+    pub dir: PathBuf,
+    /// Where to mount; made when it is missing
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_MOUNT")]
+    pub mount: PathBuf,
+    /// Return when the mount answers; the node goes on in the background
+    #[arg(long)]
+    pub detach: bool,
+    /// Settings of the data plane.
+    #[command(flatten)]
+    pub data: DataFlags,
+    /// Settings of the agent.
+    #[command(flatten)]
+    pub agent: AgentFlags,
+}
+
+/// `coordinator`.
+#[derive(Clone, Debug, Args)]
+pub struct CoordinatorFlags {
+    /// Address of gRPC and REST
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "0.0.0.0:8080",
+        env = "FASTCACHE_LISTEN"
+    )]
+    pub listen: String,
+    /// Directory of the namespace log and its state
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/fastcache-coordinator",
+        env = "FASTCACHE_STATE_DIR"
+    )]
+    pub state_dir: PathBuf,
+}
+
+/// Which node, and how to answer.
+#[derive(Clone, Debug, Args)]
+pub struct NodeFlags {
+    /// The DIR the node was started with
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_DIR")]
+    pub dir: Option<PathBuf>,
+    /// Port of the node's REST on this machine, instead of --dir [default: 8081]
+    #[arg(long, value_name = "PORT", env = "FASTCACHE_PORT")]
+    pub port: Option<u16>,
+    /// The node's API key
+    #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
+    pub api_key: Option<Secret>,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `down`.
+#[derive(Clone, Debug, Args)]
+pub struct DownFlags {
+    /// The DIR the node was started with
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_DIR")]
+    pub dir: PathBuf,
+    /// Seconds to wait for uploads [default: what `up` was told, else 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub stop_timeout: Option<u32>,
+    /// The node's API key; needed only when its supervisor was killed
+    #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
+    pub api_key: Option<Secret>,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `state`.
+#[derive(Clone, Debug, Args)]
+pub struct StateFlags {
+    /// A file: a path under the mount, or relative to the root of fastcache
+    pub path: PathBuf,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeFlags,
+}
+
+/// `flush`.
+#[derive(Clone, Debug, Args)]
+pub struct FlushFlags {
+    /// A file; without it, everything
+    pub path: Option<PathBuf>,
+    /// Return when it is persisted in the object store
+    #[arg(long)]
+    pub wait: bool,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeFlags,
+}
+
+/// `evict`.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub struct EvictFlags {
+    /// A file, or a directory with what is below it
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub path: Option<PathBuf>,
+    /// Everything
+    #[arg(long)]
+    pub all: bool,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeFlags,
+}
+
+/// `config`.
+#[derive(Clone, Debug, Args)]
+pub struct ConfigFlags {
+    /// Settings of the agent.
+    #[command(flatten)]
+    pub agent: AgentFlags,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
+}

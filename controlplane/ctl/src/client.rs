@@ -1,0 +1,246 @@
+//! HTTP to a node of this machine: the REST of `fastcache-agent`, by the bodies it defines.
+
+use crate::cli::NodeFlags;
+use crate::node_file::NodeFile;
+use crate::path::below_root;
+use anyhow::Context;
+use bytes::Bytes;
+use fastcache_agent::Secret;
+use fastcache_agent::rest::types::{ErrorBody, encode_path};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Port of a node that was not told another.
+pub const PORT_DEFAULT: u16 = 8081;
+/// How long a node may take to answer, where nothing else is said.
+pub const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Largest answer, bytes: the state of a file of 400,000 chunks.
+const BODY_MAX: usize = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Nobody listens, or the connection ended: trying again may help.
+    #[error("the node on port {port} does not answer: {why}")]
+    Unreachable {
+        /// The port.
+        port: u16,
+        /// What happened.
+        why: String,
+    },
+    /// The node says no.
+    #[error("{message}")]
+    Refused {
+        /// HTTP status.
+        status: StatusCode,
+        /// Code for programs.
+        code: String,
+        /// Text for people.
+        message: String,
+    },
+    /// It is not one of our nodes, or of another version.
+    #[error("the answer from port {port} is not understood: {why}")]
+    Strange {
+        /// The port.
+        port: u16,
+        /// What is odd.
+        why: String,
+    },
+}
+
+impl CallError {
+    /// The node, or its data plane, is away for now.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            CallError::Unreachable { .. } => true,
+            CallError::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+            CallError::Strange { .. } => false,
+        }
+    }
+}
+
+/// A connection to a node's REST.
+#[derive(Clone)]
+pub struct Api {
+    client: Client<HttpConnector, Full<Bytes>>,
+    port: u16,
+    key: Option<Secret>,
+}
+
+impl Api {
+    /// To the node on a port of this machine.
+    pub fn new(port: u16, key: Option<Secret>) -> Api {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(Duration::from_secs(5)));
+        let client = Client::builder(TokioExecutor::new()).build(connector);
+        Api { client, port, key }
+    }
+
+    /// `GET`.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, CallError> {
+        self.call(Method::GET, path, Some(ANSWER_MAX)).await
+    }
+
+    /// `POST` without a body; no `bound` waits for ever.
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bound: Option<Duration>,
+    ) -> Result<T, CallError> {
+        self.call(Method::POST, path, bound).await
+    }
+
+    /// Whether the node says it is healthy, within a short time.
+    pub async fn is_healthy(&self) -> bool {
+        let asked = self.raw(Method::GET, "/api/health");
+        let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        matches!(answer, Ok(Ok((StatusCode::OK, _))))
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        bound: Option<Duration>,
+    ) -> Result<T, CallError> {
+        let asked = self.raw(method, path);
+        let (status, body) = match bound {
+            None => asked.await?,
+            Some(bound) => tokio::time::timeout(bound, asked)
+                .await
+                .map_err(|_| self.unreachable(format!("no answer within {bound:?}")))??,
+        };
+        if !status.is_success() {
+            return Err(match serde_json::from_slice::<ErrorBody>(&body) {
+                Ok(e) => CallError::Refused {
+                    status,
+                    code: e.error.code,
+                    message: match status {
+                        StatusCode::UNAUTHORIZED => {
+                            "the node wants its API key: --api-key, or FASTCACHE_API_KEY".to_owned()
+                        }
+                        _ => e.error.message,
+                    },
+                },
+                Err(_) => self.strange(format!("status {status}")),
+            });
+        }
+        serde_json::from_slice(&body).map_err(|e| self.strange(e.to_string()))
+    }
+
+    async fn raw(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), CallError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("http://127.0.0.1:{}{path}", self.port));
+        if let Some(key) = &self.key {
+            request = request.header("x-api-key", key.expose());
+        }
+        let request = request
+            .body(Full::default())
+            .map_err(|e| self.strange(format!("the API key cannot be sent: {e}")))?;
+        let answer = self
+            .client
+            .request(request)
+            .await
+            .map_err(|e| self.unreachable(root_of(&e)))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), BODY_MAX)
+            .collect()
+            .await
+            .map_err(|e| self.unreachable(e.to_string()))?
+            .to_bytes();
+        Ok((status, body))
+    }
+
+    fn unreachable(&self, why: String) -> CallError {
+        CallError::Unreachable {
+            port: self.port,
+            why,
+        }
+    }
+
+    fn strange(&self, why: String) -> CallError {
+        CallError::Strange {
+            port: self.port,
+            why,
+        }
+    }
+}
+
+/// The innermost reason: the outer ones say "client error".
+fn root_of(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(inner) = error.source() {
+        error = inner;
+    }
+    error.to_string()
+}
+
+/// The node an operator's command is about.
+pub struct Target {
+    /// Its REST.
+    pub api: Api,
+    /// Its port.
+    pub port: u16,
+    /// Its mount, where known.
+    pub mount: Option<PathBuf>,
+}
+
+impl Target {
+    /// Finds the node by `--dir` or `--port`.
+    pub fn find(flags: &NodeFlags) -> anyhow::Result<Target> {
+        let (port, mount) = match &flags.dir {
+            Some(dir) => {
+                let node = NodeFile::read(dir)?.with_context(|| {
+                    format!(
+                        "no node was started in {0}: fastcache-ctl up --dir {0} --mount DIR",
+                        dir.display()
+                    )
+                })?;
+                anyhow::ensure!(
+                    node.is_running(),
+                    "the node in {0} is stopped; start it with fastcache-ctl up --dir {0} --mount {1}",
+                    dir.display(),
+                    node.mount.display()
+                );
+                (flags.port.unwrap_or(node.port), Some(node.mount))
+            }
+            None => (flags.port.unwrap_or(PORT_DEFAULT), only_mount()),
+        };
+        Ok(Target {
+            api: Api::new(port, flags.api_key.clone()),
+            port,
+            mount,
+        })
+    }
+
+    /// A PATH of the command line as the value of a query.
+    pub fn query_path(&self, path: &Path) -> anyhow::Result<String> {
+        let cwd = std::env::current_dir().unwrap_or_default();
+        let below = match below_root(path, self.mount.as_deref(), &cwd) {
+            Ok(below) => below,
+            // the mount may be named through a symbolic link: ask the file system once
+            Err(error) => match std::fs::canonicalize(path) {
+                Ok(real) => below_root(&real, self.mount.as_deref(), &cwd)?,
+                Err(_) => return Err(error.into()),
+            },
+        };
+        Ok(encode_path(&below, false))
+    }
+}
+
+/// The mount of fastcache on this machine, when there is exactly one.
+fn only_mount() -> Option<PathBuf> {
+    let mut mounts = crate::up::mount_point::fastcache_mounts();
+    if mounts.len() == 1 {
+        mounts.pop()
+    } else {
+        None
+    }
+}

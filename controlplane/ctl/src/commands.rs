@@ -1,0 +1,284 @@
+//! `status`, `state`, `flush`, `evict`: ask a node, tell people or programs.
+
+use crate::cli::{EvictFlags, FlushFlags, NodeFlags, StateFlags};
+use crate::client::{CallError, Target};
+use crate::output::{bytes, duration, seconds};
+use fastcache_agent::rest::types::{EvictBody, FlushBody, QueueBody, StateBody, StatusBody};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// How often progress is asked for.
+const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How long `flush --wait` puts up with a node that is away: its supervisor restarts planes within seconds.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+
+fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// `status`.
+pub async fn status(flags: &NodeFlags) -> anyhow::Result<()> {
+    let target = Target::find(flags)?;
+    let status: StatusBody = target.api.get("/api/admin/status").await?;
+    if flags.json {
+        let mut value = serde_json::to_value(&status)?;
+        value["port"] = json!(target.port);
+        value["mount"] = json!(target.mount);
+        return print_json(&value);
+    }
+    let line = |name: &str, text: String| println!("{name:<12}{text}");
+    line(
+        "node",
+        format!(
+            "{} (fastcache {}), up {}",
+            status.peer_id,
+            status.version,
+            duration(seconds(status.uptime_seconds))
+        ),
+    );
+    if let Some(mount) = &target.mount {
+        line("mount", mount.display().to_string());
+    }
+    line("rest", format!("http://127.0.0.1:{}", target.port));
+    line("cloud", status.cloud_place.clone());
+    line("namespace", {
+        let counts = status.stats.namespace.map_or_else(
+            || "does not answer".to_owned(),
+            |n| format!("{} inodes, {}", n.inodes, bytes(n.bytes)),
+        );
+        format!("{counts} (coordinator: {})", status.coordinator)
+    });
+    match &status.stats.nvme {
+        None => line("data plane", "not connected".to_owned()),
+        Some(data) => {
+            line(
+                "data plane",
+                format!(
+                    "connected, up {}, transport {}",
+                    duration(Duration::from_secs(data.uptime_s)),
+                    data.transport
+                ),
+            );
+            line(
+                "nvme",
+                format!(
+                    "{} of {} used, {} chunks",
+                    bytes(data.used_bytes),
+                    bytes(data.capacity_bytes),
+                    data.chunks
+                ),
+            );
+            line(
+                "reads",
+                format!(
+                    "{} hits ({}), {} misses, {} fetched ({})",
+                    data.nvme_hits,
+                    bytes(data.nvme_hit_bytes),
+                    data.misses,
+                    data.fetched_chunks,
+                    bytes(data.fetched_bytes)
+                ),
+            );
+            line(
+                "evicted",
+                format!(
+                    "{} chunks ({})",
+                    data.evicted_chunks,
+                    bytes(data.evicted_bytes)
+                ),
+            );
+            let trouble = [
+                (data.checksum_errors, "checksum errors"),
+                (data.device_errors, "device errors"),
+                (data.conflict_files, "conflict files"),
+                (data.uncommitted_files, "files not committed yet"),
+            ];
+            for (count, what) in trouble.into_iter().filter(|(count, _)| *count > 0) {
+                line("attention", format!("{count} {what}"));
+            }
+        }
+    }
+    line("dirty", describe(&status.stats.queue));
+    Ok(())
+}
+
+/// The persist queue in a line.
+fn describe(queue: &QueueBody) -> String {
+    if queue.dirty_chunks == 0 {
+        return "nothing: everything is in the cloud".to_owned();
+    }
+    let age = queue
+        .oldest_dirty_age_seconds
+        .map(|s| format!(", the oldest for {}", duration(seconds(s))))
+        .unwrap_or_default();
+    let failing = queue
+        .failing
+        .as_ref()
+        .map(|e| format!("; uploads fail: {e}"))
+        .unwrap_or_default();
+    format!(
+        "{} in {} chunks{age}{failing}",
+        bytes(queue.dirty_bytes),
+        queue.dirty_chunks
+    )
+}
+
+/// `state PATH`.
+pub async fn state(flags: &StateFlags) -> anyhow::Result<()> {
+    let target = Target::find(&flags.node)?;
+    let path = target.query_path(&flags.path)?;
+    let state: StateBody = target
+        .api
+        .get(&format!("/api/admin/state?path={path}"))
+        .await?;
+    if flags.node.json {
+        return print_json(&state);
+    }
+    println!(
+        "{}: {}, {} in {} chunks (inode {})",
+        state.path,
+        state.state,
+        bytes(state.size),
+        state.chunks.len(),
+        state.ino
+    );
+    for chunk in &state.chunks {
+        let etag = chunk
+            .etag
+            .as_ref()
+            .map(|e| format!("  {e}"))
+            .unwrap_or_default();
+        println!(
+            "{:>6}  {:<12}{:>10}  {}{etag}",
+            chunk.index,
+            chunk.state,
+            bytes(u64::from(chunk.len_bytes)),
+            chunk.object.as_deref().unwrap_or("-"),
+        );
+    }
+    Ok(())
+}
+
+/// `flush [PATH] [--wait]`.
+pub async fn flush(flags: &FlushFlags) -> anyhow::Result<()> {
+    let target = Target::find(&flags.node)?;
+    let path = match &flags.path {
+        Some(path) => target.query_path(path)?,
+        None => String::new(),
+    };
+    let start = Instant::now();
+    let body = if flags.wait {
+        wait_for_flush(&target, &path, flags.node.json).await?
+    } else {
+        target
+            .api
+            .post(&format!("/api/admin/flush?path={path}"), None)
+            .await?
+    };
+    if flags.node.json {
+        return print_json(&body);
+    }
+    if body.chunks_left == 0 {
+        println!("persisted ({})", duration(start.elapsed()));
+    } else {
+        println!(
+            "{} in {} chunks are on their way",
+            bytes(body.bytes_left),
+            body.chunks_left
+        );
+    }
+    Ok(())
+}
+
+/// Waits until everything asked for is persisted, and shows how far it is on a terminal.
+async fn wait_for_flush(target: &Target, path: &str, is_quiet: bool) -> anyhow::Result<FlushBody> {
+    let bar = (!is_quiet && std::io::stderr().is_terminal()).then(bar);
+    let mut away: Option<Instant> = None;
+    let query = format!("/api/admin/flush?path={path}&wait=true");
+    let done = 'call: loop {
+        let waiting = target.api.post(&query, None);
+        tokio::pin!(waiting);
+        let result = loop {
+            tokio::select! {
+                result = &mut waiting => break result,
+                () = tokio::time::sleep(PROGRESS_EVERY) => {
+                    if let Some(bar) = &bar {
+                        show(bar, target).await;
+                    }
+                }
+            }
+        };
+        match result {
+            Ok(body) => break 'call Ok(body),
+            Err(error) if error.is_passing() => {
+                let since = *away.get_or_insert_with(Instant::now);
+                if since.elapsed() > AWAY_MAX {
+                    break 'call Err(error);
+                }
+                tracing::debug!(%error, "asked again");
+                tokio::time::sleep(PROGRESS_EVERY).await;
+            }
+            Err(error) => break 'call Err(error),
+        }
+    };
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
+    done.map_err(Into::into)
+}
+
+fn bar() -> ProgressBar {
+    let bar = ProgressBar::no_length();
+    let template = "{bar:32} {bytes} of {total_bytes}  {binary_bytes_per_sec}  {msg}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// The queue counts down: the most there ever was is the whole.
+async fn show(bar: &ProgressBar, target: &Target) {
+    let queue: Result<QueueBody, CallError> = target.api.get("/api/admin/backlog").await;
+    match queue {
+        Ok(queue) => {
+            let whole = bar
+                .length()
+                .unwrap_or(0)
+                .max(bar.position().saturating_add(queue.dirty_bytes));
+            bar.set_length(whole);
+            bar.set_position(whole - queue.dirty_bytes.min(whole));
+            bar.set_message(
+                queue
+                    .failing
+                    .map(|e| format!("uploads fail: {e}"))
+                    .unwrap_or_default(),
+            );
+        }
+        Err(error) => bar.set_message(error.to_string()),
+    }
+}
+
+/// `evict PATH` or `evict --all`.
+pub async fn evict(flags: &EvictFlags) -> anyhow::Result<()> {
+    let target = Target::find(&flags.node)?;
+    let query = match &flags.path {
+        // the root is everything
+        Some(path) => match target.query_path(path)? {
+            path if path.is_empty() => "all=true".to_owned(),
+            path => format!("path={path}"),
+        },
+        None => "all=true".to_owned(),
+    };
+    let body: EvictBody = target
+        .api
+        .post(&format!("/api/admin/evict?{query}"), None)
+        .await?;
+    if flags.node.json {
+        return print_json(&body);
+    }
+    println!("evicted {} chunks ({})", body.chunks, bytes(body.bytes));
+    Ok(())
+}

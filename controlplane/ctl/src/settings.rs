@@ -1,0 +1,470 @@
+//! Effective settings: flag, else environment, else configuration file, else default. Secrets are never printed.
+
+use crate::cli::{AgentFlags, DataFlags, Fsync, Provider};
+use fastcache_agent::{AgentConfig, CloudConfig, FsyncLevel, PUT_LIMIT_DEFAULT, Secret};
+use serde::Deserialize;
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Seconds a stop waits for uploads, unless told otherwise.
+pub const STOP_TIMEOUT_DEFAULT_S: u32 = 30;
+
+/// A setting that cannot be used: the command was not understood (exit code 2).
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// The configuration file: the flags of the agent, of the data plane and of `up`, by the same names.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct FileConfig {
+    coordinator: Option<String>,
+    socket: Option<PathBuf>,
+    port: Option<u16>,
+    bind: Option<IpAddr>,
+    peer_id: Option<String>,
+    chunk_size: Option<u32>,
+    api_key: Option<String>,
+    cloud_provider: Option<Provider>,
+    s3_bucket: Option<String>,
+    s3_region: Option<String>,
+    s3_endpoint: Option<String>,
+    azure_account: Option<String>,
+    azure_key: Option<String>,
+    azure_container: Option<String>,
+    azure_endpoint: Option<String>,
+    cloud_dir: Option<PathBuf>,
+    fsync: Option<Fsync>,
+    state_dir: Option<PathBuf>,
+    put_limit: Option<String>,
+    stop_timeout: Option<u32>,
+    nvme: Option<PathBuf>,
+    nvme_capacity: Option<String>,
+    listen: Option<String>,
+    cores: Option<String>,
+    // of fastcache-data alone; here so that one file can serve both planes
+    mount: Option<PathBuf>,
+    format: Option<bool>,
+    force: Option<bool>,
+}
+
+impl FileConfig {
+    /// Reads a file; `None` is an empty one.
+    pub fn read(path: Option<&Path>) -> Result<FileConfig, UsageError> {
+        let Some(path) = path else {
+            return Ok(FileConfig::default());
+        };
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| UsageError(format!("{}: {e}", path.display())))?;
+        FileConfig::parse(&text).map_err(|e| UsageError(format!("{}: {e}", path.display())))
+    }
+
+    fn parse(text: &str) -> Result<FileConfig, String> {
+        // only the message: the rest quotes the line, which may hold a secret
+        toml::from_str(text).map_err(|e: toml::de::Error| {
+            let line = e
+                .span()
+                .map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+            match line {
+                Some(line) => format!("line {line}: {}", e.message()),
+                None => e.message().to_owned(),
+            }
+        })
+    }
+}
+
+/// What is different under `up`.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// Control socket.
+    pub socket: PathBuf,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Address REST listens on.
+    pub bind: IpAddr,
+    /// Object store.
+    pub provider: Provider,
+    /// Directory of the provider `dir`.
+    pub cloud_dir: Option<PathBuf>,
+}
+
+impl Default for Defaults {
+    fn default() -> Defaults {
+        Defaults {
+            socket: PathBuf::from("/run/fastcache/data.sock"),
+            state_dir: PathBuf::from("/var/lib/fastcache"),
+            bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            provider: Provider::S3,
+            cloud_dir: None,
+        }
+    }
+}
+
+impl Defaults {
+    /// Of a node that keeps everything in `dir`.
+    pub fn of_up(dir: &Path) -> Defaults {
+        Defaults {
+            socket: dir.join("run/data.sock"),
+            state_dir: dir.join("state"),
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            provider: Provider::Dir,
+            cloud_dir: Some(dir.join("cloud")),
+        }
+    }
+}
+
+/// Settings of an agent, all of them decided.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// `HOST:PORT`; `None`: embedded.
+    pub coordinator: Option<String>,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Port of REST; `None`: nobody said.
+    pub port: Option<u16>,
+    /// Address of REST.
+    pub bind: IpAddr,
+    /// Name of the node.
+    pub peer_id: Option<String>,
+    /// MiB.
+    pub chunk_size: u32,
+    /// Key REST wants.
+    pub api_key: Option<Secret>,
+    /// Object store.
+    pub provider: Provider,
+    /// Bucket.
+    pub s3_bucket: String,
+    /// Region.
+    pub s3_region: String,
+    /// Other server than Amazon's.
+    pub s3_endpoint: Option<String>,
+    /// `AWS_ACCESS_KEY_ID`.
+    pub s3_access_key: Option<String>,
+    /// `AWS_SECRET_ACCESS_KEY`.
+    pub s3_secret_key: Option<Secret>,
+    /// Account.
+    pub azure_account: Option<String>,
+    /// Its key.
+    pub azure_key: Option<Secret>,
+    /// Container.
+    pub azure_container: String,
+    /// Other server than Microsoft's.
+    pub azure_endpoint: Option<String>,
+    /// Directory of the provider `dir`.
+    pub cloud_dir: Option<PathBuf>,
+    /// What an fsync waits for.
+    pub fsync: Fsync,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Bytes.
+    pub put_limit: u64,
+    /// How long a stop waits for uploads.
+    pub stop_timeout: Duration,
+    /// `POD_IP`: this node's address for others.
+    pub pod_ip: Option<String>,
+}
+
+/// Reads an environment variable; tests pass a table.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The environment of this process.
+pub fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+fn filled(text: Option<String>) -> Option<String> {
+    text.filter(|t| !t.is_empty())
+}
+
+impl AgentSettings {
+    /// Lays flags (in which clap has put `FASTCACHE_*`) over the clouds' own environment, the file and the defaults.
+    pub fn resolve(
+        flags: &AgentFlags,
+        file: &FileConfig,
+        env: Environment<'_>,
+        defaults: &Defaults,
+    ) -> Result<AgentSettings, UsageError> {
+        let flags = flags.clone();
+        let file = file.clone();
+        // one of the clouds' variables: below the flag and FASTCACHE_*, above the file
+        let text = |flag: Option<String>, variable: Option<&str>, file: Option<String>| {
+            filled(flag)
+                .or_else(|| variable.and_then(|v| filled(env(v))))
+                .or_else(|| filled(file))
+        };
+        let secret = |flag: Option<Secret>, variable: Option<&str>, file: Option<String>| {
+            flag.filter(|s| !s.expose().is_empty())
+                .or_else(|| text(None, variable, file).map(Secret::new))
+        };
+        let put_limit = match flags.put_limit.or(file.put_limit) {
+            None => PUT_LIMIT_DEFAULT,
+            Some(size) => parse_size(&size).map_err(|e| UsageError(format!("--put-limit: {e}")))?,
+        };
+        let settings = AgentSettings {
+            coordinator: text(flags.coordinator, None, file.coordinator),
+            socket: flags
+                .socket
+                .or(file.socket)
+                .unwrap_or_else(|| defaults.socket.clone()),
+            port: flags.port.or(file.port),
+            bind: flags.bind.or(file.bind).unwrap_or(defaults.bind),
+            peer_id: text(flags.peer_id, None, file.peer_id),
+            chunk_size: flags.chunk_size.or(file.chunk_size).unwrap_or(4),
+            api_key: secret(flags.api_key, None, file.api_key),
+            provider: flags
+                .cloud_provider
+                .or(file.cloud_provider)
+                .unwrap_or(defaults.provider),
+            s3_bucket: text(flags.s3_bucket, None, file.s3_bucket)
+                .unwrap_or_else(|| "fuse-client-cache".to_owned()),
+            s3_region: text(flags.s3_region, Some("AWS_REGION"), file.s3_region)
+                .unwrap_or_else(|| "us-east-1".to_owned()),
+            s3_endpoint: text(flags.s3_endpoint, None, file.s3_endpoint),
+            s3_access_key: filled(env("AWS_ACCESS_KEY_ID")),
+            s3_secret_key: filled(env("AWS_SECRET_ACCESS_KEY")).map(Secret::new),
+            azure_account: text(
+                flags.azure_account,
+                Some("AZURE_STORAGE_ACCOUNT"),
+                file.azure_account,
+            ),
+            azure_key: secret(flags.azure_key, Some("AZURE_STORAGE_KEY"), file.azure_key),
+            azure_container: text(
+                flags.azure_container,
+                Some("AZURE_CONTAINER_NAME"),
+                file.azure_container,
+            )
+            .unwrap_or_else(|| "fuse-cache".to_owned()),
+            azure_endpoint: text(flags.azure_endpoint, None, file.azure_endpoint),
+            cloud_dir: flags
+                .cloud_dir
+                .or(file.cloud_dir)
+                .or_else(|| defaults.cloud_dir.clone()),
+            fsync: flags.fsync.or(file.fsync).unwrap_or(Fsync::Local),
+            state_dir: flags
+                .state_dir
+                .or(file.state_dir)
+                .unwrap_or_else(|| defaults.state_dir.clone()),
+            put_limit,
+            stop_timeout: Duration::from_secs(u64::from(
+                flags
+                    .stop_timeout
+                    .or(file.stop_timeout)
+                    .unwrap_or(STOP_TIMEOUT_DEFAULT_S),
+            )),
+            pod_ip: filled(env("POD_IP")),
+        };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn check(&self) -> Result<(), UsageError> {
+        let wrong = |text: &str| Err(UsageError(text.to_owned()));
+        if !(1..=4).contains(&self.chunk_size) {
+            return wrong("--chunk-size is in MiB: 1, 2, 3 or 4");
+        }
+        match self.provider {
+            Provider::Dir if self.cloud_dir.is_none() => {
+                wrong("--cloud-provider dir wants --cloud-dir DIR")
+            }
+            Provider::Azure if self.azure_account.is_none() => {
+                wrong("--cloud-provider azure wants --azure-account, or AZURE_STORAGE_ACCOUNT")
+            }
+            Provider::S3 if self.s3_access_key.is_some() != self.s3_secret_key.is_some() => {
+                wrong("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY both, or neither")
+            }
+            Provider::None if self.fsync == Fsync::Cloud => {
+                wrong("--fsync cloud cannot be kept without a cloud: choose a --cloud-provider")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// For [`fastcache_agent::Node::start`].
+    pub fn to_config(&self) -> AgentConfig {
+        let cloud = match self.provider {
+            Provider::S3 => CloudConfig::S3 {
+                bucket: self.s3_bucket.clone(),
+                region: self.s3_region.clone(),
+                endpoint: self.s3_endpoint.clone(),
+                access_key: self.s3_access_key.clone(),
+                secret_key: self.s3_secret_key.clone(),
+            },
+            Provider::Azure => CloudConfig::Azure {
+                account: self.azure_account.clone().unwrap_or_default(),
+                key: self.azure_key.clone(),
+                container: self.azure_container.clone(),
+                endpoint: self.azure_endpoint.clone(),
+            },
+            Provider::Dir => CloudConfig::Dir {
+                path: self.cloud_dir.clone().unwrap_or_default(),
+            },
+            Provider::None => CloudConfig::None,
+        };
+        AgentConfig {
+            socket: self.socket.clone(),
+            state_dir: self.state_dir.clone(),
+            coordinator: self.coordinator.clone(),
+            peer_id: self.peer_id.clone(),
+            listen: self.bind,
+            port: self.port.unwrap_or(8081),
+            chunk_size: self.chunk_size << 20,
+            api_key: self.api_key.clone(),
+            cloud,
+            fsync: match self.fsync {
+                Fsync::Local => FsyncLevel::Local,
+                Fsync::Peers => FsyncLevel::Peers,
+                Fsync::Cloud => FsyncLevel::Cloud,
+            },
+            pod_ip: self.pod_ip.clone(),
+            put_limit: self.put_limit,
+            ..AgentConfig::default()
+        }
+    }
+
+    /// Name and value of every setting that is not a secret and is set, as the flags have them.
+    pub fn public(&self) -> Vec<(&'static str, String)> {
+        let path = |p: &Path| p.display().to_string();
+        let some = |text: &Option<String>| text.clone();
+        let list: Vec<(&'static str, Option<String>)> = vec![
+            ("coordinator", some(&self.coordinator)),
+            ("socket", Some(path(&self.socket))),
+            ("port", Some(self.port.unwrap_or(8081).to_string())),
+            ("bind", Some(self.bind.to_string())),
+            ("peer-id", some(&self.peer_id)),
+            ("chunk-size", Some(self.chunk_size.to_string())),
+            ("cloud-provider", Some(name_of(self.provider))),
+            ("s3-bucket", Some(self.s3_bucket.clone())),
+            ("s3-region", Some(self.s3_region.clone())),
+            ("s3-endpoint", some(&self.s3_endpoint)),
+            ("azure-account", some(&self.azure_account)),
+            ("azure-container", Some(self.azure_container.clone())),
+            ("azure-endpoint", some(&self.azure_endpoint)),
+            ("cloud-dir", self.cloud_dir.as_deref().map(path)),
+            ("fsync", Some(name_of(self.fsync))),
+            ("state-dir", Some(path(&self.state_dir))),
+            ("put-limit", Some(self.put_limit.to_string())),
+            (
+                "stop-timeout",
+                Some(self.stop_timeout.as_secs().to_string()),
+            ),
+        ];
+        list.into_iter()
+            .filter_map(|(name, value)| value.map(|v| (name, v)))
+            .collect()
+    }
+
+    /// Which secrets are set, and what one may see of them.
+    pub fn secrets(&self) -> Vec<(&'static str, String)> {
+        let list = [
+            ("api-key", self.api_key.as_ref()),
+            ("s3-secret-key", self.s3_secret_key.as_ref()),
+            ("azure-key", self.azure_key.as_ref()),
+        ];
+        list.into_iter()
+            .filter_map(|(name, value)| value.map(|v| (name, v.to_string())))
+            .collect()
+    }
+
+    /// The command line of an agent with these settings, and the environment that carries its secrets: a process
+    /// list shows arguments to everybody.
+    pub fn to_command(&self) -> (Vec<OsString>, Vec<(&'static str, String)>) {
+        let mut args = Vec::new();
+        for (name, value) in self.public() {
+            // paths are not text: taken from the fields below
+            let value: OsString = match name {
+                "socket" => self.socket.clone().into(),
+                "state-dir" => self.state_dir.clone().into(),
+                "cloud-dir" => self.cloud_dir.clone().unwrap_or_default().into(),
+                _ => value.into(),
+            };
+            // in one word: a value may begin with a dash
+            let mut arg = OsString::from(format!("--{name}="));
+            arg.push(value);
+            args.push(arg);
+        }
+        let secrets = [
+            ("FASTCACHE_API_KEY", &self.api_key),
+            ("FASTCACHE_AZURE_KEY", &self.azure_key),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| value.as_ref().map(|v| (name, v.expose().to_owned())))
+        .collect();
+        (args, secrets)
+    }
+}
+
+fn name_of(value: impl clap::ValueEnum) -> String {
+    value
+        .to_possible_value()
+        .map(|v| v.get_name().to_owned())
+        .unwrap_or_default()
+}
+
+/// Settings of the data plane under `up`, all of them decided.
+#[derive(Clone, Debug)]
+pub struct DataSettings {
+    /// Chunk store.
+    pub nvme: PathBuf,
+    /// Its size, bytes, where it is a file.
+    pub nvme_capacity: u64,
+    /// Make it anew.
+    pub format: bool,
+    /// On whatever is there.
+    pub force: bool,
+    /// Address for peers.
+    pub listen: Option<String>,
+    /// Cores.
+    pub cores: Option<String>,
+}
+
+impl DataSettings {
+    /// Lays flags over the file and the defaults.
+    pub fn resolve(
+        flags: &DataFlags,
+        file: &FileConfig,
+        dir: &Path,
+    ) -> Result<DataSettings, UsageError> {
+        let nvme_capacity = flags
+            .nvme_capacity
+            .clone()
+            .or_else(|| file.nvme_capacity.clone())
+            .unwrap_or_else(|| "10GiB".to_owned());
+        let nvme_capacity =
+            parse_size(&nvme_capacity).map_err(|e| UsageError(format!("--nvme-capacity: {e}")))?;
+        let nvme = flags.nvme.clone().or_else(|| file.nvme.clone());
+        Ok(DataSettings {
+            nvme: nvme.unwrap_or_else(|| dir.join("nvme")),
+            nvme_capacity,
+            format: flags.format,
+            force: flags.force,
+            listen: flags.listen.clone().or_else(|| file.listen.clone()),
+            cores: flags.cores.clone().or_else(|| file.cores.clone()),
+        })
+    }
+}
+
+/// Bytes of a size such as `10GiB`, `512M` or `4096`. Binary units only, so that nobody guesses.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("`{text}` is not a size; write it as 10GiB, 512MiB or a number of bytes");
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let unit = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    number
+        .checked_mul(unit)
+        .filter(|n| *n > 0)
+        .ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,397 @@
+//! The supervisor: starts both planes, restarts one that died, stops them in order.
+
+use super::mount_point::MountPoint;
+use super::{Plan, READY_BOUND, append, plane, print_ready, stop, tail};
+use crate::agent::Stop;
+use crate::client::Api;
+use crate::node_file::{NodeFile, Phase};
+use crate::output::bytes;
+use anyhow::{Context, bail};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+use tokio::process::Child;
+
+/// First pause before a restart; each further one is twice as long.
+const BACKOFF_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause before a restart.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// A plane that ran this long before it died is restarted after the first pause again.
+const STEADY: Duration = Duration::from_secs(30);
+/// How often a start is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// Which plane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Data,
+    Agent,
+}
+
+impl Kind {
+    fn program(self) -> &'static str {
+        match self {
+            Kind::Data => "fastcache-data",
+            Kind::Agent => "fastcache-ctl",
+        }
+    }
+
+    fn log(self) -> &'static str {
+        match self {
+            Kind::Data => "log/data.log",
+            Kind::Agent => "log/agent.log",
+        }
+    }
+}
+
+/// A plane and its restarts.
+struct Plane {
+    kind: Kind,
+    child: Option<Child>,
+    started: Instant,
+    pause: Duration,
+    restart_at: tokio::time::Instant,
+}
+
+/// What happened to a plane.
+enum Event {
+    Died(ExitStatus),
+    RestartDue,
+}
+
+impl Plane {
+    fn new(kind: Kind) -> Plane {
+        Plane {
+            kind,
+            child: None,
+            started: Instant::now(),
+            pause: BACKOFF_FIRST,
+            restart_at: tokio::time::Instant::now(),
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        self.child
+            .as_ref()
+            .and_then(Child::id)
+            .and_then(|pid| i32::try_from(pid).ok())
+    }
+
+    /// Waits for its end, or for the time to start it again.
+    async fn next(&mut self) -> std::io::Result<Event> {
+        match &mut self.child {
+            Some(child) => child.wait().await.map(Event::Died),
+            None => {
+                tokio::time::sleep_until(self.restart_at).await;
+                Ok(Event::RestartDue)
+            }
+        }
+    }
+
+    /// It died: when it is to be started again.
+    fn schedule(&mut self) -> Duration {
+        self.child = None;
+        if self.started.elapsed() > STEADY {
+            self.pause = BACKOFF_FIRST;
+        }
+        let pause = self.pause;
+        self.pause = (pause * 2).min(BACKOFF_MAX);
+        self.restart_at = tokio::time::Instant::now() + pause;
+        pause
+    }
+}
+
+struct Supervisor {
+    plan: Plan,
+    mount: MountPoint,
+    node: NodeFile,
+    api: Api,
+    /// Of this run, once: a restart must not format again.
+    is_first: bool,
+    /// The dead mount was taken away, and the new one is not there yet.
+    is_exposed: bool,
+}
+
+/// Runs a node until a signal ends it.
+pub async fn run(plan: Plan) -> anyhow::Result<()> {
+    let mut asked_to_stop = Stop::new()?;
+    let before = NodeFile::read(&plan.dir)?;
+    if let Some(mut before) = before.filter(NodeFile::is_running) {
+        // its supervisor was killed, and its planes may run
+        let mount = MountPoint::of(&before.mount);
+        stop::planes(&mut before, &mount).await?;
+    }
+    let mount = MountPoint::prepare(&plan.mount)?;
+    let port = plan.agent.port.unwrap_or_default();
+    let node = NodeFile::new(
+        mount.path().to_path_buf(),
+        plan.agent.socket.clone(),
+        port,
+        plan.agent.stop_timeout.as_secs(),
+    );
+    node.write(&plan.dir)?;
+    let _ = std::fs::remove_file(plan.dir.join(stop::TIMEOUT_FILE));
+    let api = Api::new(port, plan.agent.api_key.clone());
+    let mut supervisor = Supervisor {
+        plan,
+        mount,
+        node,
+        api,
+        is_first: true,
+        is_exposed: false,
+    };
+
+    let mut data = Plane::new(Kind::Data);
+    let mut agent = Plane::new(Kind::Agent);
+    let started = tokio::select! {
+        started = supervisor.start(&mut data, &mut agent) => started,
+        () = asked_to_stop.asked() => Err(anyhow::anyhow!("stopped before it was ready")),
+    };
+    if let Err(error) = started {
+        supervisor.give_up().await;
+        return Err(error);
+    }
+    let ended = supervisor
+        .watch(&mut data, &mut agent, &mut asked_to_stop)
+        .await;
+    let stopped = supervisor.stop(&mut asked_to_stop).await;
+    ended.and(stopped)
+}
+
+impl Supervisor {
+    fn spawn(&mut self, plane_of: &mut Plane) -> anyhow::Result<()> {
+        let kind = plane_of.kind;
+        let program = beside_us(kind.program())?;
+        let log = append(&self.plan.dir.join(kind.log()))?;
+        let mut command = plane(&program, log)?;
+        match kind {
+            Kind::Data => {
+                let data = &self.plan.data;
+                command.arg("--nvme").arg(&data.nvme);
+                command
+                    .arg("--nvme-capacity")
+                    .arg(data.nvme_capacity.to_string());
+                command.arg("--mount").arg(self.mount.path());
+                command.arg("--socket").arg(&self.plan.agent.socket);
+                if let Some(listen) = &data.listen {
+                    command.arg("--listen").arg(listen);
+                }
+                if let Some(cores) = &data.cores {
+                    command.arg("--cores").arg(cores);
+                }
+                if self.is_first && data.format {
+                    command.arg("--format");
+                    if data.force {
+                        command.arg("--force");
+                    }
+                }
+            }
+            Kind::Agent => {
+                let (args, secrets) = self.plan.agent.to_command();
+                command.args(args).envs(secrets);
+            }
+        }
+        let child = tokio::process::Command::from(command)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        plane_of.child = Some(child);
+        plane_of.started = Instant::now();
+        match kind {
+            Kind::Data => self.node.data_pid = plane_of.pid(),
+            Kind::Agent => self.node.agent_pid = plane_of.pid(),
+        }
+        self.node.write(&self.plan.dir)
+    }
+
+    /// Starts both, and waits until the mount answers and the node is healthy.
+    async fn start(&mut self, data: &mut Plane, agent: &mut Plane) -> anyhow::Result<()> {
+        self.spawn(data)?;
+        self.spawn(agent)?;
+        self.is_first = false;
+        let start = Instant::now();
+        loop {
+            for plane in [&mut *data, &mut *agent] {
+                if let Some(child) = &mut plane.child
+                    && let Some(status) = child.try_wait()?
+                {
+                    bail!(
+                        "{} did not start ({}). Its log {} ends with:\n{}",
+                        plane.kind.program(),
+                        describe(status),
+                        self.plan.dir.join(plane.kind.log()).display(),
+                        tail(&self.plan.dir.join(plane.kind.log()))
+                    );
+                }
+            }
+            let is_mounted = self.mount.is_mounted();
+            if is_mounted && self.api.is_healthy().await && self.mount.answers().await {
+                break;
+            }
+            if start.elapsed() > READY_BOUND {
+                let (kind, what) = if is_mounted {
+                    (
+                        Kind::Agent,
+                        "the node is not healthy, or its mount does not answer",
+                    )
+                } else {
+                    (Kind::Data, "nothing is mounted")
+                };
+                bail!(
+                    "after {READY_BOUND:?} {what}. The log {} ends with:\n{}",
+                    self.plan.dir.join(kind.log()).display(),
+                    tail(&self.plan.dir.join(kind.log()))
+                );
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        self.node.phase = Phase::Ready;
+        self.node.write(&self.plan.dir)?;
+        print_ready(&self.plan.dir, &self.node);
+        Ok(())
+    }
+
+    /// Restarts what dies, until a signal comes.
+    async fn watch(
+        &mut self,
+        data: &mut Plane,
+        agent: &mut Plane,
+        asked_to_stop: &mut Stop,
+    ) -> anyhow::Result<()> {
+        loop {
+            let (plane, event) = tokio::select! {
+                () = asked_to_stop.asked() => return Ok(()),
+                event = data.next() => (&mut *data, event?),
+                event = agent.next() => (&mut *agent, event?),
+                // the bare directory takes files again as soon as it is covered
+                () = covered(&self.mount, self.is_exposed) => {
+                    self.mount.set_immutable(false);
+                    self.is_exposed = false;
+                    continue;
+                }
+            };
+            let program = plane.kind.program();
+            match event {
+                Event::Died(status) => {
+                    let pause = plane.schedule();
+                    tracing::error!(
+                        target: "supervisor",
+                        program,
+                        status = describe(status),
+                        log = %self.plan.dir.join(plane.kind.log()).display(),
+                        restart_in = ?pause,
+                        "a plane died"
+                    );
+                    match plane.kind {
+                        Kind::Data => self.node.data_pid = None,
+                        Kind::Agent => self.node.agent_pid = None,
+                    }
+                    self.node.write(&self.plan.dir)?;
+                }
+                Event::RestartDue => {
+                    if plane.kind == Kind::Data {
+                        self.is_exposed = true;
+                        if let Err(error) = self.mount.clean() {
+                            tracing::error!(target: "supervisor", %error, "the dead mount stays");
+                        }
+                    }
+                    if let Err(error) = self.spawn(plane) {
+                        let pause = plane.schedule();
+                        tracing::error!(target: "supervisor", program, %error, restart_in = ?pause, "a plane does not start");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops everything in order; a second signal ends the wait for uploads.
+    async fn stop(&mut self, asked_to_stop: &mut Stop) -> anyhow::Result<()> {
+        println!("stopping");
+        let bound = std::fs::read_to_string(self.plan.dir.join(stop::TIMEOUT_FILE))
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .map_or(self.plan.agent.stop_timeout, Duration::from_secs);
+        let mut node = self.node.clone();
+        let stopped = tokio::select! {
+            stopped = stop::run(&self.plan.dir, &mut node, &self.api, &self.mount, bound) => Some(stopped),
+            () = asked_to_stop.asked() => None,
+        };
+        match stopped {
+            Some(stopped) => {
+                stopped?;
+                self.node = node;
+            }
+            None => {
+                stop::run(
+                    &self.plan.dir,
+                    &mut self.node,
+                    &self.api,
+                    &self.mount,
+                    Duration::ZERO,
+                )
+                .await?;
+            }
+        }
+        match self.node.left {
+            Some(left) if left.dirty_chunks > 0 => println!(
+                "stopped; {} in {} chunks are not in the cloud yet; they are kept in {} and go on at the \
+                 next up",
+                bytes(left.dirty_bytes),
+                left.dirty_chunks,
+                self.plan.dir.display()
+            ),
+            _ => println!("stopped"),
+        }
+        Ok(())
+    }
+
+    /// A start that failed: nothing of it stays.
+    async fn give_up(&mut self) {
+        if let Err(error) = stop::planes(&mut self.node, &self.mount).await {
+            tracing::error!(target: "supervisor", %error, "cannot clean up");
+        }
+        self.node.phase = Phase::Stopped;
+        self.node.supervisor_pid = None;
+        if let Err(error) = self.node.write(&self.plan.dir) {
+            tracing::error!(target: "supervisor", %error, "cannot clean up");
+        }
+    }
+}
+
+/// Waits until a new mount covers the bare directory; for ever when it is not exposed.
+async fn covered(mount: &MountPoint, is_exposed: bool) {
+    if !is_exposed {
+        std::future::pending::<()>().await;
+    }
+    while !mount.is_mounted() {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A program beside our own; else whatever PATH has.
+fn beside_us(name: &str) -> anyhow::Result<PathBuf> {
+    let us = std::env::current_exe().context("own program")?;
+    // of a program that was built anew since, Linux says "… (deleted)"
+    let beside = us.parent().unwrap_or(Path::new("/")).join(name);
+    if beside.exists() {
+        return Ok(beside);
+    }
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths)
+        .map(|p| p.join(name))
+        .find(|p| p.is_file())
+        .with_context(|| {
+            format!(
+                "{} is missing: it belongs beside fastcache-ctl, or in PATH",
+                beside.display()
+            )
+        })
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "no status".to_owned(),
+    }
+}
