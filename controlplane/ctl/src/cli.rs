@@ -48,7 +48,7 @@ pub enum Command {
     /// Evict clean chunks, of one file or directory or all, and the kernel's pages of those files.
     Evict(EvictFlags),
     /// Print the agent's effective settings; secrets are shown as ***.
-    Config(ConfigFlags),
+    Config(Box<ConfigFlags>),
 }
 
 /// Which object store.
