@@ -151,9 +151,12 @@ def machine(path):
                 model = line.split(":", 1)[1].strip()
                 break
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    fstype = subprocess.run(
-        ["stat", "-f", "-c", "%T", path], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout.strip()
+    fstype, longest = "unknown", -1
+    with open("/proc/self/mounts", encoding="utf-8") as mounts:
+        for line in mounts:
+            _, at, kind = line.split()[:3]
+            if (path + "/").startswith(at.rstrip("/") + "/") and len(at) > longest:
+                fstype, longest = kind, len(at)
     return f"{os.cpu_count()} × {model}, {memory:.0f} GiB, Linux {platform.release()}, {fstype}"
 
 

@@ -134,10 +134,9 @@ impl Ledger {
         let states = self.may_hold.entry(name).or_default();
         match &removed {
             Ok(()) => *states = vec![None],
-            Err(e) if e.kind() == io::ErrorKind::NotFound && states.contains(&None) => {
-                *states = vec![None];
-                return Ok(());
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound && *states == [None] => return Ok(()),
+            // NotFound, too, tells nothing: between a dead mount and the next one, the folder below shows.
+            Err(_) if states.contains(&None) => {}
             Err(_) => states.push(None),
         }
         removed
