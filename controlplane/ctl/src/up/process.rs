@@ -4,7 +4,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+/// How often a process is looked at while its end is waited for.
 const POLL: Duration = Duration::from_millis(20);
+/// How often a command line that is still empty is looked at, 1 ms apart.
+const EXEC_LOOKS: u32 = 50;
 
 /// Sends a signal; a process that is gone is fine.
 pub fn signal(pid: i32, signal: Signal) {
@@ -25,10 +28,20 @@ pub fn is_alive(pid: i32) -> bool {
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// Words of a process's command line; none when it is gone.
+/// Words of a process's command line; none when it is gone. A process that was started this moment has an empty one until
+/// the kernel has set up its program: that is waited for.
 fn command_line(pid: i32) -> Vec<Vec<u8>> {
-    let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    text.split(|b| *b == 0).map(<[u8]>::to_vec).collect()
+    for _ in 0..EXEC_LOOKS {
+        let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if !text.is_empty() {
+            return text.split(|b| *b == 0).map(<[u8]>::to_vec).collect();
+        }
+        if !is_alive(pid) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Vec::new()
 }
 
 /// Whether a process runs this program, by its name: ids are given again.
