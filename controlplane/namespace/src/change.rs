@@ -1,509 +1,537 @@
-//! The operations that change something: dispatch, repetition, and those that fit in a few lines.
+//! The changes: what each does to the state. Deterministic: the same record on the same state gives the same state.
 
-use crate::record::{Record, RecordOp};
-use crate::store::{Batch, Order, Store};
-use crate::tx::{Tx, check_name, decode, encode, get_attr};
-use crate::{NsError, Result, counters, keys};
+use crate::kv::Kv;
+use crate::state::{Dirent, Done, Fault, State, check_name};
 use fastcache_api::{
-    Attr, Cred, Errno, Ino, Kind, LINK_MAX, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
+    Attr, Commit, Errno, Ino, Kind, LINK_MAX, NewInode, NsAnswer, NsOp, PersistedChunk, RenameMode,
     SYMLINK_MAX, SetAttr, Time, Version, XATTR_NAME_MAX, XATTR_VALUE_MAX, XattrMode,
 };
 
-/// Answers kept for each client, so that a request which is sent again is not carried out again. More than a
-/// client has under way at any time.
-pub const REPLIES_PER_CLIENT: u64 = 4096;
+/// Most garbage taken at once.
+const GARBAGE_MAX: u32 = 10_000;
+/// Deepest directory tree a rename walks up, so that a damaged tree cannot loop.
+const DEPTH_MAX: usize = 100_000;
 
-/// Clients whose answers are kept; the one not heard of for longest goes first. Each run of a data plane or an
-/// agent is one.
-const CLIENTS_MAX: usize = 256;
+/// A name's place.
+type Place<'n> = (Ino, &'n [u8]);
 
-/// How far the noted position of a client may lag behind: it is not written at every change.
-const CLIENT_NOTE_EVERY: u64 = 1024;
-
-/// Largest chunk, bytes.
-const CHUNK_MAX: u32 = 4 << 20;
-
-/// All names of extended attributes of an inode, bytes with their NULs (Linux XATTR_LIST_MAX).
-const XATTR_LIST_MAX: usize = 65536;
-
-/// Most objects one `TakeGarbage` takes.
-const GARBAGE_MAX: u32 = 4096;
-
-/// A change, ready to be put down.
-#[derive(Debug)]
-pub struct Changed {
-    /// For the log.
-    pub record: Record,
-    /// For the state. Both must be put down at once.
-    pub batch: Batch,
-    /// For the asker, once both are down.
-    pub reply: NsReply,
-}
-
-/// What came of a request to change something.
-#[derive(Debug)]
-pub enum Outcome {
-    /// It is to be put down.
-    Changed(Box<Changed>),
-    /// There is nothing to put down: it was done before.
-    Known(Box<NsReply>),
-}
-
-/// Works a change out. Writes nothing.
-pub fn change<S: Store + ?Sized>(store: &S, request: &NsRequest) -> Result<Outcome> {
-    if !request.op.is_change() {
-        return Err(Errno::EINVAL.into());
-    }
-    if let Some(id) = request.id
-        && let Some(bytes) = store.get(&keys::key2(keys::REPLY, id.client, id.seq))?
-    {
-        return Ok(Outcome::Known(Box::new(decode(&bytes, "a kept answer")?)));
-    }
-    let mut tx = Tx::new(store, request.now)?;
-    let position = tx.position;
-    let applied = apply(&mut tx, &request.op)?;
-    let reply = NsReply {
-        result: Ok(applied.answer),
-        touched: tx.touched_attrs()?,
-        log_position: position,
-        lease_ms: None,
-    };
-    if applied.is_known {
-        return Ok(Outcome::Known(Box::new(reply)));
-    }
-    if let Some(id) = request.id {
-        keep_reply(&mut tx, id, &reply)?;
-    }
-    let record = Record {
-        position,
-        id: request.id,
-        now: request.now,
-        op: RecordOp::Op(request.op.clone()),
-        given: applied.given,
-    };
-    Ok(Outcome::Changed(Box::new(Changed { record, batch: tx.finish()?, reply })))
-}
-
-/// What a start of the coordinator puts down, durably, before it answers anything.
-pub fn begin_epoch<S: Store + ?Sized>(store: &S, now: Time) -> Result<(Record, Batch)> {
-    let epoch = counters(store)?.epoch + 1;
-    let mut tx = Tx::new(store, now)?;
-    let record =
-        Record { position: tx.position, id: None, now, op: RecordOp::Epoch(epoch), given: 0 };
-    apply_epoch(&mut tx, epoch)?;
-    Ok((record, tx.finish()?))
-}
-
-/// Works out what a record of the log did, on the state it was applied to.
-pub fn replay<S: Store + ?Sized>(store: &S, record: &Record) -> Result<Batch> {
-    let mut tx = Tx::new(store, record.now)?;
-    if record.position != tx.position {
-        return Err(NsError::Damaged(format!(
-            "log record {} where {} was expected",
-            record.position, tx.position
-        )));
-    }
-    match &record.op {
-        RecordOp::Epoch(epoch) => apply_epoch(&mut tx, *epoch)?,
-        RecordOp::Op(op) => {
-            let applied = apply(&mut tx, op).map_err(|e| {
-                NsError::Damaged(format!("log record {} does not apply: {e}", record.position))
-            })?;
-            if applied.given != record.given {
-                return Err(NsError::Damaged(format!(
-                    "log record {} was given {:x}, its replay {:x}",
-                    record.position, record.given, applied.given
-                )));
+impl<K: Kv> State<'_, K> {
+    /// Does one change at `now`.
+    pub fn change(&mut self, op: &NsOp, now: Time) -> Done<NsAnswer> {
+        match op {
+            NsOp::Make { at, new } => {
+                let at = at.as_ref().map(|(parent, name)| (*parent, name.as_slice()));
+                self.make(at, new, now)
             }
-            if let Some(id) = record.id {
-                let reply = NsReply {
-                    result: Ok(applied.answer),
-                    touched: tx.touched_attrs()?,
-                    log_position: record.position,
-                    lease_ms: None,
-                };
-                keep_reply(&mut tx, id, &reply)?;
+            NsOp::SetAttr { ino, set } => self.set_attr(*ino, set, now),
+            NsOp::Unlink { parent, name } => self.unlink((*parent, name), now),
+            NsOp::Rmdir { parent, name } => self.rmdir((*parent, name), now),
+            NsOp::Rename {
+                parent,
+                name,
+                new_parent,
+                new_name,
+                mode,
+            } => self.rename((*parent, name), (*new_parent, new_name), *mode, now),
+            NsOp::Link { ino, parent, name } => self.link(*ino, (*parent, name), now),
+            NsOp::LinkReplace { ino, parent, name } => {
+                self.link_replace(*ino, (*parent, name), now)
             }
+            NsOp::SetXattr {
+                ino,
+                name,
+                value,
+                mode,
+            } => self.set_xattr(*ino, name, value, *mode, now),
+            NsOp::RemoveXattr { ino, name } => self.drop_xattr(*ino, name, now),
+            NsOp::Commit(commit) => self.commit(commit, now),
+            NsOp::Persisted { chunks } => self.persisted(chunks),
+            NsOp::Reap { inos } => {
+                for ino in inos {
+                    self.reap(*ino)?;
+                }
+                Ok(NsAnswer::Done)
+            }
+            NsOp::ReapAllBut { open } => {
+                for ino in self.orphans()? {
+                    if !open.contains(&ino) {
+                        self.reap(ino)?;
+                    }
+                }
+                Ok(NsAnswer::Done)
+            }
+            NsOp::AllocVersions { count } => {
+                let count = (*count).clamp(1, 1 << 24);
+                Ok(NsAnswer::Versions {
+                    first: self.next_versions(count),
+                    count,
+                })
+            }
+            NsOp::TakeGarbage { max } => {
+                let max = (*max).min(GARBAGE_MAX) as usize;
+                Ok(NsAnswer::Garbage(self.take_garbage(max)?))
+            }
+            _ => Err(Errno::EINVAL.into()),
         }
     }
-    tx.finish()
-}
 
-fn apply_epoch<S: Store + ?Sized>(tx: &mut Tx<'_, S>, epoch: u64) -> Result<()> {
-    if epoch <= tx.counters.epoch {
-        return Err(NsError::Damaged(format!("epoch {epoch} after {}", tx.counters.epoch)));
-    }
-    tx.counters.epoch = epoch;
-    tx.counters.inos = 0;
-    tx.counters.versions = 0;
-    if matches!(tx.attr(Ino::ROOT), Err(NsError::Rule(_))) {
-        tx.counters.statfs.inodes += 1;
-        let root = NewInode {
-            kind: Kind::Dir,
-            mode: 0o755,
-            rdev: 0,
-            cred: Cred { uid: 0, gid: 0 },
-            target: Vec::new(),
-            chunk_size: 0,
+    fn make(&mut self, at: Option<Place<'_>>, new: &NewInode, now: Time) -> Done<NsAnswer> {
+        let dir = match at {
+            Some((parent, name)) => {
+                let dir = self.dir(parent)?;
+                if self.entry(parent, name)?.is_some() {
+                    return Err(Errno::EEXIST.into());
+                }
+                if dir.nlink == 0 {
+                    return Err(Errno::ENOENT.into());
+                }
+                Some(dir)
+            }
+            None if new.kind == Kind::File => None,
+            None => return Err(Errno::EINVAL.into()),
         };
-        let attr = new_attr(Ino::ROOT, &root, tx.now);
-        tx.put_attr(attr)?;
-    }
-    Ok(())
-}
-
-fn keep_reply<S: Store + ?Sized>(tx: &mut Tx<'_, S>, id: OpId, reply: &NsReply) -> Result<()> {
-    tx.over.put(keys::key2(keys::REPLY, id.client, id.seq), encode(reply)?);
-    if let Some(old) = id.seq.checked_sub(REPLIES_PER_CLIENT) {
-        tx.over.remove(keys::key2(keys::REPLY, id.client, old));
-    }
-    let noted = keys::key(keys::CLIENT, id.client);
-    match tx.over.get(&noted)?.as_deref().and_then(|v| keys::u64_at(v, 0)) {
-        Some(at) if tx.position - at < CLIENT_NOTE_EVERY => return Ok(()),
-        Some(_) => {}
-        None => {
-            let all = [keys::CLIENT];
-            let clients = tx.over.scan(&all, &keys::after(&all), Order::Up, CLIENTS_MAX)?;
-            if clients.len() >= CLIENTS_MAX
-                && let Some((oldest, _)) = clients.into_iter().min_by_key(|(_, at)| at.clone())
-                && let Some(client) = keys::u64_at(&oldest, 1)
-            {
-                for (key, _) in crate::tx::scan_all(&tx.over, &keys::key(keys::REPLY, client))? {
-                    tx.over.remove(key);
-                }
-                tx.over.remove(oldest);
-            }
+        if new.kind == Kind::Symlink && (new.target.is_empty() || new.target.len() > SYMLINK_MAX) {
+            let wrong = if new.target.is_empty() {
+                Errno::EINVAL
+            } else {
+                Errno::ENAMETOOLONG
+            };
+            return Err(wrong.into());
         }
-    }
-    tx.over.put(noted, tx.position.to_be_bytes().to_vec());
-    Ok(())
-}
-
-/// What an operation came to.
-pub(crate) struct Applied {
-    pub(crate) answer: NsAnswer,
-    /// The inode made, or the first version.
-    pub(crate) given: u64,
-    /// It was done before: nothing is to be written.
-    pub(crate) is_known: bool,
-}
-
-impl From<NsAnswer> for Applied {
-    fn from(answer: NsAnswer) -> Applied {
-        Applied { answer, given: 0, is_known: false }
-    }
-}
-
-fn apply<S: Store + ?Sized>(tx: &mut Tx<'_, S>, op: &NsOp) -> Result<Applied> {
-    match op {
-        NsOp::Make { at, new } => make(tx, at.as_ref().map(|(p, n)| (*p, n.as_slice())), new),
-        NsOp::SetAttr { ino, set } => set_attr(tx, *ino, set).map(Applied::from),
-        NsOp::Unlink { parent, name } => unlink(tx, *parent, name).map(Applied::from),
-        NsOp::Rmdir { parent, name } => rmdir(tx, *parent, name).map(Applied::from),
-        NsOp::Rename { parent, name, new_parent, new_name, mode } => {
-            crate::rename::rename(tx, (*parent, name), (*new_parent, new_name), *mode)
-                .map(Applied::from)
-        }
-        NsOp::Link { ino, parent, name } => link(tx, *ino, *parent, name).map(Applied::from),
-        NsOp::LinkReplace { ino, parent, name } => {
-            link_replace(tx, *ino, *parent, name).map(Applied::from)
-        }
-        NsOp::SetXattr { ino, name, value, mode } => {
-            set_xattr(tx, *ino, name, value, *mode).map(Applied::from)
-        }
-        NsOp::RemoveXattr { ino, name } => remove_xattr(tx, *ino, name).map(Applied::from),
-        NsOp::Commit(commit) => crate::commit::commit(tx, commit),
-        NsOp::Persisted { chunks } => crate::commit::persisted(tx, chunks).map(Applied::from),
-        NsOp::Reap { inos } => {
-            for &ino in inos {
-                crate::commit::reap(tx, ino)?;
-            }
-            Ok(NsAnswer::Done.into())
-        }
-        NsOp::ReapAllBut { open } => {
-            for (key, _) in crate::tx::scan_all(&tx.over, &[keys::ORPHAN])? {
-                if let Some(ino) = keys::u64_at(&key, 1).map(Ino)
-                    && !open.contains(&ino)
-                {
-                    crate::commit::reap(tx, ino)?;
-                }
-            }
-            Ok(NsAnswer::Done.into())
-        }
-        NsOp::AllocVersions { count } => {
-            if *count == 0 {
-                return Err(Errno::EINVAL.into());
-            }
-            let first = tx.counters.next_versions(*count)?;
-            let answer = NsAnswer::Versions { first, count: *count };
-            Ok(Applied { answer, given: first.0, is_known: false })
-        }
-        NsOp::TakeGarbage { max } => take_garbage(tx, *max),
-        _ => Err(Errno::EINVAL.into()),
-    }
-}
-
-fn new_attr(ino: Ino, new: &NewInode, now: Time) -> Attr {
-    Attr {
-        ino,
-        kind: new.kind,
-        mode: new.mode & 0o7777,
-        nlink: if new.kind == Kind::Dir { 2 } else { 1 },
-        uid: new.cred.uid,
-        gid: new.cred.gid,
-        rdev: if matches!(new.kind, Kind::Char | Kind::Block) { new.rdev } else { 0 },
-        size: match new.kind {
-            Kind::Symlink => new.target.len() as u64,
-            _ => 0,
-        },
-        atime: now,
-        mtime: now,
-        ctime: now,
-        chunk_size: if new.kind == Kind::File { new.chunk_size } else { 0 },
-        layout_version: Version::NONE,
-        seq: 0,
-    }
-}
-
-fn make<S: Store + ?Sized>(
-    tx: &mut Tx<'_, S>,
-    at: Option<(Ino, &[u8])>,
-    new: &NewInode,
-) -> Result<Applied> {
-    match new.kind {
-        Kind::File
-            if new.chunk_size == 0
-                || new.chunk_size > CHUNK_MAX
-                || !new.chunk_size.is_multiple_of(4096) =>
-        {
+        if new.kind == Kind::File && (new.chunk_size == 0 || !new.chunk_size.is_multiple_of(4096)) {
             return Err(Errno::EINVAL.into());
         }
-        Kind::Symlink if new.target.is_empty() => return Err(Errno::ENOENT.into()),
-        Kind::Symlink if new.target.len() > SYMLINK_MAX => return Err(Errno::ENAMETOOLONG.into()),
-        _ => {}
+        let is_dir = new.kind == Kind::Dir;
+        let mut mode = new.mode & 0o7777;
+        let mut gid = new.cred.gid;
+        if let Some(dir) = &dir
+            && dir.mode & 0o2000 != 0
+        {
+            gid = dir.gid;
+            if is_dir {
+                mode |= 0o2000;
+            }
+        }
+        let attr = Attr {
+            ino: self.next_ino(),
+            kind: new.kind,
+            mode,
+            nlink: match (&dir, is_dir) {
+                (None, _) => 0,
+                (_, true) => 2,
+                _ => 1,
+            },
+            uid: new.cred.uid,
+            gid,
+            rdev: if matches!(new.kind, Kind::Char | Kind::Block) {
+                new.rdev
+            } else {
+                0
+            },
+            size: if new.kind == Kind::Symlink {
+                new.target.len() as u64
+            } else {
+                0
+            },
+            atime: now,
+            mtime: now,
+            ctime: now,
+            chunk_size: if new.kind == Kind::File {
+                new.chunk_size
+            } else {
+                0
+            },
+            layout_version: Version::NONE,
+            seq: 0,
+        };
+        let attr = self.put_attr(attr)?;
+        self.counters.inodes += 1;
+        if new.kind == Kind::Symlink {
+            self.put_target(attr.ino, new.target.clone());
+        }
+        match (at, dir) {
+            (Some((parent, name)), Some(dir)) => {
+                self.put_entry(parent, name, attr.ino, new.kind)?;
+                self.touch_dir(dir, now, i32::from(is_dir))?;
+            }
+            _ => self.set_orphan(attr.ino, true),
+        }
+        Ok(NsAnswer::Entry(attr))
     }
-    let parent = match at {
-        Some((dir, name)) => {
-            check_name(name)?;
-            let dir = tx.live_dir(dir)?;
-            if tx.dirent(dir.ino, name)?.is_some() {
-                return Err(Errno::EEXIST.into());
-            }
-            if new.kind == Kind::Dir && dir.nlink >= LINK_MAX {
-                return Err(Errno::EMLINK.into());
-            }
-            Some((dir, name))
+
+    fn set_attr(&mut self, ino: Ino, set: &SetAttr, now: Time) -> Done<NsAnswer> {
+        let mut attr = self.attr(ino)?;
+        if set.kill_suid {
+            kill_suid(&mut attr);
         }
-        None => None,
-    };
-    let ino = tx.counters.next_ino()?;
-    let mut attr = new_attr(ino, new, tx.now);
-    match parent {
-        Some((dir, name)) => {
-            if dir.mode & 0o2000 != 0 {
-                attr.gid = dir.gid;
-                if new.kind == Kind::Dir {
-                    attr.mode |= 0o2000;
-                }
-            }
-            tx.put_attr(attr)?;
-            tx.add_name(dir.ino, name, ino, new.kind)?;
-            tx.touch_dir(dir.ino, i32::from(new.kind == Kind::Dir))?;
+        if let Some(mode) = set.mode {
+            attr.mode = mode & 0o7777;
         }
-        None => {
+        attr.uid = set.uid.unwrap_or(attr.uid);
+        attr.gid = set.gid.unwrap_or(attr.gid);
+        attr.atime = set.atime.unwrap_or(attr.atime);
+        attr.mtime = set.mtime.unwrap_or(attr.mtime);
+        attr.ctime = set.ctime.unwrap_or(now);
+        Ok(NsAnswer::Attr(self.put_attr(attr)?))
+    }
+
+    /// Takes a name off an inode; without names it is an orphan (a directory goes at once).
+    fn drop_link(&mut self, place: Place<'_>, entry: Dirent, now: Time) -> Done<bool> {
+        self.remove_entry(place.0, place.1, entry);
+        let mut attr = self.attr(entry.ino)?;
+        attr.ctime = now;
+        if attr.kind == Kind::Dir {
             attr.nlink = 0;
-            tx.put_attr(attr)?;
-            tx.over.put(keys::key(keys::ORPHAN, ino.0), Vec::new());
+        } else {
+            attr.nlink = attr.nlink.saturating_sub(1);
         }
-    }
-    if new.kind == Kind::Symlink {
-        tx.over.put(keys::key(keys::SYMLINK, ino.0), new.target.clone());
-    }
-    tx.counters.statfs.inodes += 1;
-    Ok(Applied { answer: NsAnswer::Entry(tx.attr(ino)?), given: ino.0, is_known: false })
-}
-
-/// Takes setuid, and setgid where the group may execute, from a regular file.
-pub(crate) fn kill_suid(attr: &mut Attr) {
-    if attr.kind == Kind::File {
-        attr.mode &= !0o4000;
-        if attr.mode & 0o010 != 0 {
-            attr.mode &= !0o2000;
+        let is_orphan = attr.nlink == 0;
+        self.put_attr(attr)?;
+        if is_orphan {
+            self.set_orphan(entry.ino, true);
         }
+        Ok(is_orphan)
     }
-}
 
-fn set_attr<S: Store + ?Sized>(tx: &mut Tx<'_, S>, ino: Ino, set: &SetAttr) -> Result<NsAnswer> {
-    let is_time = |t: Option<Time>| t.is_none_or(|t| t.nsec < 1_000_000_000);
-    if !(is_time(set.atime) && is_time(set.mtime) && is_time(set.ctime)) {
-        return Err(Errno::EINVAL.into());
-    }
-    let mut attr = tx.attr(ino)?;
-    if let Some(mode) = set.mode {
-        attr.mode = mode & 0o7777;
-    }
-    attr.uid = set.uid.unwrap_or(attr.uid);
-    attr.gid = set.gid.unwrap_or(attr.gid);
-    attr.atime = set.atime.unwrap_or(attr.atime);
-    attr.mtime = set.mtime.unwrap_or(attr.mtime);
-    attr.ctime = set.ctime.unwrap_or(tx.now);
-    if set.kill_suid {
-        kill_suid(&mut attr);
-    }
-    tx.put_attr(attr)?;
-    Ok(NsAnswer::Attr(tx.attr(ino)?))
-}
-
-fn unlink<S: Store + ?Sized>(tx: &mut Tx<'_, S>, parent: Ino, name: &[u8]) -> Result<NsAnswer> {
-    check_name(name)?;
-    tx.live_dir(parent)?;
-    let entry = tx.dirent(parent, name)?.ok_or(Errno::ENOENT)?;
-    if entry.kind == Kind::Dir {
-        return Err(Errno::EISDIR.into());
-    }
-    tx.remove_name(parent, name, entry);
-    tx.touch_dir(parent, 0)?;
-    let attr = tx.attr(entry.ino)?;
-    let is_orphan = tx.drop_link(attr)?;
-    Ok(NsAnswer::Unlinked { ino: entry.ino, is_orphan })
-}
-
-fn rmdir<S: Store + ?Sized>(tx: &mut Tx<'_, S>, parent: Ino, name: &[u8]) -> Result<NsAnswer> {
-    check_name(name)?;
-    tx.live_dir(parent)?;
-    let entry = tx.dirent(parent, name)?.ok_or(Errno::ENOENT)?;
-    if entry.kind != Kind::Dir {
-        return Err(Errno::ENOTDIR.into());
-    }
-    if !tx.is_empty_dir(entry.ino)? {
-        return Err(Errno::ENOTEMPTY.into());
-    }
-    tx.remove_name(parent, name, entry);
-    tx.touch_dir(parent, -1)?;
-    let attr = tx.attr(entry.ino)?;
-    let is_orphan = tx.drop_link(attr)?;
-    Ok(NsAnswer::Unlinked { ino: entry.ino, is_orphan })
-}
-
-fn link<S: Store + ?Sized>(
-    tx: &mut Tx<'_, S>,
-    ino: Ino,
-    parent: Ino,
-    name: &[u8],
-) -> Result<NsAnswer> {
-    check_name(name)?;
-    let mut attr = tx.attr(ino)?;
-    if attr.kind == Kind::Dir {
-        return Err(Errno::EPERM.into());
-    }
-    tx.live_dir(parent)?;
-    if tx.dirent(parent, name)?.is_some() {
-        return Err(Errno::EEXIST.into());
-    }
-    if attr.nlink == 0 {
-        return Err(Errno::ENOENT.into());
-    }
-    if attr.nlink >= LINK_MAX {
-        return Err(Errno::EMLINK.into());
-    }
-    attr.nlink += 1;
-    attr.ctime = tx.now;
-    tx.add_name(parent, name, ino, attr.kind)?;
-    tx.put_attr(attr)?;
-    tx.touch_dir(parent, 0)?;
-    Ok(NsAnswer::Entry(tx.attr(ino)?))
-}
-
-fn link_replace<S: Store + ?Sized>(
-    tx: &mut Tx<'_, S>,
-    ino: Ino,
-    parent: Ino,
-    name: &[u8],
-) -> Result<NsAnswer> {
-    check_name(name)?;
-    let mut attr = tx.attr(ino)?;
-    if attr.nlink != 0 || attr.kind == Kind::Dir {
-        return Err(Errno::EINVAL.into());
-    }
-    tx.live_dir(parent)?;
-    let old = tx.dirent(parent, name)?;
-    let mut answer = NsAnswer::Done;
-    if let Some(old) = old {
-        if old.kind == Kind::Dir {
+    fn unlink(&mut self, place: Place<'_>, now: Time) -> Done<NsAnswer> {
+        let dir = self.dir(place.0)?;
+        let entry = self.need_entry(place.0, place.1)?;
+        if entry.kind == Kind::Dir {
             return Err(Errno::EISDIR.into());
         }
-        tx.remove_name(parent, name, old);
-        let replaced = tx.attr(old.ino)?;
-        let is_orphan = tx.drop_link(replaced)?;
-        answer = NsAnswer::Unlinked { ino: old.ino, is_orphan };
+        let is_orphan = self.drop_link(place, entry, now)?;
+        self.touch_dir(dir, now, 0)?;
+        Ok(NsAnswer::Unlinked {
+            ino: entry.ino,
+            is_orphan,
+        })
     }
-    attr.nlink = 1;
-    attr.ctime = tx.now;
-    tx.over.remove(keys::key(keys::ORPHAN, ino.0));
-    tx.add_name(parent, name, ino, attr.kind)?;
-    tx.put_attr(attr)?;
-    tx.touch_dir(parent, 0)?;
-    Ok(answer)
-}
 
-fn set_xattr<S: Store + ?Sized>(
-    tx: &mut Tx<'_, S>,
-    ino: Ino,
-    name: &[u8],
-    value: &[u8],
-    mode: XattrMode,
-) -> Result<NsAnswer> {
-    if name.is_empty() || name.len() > XATTR_NAME_MAX || name.contains(&0) {
-        return Err(Errno::ERANGE.into());
-    }
-    if value.len() > XATTR_VALUE_MAX {
-        return Err(Errno::ENOSPC.into());
-    }
-    let mut attr = tx.attr(ino)?;
-    let key = keys::named(keys::XATTR, ino, name);
-    let exists = tx.over.get(&key)?.is_some();
-    match mode {
-        XattrMode::Create if exists => return Err(Errno::EEXIST.into()),
-        XattrMode::Replace if !exists => return Err(Errno::ENODATA.into()),
-        _ => {}
-    }
-    if !exists {
-        let names = crate::tx::scan_all(&tx.over, &keys::key(keys::XATTR, ino.0))?;
-        let bytes: usize = names.iter().map(|(k, _)| k.len() - 8).sum();
-        if bytes + name.len() + 1 > XATTR_LIST_MAX {
-            return Err(Errno::ENOSPC.into());
+    fn rmdir(&mut self, place: Place<'_>, now: Time) -> Done<NsAnswer> {
+        let dir = self.dir(place.0)?;
+        let entry = self.need_entry(place.0, place.1)?;
+        if entry.kind != Kind::Dir {
+            return Err(Errno::ENOTDIR.into());
         }
+        if !self.is_empty_dir(entry.ino)? {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        let is_orphan = self.drop_link(place, entry, now)?;
+        self.touch_dir(dir, now, -1)?;
+        Ok(NsAnswer::Unlinked {
+            ino: entry.ino,
+            is_orphan,
+        })
     }
-    tx.over.put(key, value.to_vec());
-    attr.ctime = tx.now;
-    tx.put_attr(attr)?;
-    Ok(NsAnswer::Done)
+
+    /// Whether `dir` is `ancestor` or lies below it.
+    fn is_below(&self, dir: Ino, ancestor: Ino) -> Done<bool> {
+        let mut at = dir;
+        for _ in 0..DEPTH_MAX {
+            if at == ancestor {
+                return Ok(true);
+            }
+            if at == Ino::ROOT {
+                return Ok(false);
+            }
+            at = self.parent_of(at)?;
+        }
+        Err(Errno::EIO.into())
+    }
+
+    fn rename(
+        &mut self,
+        old: Place<'_>,
+        new: Place<'_>,
+        mode: RenameMode,
+        now: Time,
+    ) -> Done<NsAnswer> {
+        self.dir(old.0)?;
+        let into = self.dir(new.0)?;
+        let source = self.need_entry(old.0, old.1)?;
+        let target = self.entry(new.0, new.1)?;
+        if into.nlink == 0 {
+            return Err(Errno::ENOENT.into());
+        }
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST.into()),
+            (RenameMode::Exchange, None) => return Err(Errno::ENOENT.into()),
+            (_, Some(t)) if t.ino == source.ino => return Ok(NsAnswer::Done),
+            _ => {}
+        }
+        if source.kind == Kind::Dir && old.0 != new.0 && self.is_below(new.0, source.ino)? {
+            return Err(Errno::EINVAL.into());
+        }
+        if let (RenameMode::Exchange, Some(target)) = (mode, target) {
+            if target.kind == Kind::Dir && old.0 != new.0 && self.is_below(old.0, target.ino)? {
+                return Err(Errno::EINVAL.into());
+            }
+            self.remove_entry(old.0, old.1, source);
+            self.remove_entry(new.0, new.1, target);
+            self.put_entry(old.0, old.1, target.ino, target.kind)?;
+            self.put_entry(new.0, new.1, source.ino, source.kind)?;
+            let moved = i32::from(source.kind == Kind::Dir) - i32::from(target.kind == Kind::Dir);
+            self.moved(old.0, new.0, -moved, moved, now)?;
+            for ino in [source.ino, target.ino] {
+                self.touch_ctime(ino, now)?;
+            }
+            return Ok(NsAnswer::Done);
+        }
+        let mut answer = NsAnswer::Done;
+        let source_is_dir = source.kind == Kind::Dir;
+        let mut lost_dir = 0;
+        if let Some(target) = target {
+            match (source_is_dir, target.kind == Kind::Dir) {
+                (true, false) => return Err(Errno::ENOTDIR.into()),
+                (false, true) => return Err(Errno::EISDIR.into()),
+                (true, true) if !self.is_empty_dir(target.ino)? => {
+                    return Err(Errno::ENOTEMPTY.into());
+                }
+                _ => {}
+            }
+            lost_dir = i32::from(target.kind == Kind::Dir);
+            let is_orphan = self.drop_link(new, target, now)?;
+            answer = NsAnswer::Unlinked {
+                ino: target.ino,
+                is_orphan,
+            };
+        }
+        self.remove_entry(old.0, old.1, source);
+        self.put_entry(new.0, new.1, source.ino, source.kind)?;
+        let moved = i32::from(source_is_dir);
+        self.moved(old.0, new.0, -moved, moved - lost_dir, now)?;
+        self.touch_ctime(source.ino, now)?;
+        Ok(answer)
+    }
+
+    /// Times and link counts of the two directories of a rename.
+    fn moved(&mut self, from: Ino, to: Ino, from_by: i32, to_by: i32, now: Time) -> Done<()> {
+        if from == to {
+            let dir = self.attr(from)?;
+            self.touch_dir(dir, now, from_by + to_by)?;
+            return Ok(());
+        }
+        let dir = self.attr(from)?;
+        self.touch_dir(dir, now, from_by)?;
+        let dir = self.attr(to)?;
+        self.touch_dir(dir, now, to_by)?;
+        Ok(())
+    }
+
+    fn touch_ctime(&mut self, ino: Ino, now: Time) -> Done<()> {
+        let mut attr = self.attr(ino)?;
+        attr.ctime = now;
+        self.put_attr(attr)?;
+        Ok(())
+    }
+
+    fn link(&mut self, ino: Ino, place: Place<'_>, now: Time) -> Done<NsAnswer> {
+        let dir = self.dir(place.0)?;
+        let mut attr = self.attr(ino)?;
+        if attr.kind == Kind::Dir {
+            return Err(Errno::EPERM.into());
+        }
+        if self.entry(place.0, place.1)?.is_some() {
+            return Err(Errno::EEXIST.into());
+        }
+        if dir.nlink == 0 || attr.nlink == 0 {
+            return Err(Errno::ENOENT.into());
+        }
+        if attr.nlink >= LINK_MAX {
+            return Err(Errno::EMLINK.into());
+        }
+        attr.nlink += 1;
+        attr.ctime = now;
+        self.put_entry(place.0, place.1, ino, attr.kind)?;
+        self.touch_dir(dir, now, 0)?;
+        Ok(NsAnswer::Entry(self.put_attr(attr)?))
+    }
+
+    fn link_replace(&mut self, ino: Ino, place: Place<'_>, now: Time) -> Done<NsAnswer> {
+        let dir = self.dir(place.0)?;
+        let mut attr = self.attr(ino)?;
+        if !self.is_orphan(ino)? {
+            return Err(Errno::EINVAL.into());
+        }
+        if dir.nlink == 0 {
+            return Err(Errno::ENOENT.into());
+        }
+        let mut answer = NsAnswer::Done;
+        if let Some(target) = self.entry(place.0, place.1)? {
+            if target.kind == Kind::Dir {
+                return Err(Errno::EISDIR.into());
+            }
+            let is_orphan = self.drop_link(place, target, now)?;
+            answer = NsAnswer::Unlinked {
+                ino: target.ino,
+                is_orphan,
+            };
+        }
+        self.put_entry(place.0, place.1, ino, attr.kind)?;
+        attr.nlink = 1;
+        attr.ctime = now;
+        self.put_attr(attr)?;
+        self.set_orphan(ino, false);
+        self.touch_dir(dir, now, 0)?;
+        Ok(answer)
+    }
+
+    fn set_xattr(
+        &mut self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        now: Time,
+    ) -> Done<NsAnswer> {
+        let mut attr = self.attr(ino)?;
+        if name.is_empty() || name.len() > XATTR_NAME_MAX {
+            return Err(Errno::ERANGE.into());
+        }
+        if value.len() > XATTR_VALUE_MAX {
+            return Err(Errno::ERANGE.into());
+        }
+        let exists = self.xattr(ino, name)?.is_some();
+        match mode {
+            XattrMode::Create if exists => return Err(Errno::EEXIST.into()),
+            XattrMode::Replace if !exists => return Err(Errno::ENODATA.into()),
+            _ => {}
+        }
+        self.put_xattr(ino, name, value.to_vec());
+        attr.ctime = now;
+        self.put_attr(attr)?;
+        Ok(NsAnswer::Done)
+    }
+
+    fn drop_xattr(&mut self, ino: Ino, name: &[u8], now: Time) -> Done<NsAnswer> {
+        let mut attr = self.attr(ino)?;
+        if self.xattr(ino, name)?.is_none() {
+            return Err(Errno::ENODATA.into());
+        }
+        self.remove_xattr(ino, name);
+        attr.ctime = now;
+        self.put_attr(attr)?;
+        Ok(NsAnswer::Done)
+    }
+
+    fn commit(&mut self, commit: &Commit, now: Time) -> Done<NsAnswer> {
+        let mut attr = self.attr(commit.ino)?;
+        if attr.kind != Kind::File {
+            return Err(Errno::EINVAL.into());
+        }
+        if attr.layout_version == commit.version {
+            return Ok(NsAnswer::Attr(attr));
+        }
+        if attr.layout_version != commit.base {
+            return Err(Errno::ESTALE.into());
+        }
+        let mut layout = self.layout(commit.ino)?;
+        if let Some(size) = commit.truncate {
+            layout.truncate(size, attr.chunk_size);
+        }
+        layout.lay(&commit.runs, attr.chunk_size);
+        // Versions that this commit replaced: their objects are garbage.
+        let stale = if commit.truncate.is_some() {
+            self.cloud_refs(commit.ino, None)?
+        } else {
+            let mut refs = Vec::new();
+            for run in &commit.runs {
+                for index in run.first..run.first.saturating_add(run.count) {
+                    refs.extend(self.cloud_refs_of(commit.ino, index)?);
+                }
+            }
+            refs
+        };
+        for (index, version, at) in stale {
+            if layout
+                .chunk(index, attr.chunk_size)
+                .is_none_or(|(v, _)| v != version)
+            {
+                self.remove_cloud_ref(commit.ino, index, version, at);
+            }
+        }
+        self.put_layout(commit.ino, &layout)?;
+        self.counters.bytes = self.counters.bytes.saturating_sub(attr.size) + commit.size;
+        attr.size = commit.size;
+        attr.mtime = commit.mtime;
+        attr.ctime = attr.ctime.max(now);
+        attr.layout_version = commit.version;
+        if commit.kill_suid {
+            kill_suid(&mut attr);
+        }
+        Ok(NsAnswer::Attr(self.put_attr(attr)?))
+    }
+
+    fn persisted(&mut self, chunks: &[PersistedChunk]) -> Done<NsAnswer> {
+        for chunk in chunks {
+            match self.attr(chunk.key.ino) {
+                Ok(_) => self.put_cloud_ref(chunk.key, &chunk.at)?,
+                Err(Fault::Refused(Errno::ENOENT)) => self.add_garbage(chunk.at.object.clone()),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(NsAnswer::Done)
+    }
+
+    fn reap(&mut self, ino: Ino) -> Done<()> {
+        let attr = match self.attr(ino) {
+            Ok(attr) => attr,
+            Err(Fault::Refused(Errno::ENOENT)) => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        if attr.nlink == 0 && self.is_orphan(ino)? {
+            self.remove_inode(&attr)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the root directory of an empty file system.
+    pub fn make_root(&mut self, now: Time) -> Done<()> {
+        let root = Attr {
+            ino: Ino::ROOT,
+            kind: Kind::Dir,
+            mode: 0o755,
+            nlink: 2,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            chunk_size: 0,
+            layout_version: Version::NONE,
+            seq: 0,
+        };
+        self.put_attr(root)?;
+        self.counters.inodes += 1;
+        Ok(())
+    }
 }
 
-fn remove_xattr<S: Store + ?Sized>(tx: &mut Tx<'_, S>, ino: Ino, name: &[u8]) -> Result<NsAnswer> {
-    let mut attr = get_attr(&tx.over, ino)?;
-    let key = keys::named(keys::XATTR, ino, name);
-    if tx.over.get(&key)?.is_none() {
-        return Err(Errno::ENODATA.into());
+/// Clears setuid, and setgid where the group may execute; for files only (write(2), chown(2)).
+fn kill_suid(attr: &mut Attr) {
+    if attr.kind == Kind::Dir {
+        return;
     }
-    tx.over.remove(key);
-    attr.ctime = tx.now;
-    tx.put_attr(attr)?;
-    Ok(NsAnswer::Done)
+    attr.mode &= !0o4000;
+    if attr.mode & 0o010 != 0 {
+        attr.mode &= !0o2000;
+    }
 }
 
-fn take_garbage<S: Store + ?Sized>(tx: &mut Tx<'_, S>, max: u32) -> Result<Applied> {
-    let max = max.clamp(1, GARBAGE_MAX) as usize;
-    let all = [keys::GARBAGE];
-    let taken = tx.over.scan(&all, &keys::after(&all), Order::Up, max)?;
-    let is_known = taken.is_empty();
-    let mut objects = Vec::with_capacity(taken.len());
-    for (key, object) in taken {
-        tx.over.remove(key);
-        objects.push(
-            String::from_utf8(object)
-                .map_err(|_| NsError::Damaged("an object key is no text".into()))?,
-        );
+/// Checks the names of an operation before anything else, so that every operation refuses the same names.
+pub(crate) fn check_names(op: &NsOp) -> Result<(), Errno> {
+    match op {
+        NsOp::Make {
+            at: Some((_, name)),
+            ..
+        }
+        | NsOp::Unlink { name, .. }
+        | NsOp::Rmdir { name, .. }
+        | NsOp::Link { name, .. }
+        | NsOp::LinkReplace { name, .. } => check_name(name),
+        NsOp::Rename { name, new_name, .. } => check_name(name).and_then(|()| check_name(new_name)),
+        _ => Ok(()),
     }
-    Ok(Applied { answer: NsAnswer::Garbage(objects), given: 0, is_known })
 }

@@ -1,99 +1,100 @@
-//! Keys of the state. Each table is one letter; numbers are big-endian, so that keys sort as numbers do.
+//! The tables: one letter, then big-endian numbers, so that keys sort as their numbers do.
 //!
-//! ```text
-//!  a ino                    Attr
-//!  s ino                    target of a symbolic link, raw
-//!  d ino(dir) name          Dirent: inode, kind, cookie
-//!  c ino(dir) cookie        Listed: name, inode, kind
-//!  p ino ino(dir) name      (empty): a link to the inode, for paths and `..`
-//!  r ino first              Run without `first`: (count, version, valid)
-//!  x ino name               value of an extended attribute, raw
-//!  f ino index version      CloudRef
-//!  o ino                    (empty): an inode without a name
-//!  g number                 key of an object to delete, raw
-//!  u client seq             NsReply of a change
-//!  w client                 position at which the client was last noted
-//!  m                        Counters
-//! ```
+//! | table | key | value |
+//! |---|---|---|
+//! | `a` | inode | [`Attr`](fastcache_api::Attr) |
+//! | `s` | inode | target of a symbolic link |
+//! | `d` | directory, name | [`Dirent`](crate::state::Dirent) |
+//! | `c` | directory, cookie | name, inode, kind: the order of listings |
+//! | `p` | inode, directory, name | nothing: which names an inode has |
+//! | `l` | inode | [`Layout`](fastcache_api::Layout) |
+//! | `x` | inode, name | value of an extended attribute |
+//! | `r` | inode, chunk index, version | [`CloudRef`](fastcache_api::CloudRef) |
+//! | `o` | inode | nothing: orphans |
+//! | `g` | number | object key to delete |
+//! | `q` | client, sequence number | the reply that was given |
+//! | `m` | nothing | [`Counters`](crate::state::Counters) |
 
-use fastcache_api::{Ino, Version};
+use fastcache_api::{Ino, OpId, Version};
 
-pub(crate) const ATTR: u8 = b'a';
-pub(crate) const SYMLINK: u8 = b's';
-pub(crate) const DIRENT: u8 = b'd';
-pub(crate) const COOKIE: u8 = b'c';
-pub(crate) const PARENT: u8 = b'p';
-pub(crate) const RUN: u8 = b'r';
-pub(crate) const XATTR: u8 = b'x';
-pub(crate) const CLOUD: u8 = b'f';
-pub(crate) const ORPHAN: u8 = b'o';
-pub(crate) const GARBAGE: u8 = b'g';
-pub(crate) const REPLY: u8 = b'u';
-pub(crate) const CLIENT: u8 = b'w';
-pub(crate) const COUNTERS: &[u8] = b"m";
-
-/// `table number`.
-pub(crate) fn key(table: u8, number: u64) -> Vec<u8> {
-    let mut k = Vec::with_capacity(9 + 24);
+fn key(table: u8, numbers: &[u64], rest: &[u8]) -> Vec<u8> {
+    let mut k = Vec::with_capacity(1 + numbers.len() * 8 + rest.len());
     k.push(table);
-    k.extend_from_slice(&number.to_be_bytes());
+    for n in numbers {
+        k.extend_from_slice(&n.to_be_bytes());
+    }
+    k.extend_from_slice(rest);
     k
 }
 
-/// `table number number`.
-pub(crate) fn key2(table: u8, a: u64, b: u64) -> Vec<u8> {
-    let mut k = key(table, a);
-    k.extend_from_slice(&b.to_be_bytes());
-    k
+pub(crate) fn attr(ino: Ino) -> Vec<u8> {
+    key(b'a', &[ino.0], &[])
 }
-
-/// `table ino name`.
-pub(crate) fn named(table: u8, ino: Ino, name: &[u8]) -> Vec<u8> {
-    let mut k = key(table, ino.0);
-    k.extend_from_slice(name);
-    k
+pub(crate) fn target(ino: Ino) -> Vec<u8> {
+    key(b's', &[ino.0], &[])
 }
-
-/// A link of an inode.
-pub(crate) fn parent(ino: Ino, dir: Ino, name: &[u8]) -> Vec<u8> {
-    let mut k = key2(PARENT, ino.0, dir.0);
-    k.extend_from_slice(name);
-    k
+pub(crate) fn dirent(parent: Ino, name: &[u8]) -> Vec<u8> {
+    key(b'd', &[parent.0], name)
 }
-
-/// A run of a layout.
-pub(crate) fn run(ino: Ino, first: u32) -> Vec<u8> {
-    let mut k = key(RUN, ino.0);
-    k.extend_from_slice(&first.to_be_bytes());
-    k
+pub(crate) fn cookie(parent: Ino, cookie: u64) -> Vec<u8> {
+    key(b'c', &[parent.0, cookie], &[])
 }
-
-/// A cloud ref, or with `version` 0 the first of a chunk.
-pub(crate) fn cloud(ino: Ino, index: u32, version: Version) -> Vec<u8> {
-    let mut k = key(CLOUD, ino.0);
+pub(crate) fn cookies(parent: Ino) -> Vec<u8> {
+    key(b'c', &[parent.0], &[])
+}
+pub(crate) fn link(ino: Ino, parent: Ino, name: &[u8]) -> Vec<u8> {
+    key(b'p', &[ino.0, parent.0], name)
+}
+pub(crate) fn links(ino: Ino) -> Vec<u8> {
+    key(b'p', &[ino.0], &[])
+}
+pub(crate) fn layout(ino: Ino) -> Vec<u8> {
+    key(b'l', &[ino.0], &[])
+}
+pub(crate) fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
+    key(b'x', &[ino.0], name)
+}
+pub(crate) fn cloud_refs(ino: Ino) -> Vec<u8> {
+    key(b'r', &[ino.0], &[])
+}
+pub(crate) fn cloud_refs_of(ino: Ino, index: u32) -> Vec<u8> {
+    let mut k = cloud_refs(ino);
     k.extend_from_slice(&index.to_be_bytes());
+    k
+}
+pub(crate) fn cloud_ref(ino: Ino, index: u32, version: Version) -> Vec<u8> {
+    let mut k = cloud_refs_of(ino, index);
     k.extend_from_slice(&version.0.to_be_bytes());
     k
 }
-
-/// The first key after all that start with `prefix` (which never ends in 0xff all over: it starts with a letter).
-pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
-    let mut k = prefix.to_vec();
-    while let Some(last) = k.pop() {
-        if last < 0xff {
-            k.push(last + 1);
-            break;
-        }
-    }
-    k
+pub(crate) fn orphan(ino: Ino) -> Vec<u8> {
+    key(b'o', &[ino.0], &[])
+}
+pub(crate) fn orphans() -> Vec<u8> {
+    vec![b'o']
+}
+pub(crate) fn garbage(number: u64) -> Vec<u8> {
+    key(b'g', &[number], &[])
+}
+pub(crate) fn all_garbage() -> Vec<u8> {
+    vec![b'g']
+}
+pub(crate) fn reply(id: OpId) -> Vec<u8> {
+    key(b'q', &[id.client, id.seq], &[])
+}
+pub(crate) fn counters() -> Vec<u8> {
+    vec![b'm']
 }
 
-/// The big-endian number at `at`.
-pub(crate) fn u64_at(key: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?))
+/// Chunk index and version at the end of a cloud ref's key.
+pub(crate) fn parse_cloud_ref(key: &[u8]) -> Option<(u32, Version)> {
+    let tail = key.get(9..)?;
+    let index = u32::from_be_bytes(*tail.first_chunk::<4>()?);
+    let version = u64::from_be_bytes(*tail.get(4..)?.first_chunk::<8>()?);
+    Some((index, Version(version)))
 }
 
-/// The big-endian number at `at`.
-pub(crate) fn u32_at(key: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_be_bytes(key.get(at..at + 4)?.try_into().ok()?))
+/// The number behind the first `skip` bytes of a key.
+pub(crate) fn number_at(key: &[u8], skip: usize) -> Option<u64> {
+    Some(u64::from_be_bytes(*key.get(skip..)?.first_chunk::<8>()?))
 }

@@ -1,56 +1,214 @@
-//! The namespace as a pure state machine: log records, state, rules of POSIX.
-//!
-//! Nothing here knows a clock, a network or a disk. The state is an ordered map behind [`Store`]; a change reads
-//! it and yields a [`Batch`] of writes with the [`Record`] that goes to the log, and whoever calls puts both
-//! down at once. The same records applied to an empty store give the same state, byte for byte: inode numbers,
-//! versions and positions are counters of the state, and the time is the request's.
+//! The namespace as a pure state machine: log records, state, rules of POSIX. No network, no clock, no I/O.
 //!
 //! ```text
-//!  NsRequest ──► change(store, request) ──► Changed { record, batch, reply }   one atomic write
-//!                                      └──► Known(reply)                       seen before, nothing to write
-//!  NsRequest ──► read(store, op)        ──► NsAnswer
-//!  Record    ──► replay(store, record)  ──► Batch                              recovery, standby, proof
+//!  request ─► prepare() ─► Record ─► log        every change is a record; replaying them gives the same state
+//!                            └─────► apply(state, record) ─► (changes of the state, reply)
+//!  read    ─► answer(state, op) ─► reply
 //! ```
 
 #![cfg_attr(
     test,
-    allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")
+    allow(
+        clippy::unwrap_used,
+        clippy::cast_possible_truncation,
+        reason = "tests"
+    )
 )]
 
 mod change;
-mod commit;
-mod counters;
 mod keys;
-mod read;
-mod record;
-mod rename;
-mod store;
-mod tx;
-
+mod kv;
+mod query;
+mod state;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Changed, Outcome, REPLIES_PER_CLIENT, begin_epoch, change, replay};
-pub use counters::{Counters, counters};
-pub use read::read;
-pub use record::{RECORD_VERSION, Record, RecordOp};
-pub use store::{Batch, MemStore, Order, Overlay, Pair, Store, StoreError};
+pub use kv::{Changes, Kv, KvError, MemoryKv, Pair};
+pub use state::{Counters, Dirent, Fault, REPLIES_KEPT};
 
-use fastcache_api::Errno;
+use fastcache_api::{Errno, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
+use serde::{Deserialize, Serialize};
+use state::{Done, State};
 
-/// Why an operation did not happen.
-#[derive(Debug, thiserror::Error)]
-pub enum NsError {
-    /// A rule of the file system: what the application is told.
-    #[error("{0}")]
-    Rule(#[from] Errno),
-    /// The store failed: nothing was changed, the same operation may work later.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// The state or a record contradicts itself: stop, and restore from the log.
-    #[error("the namespace state is damaged: {0}")]
-    Damaged(String),
+/// Version of the records in the log. 1: first.
+pub const RECORD_VERSION: u8 = 1;
+
+/// One change, as it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its place in the log; the first is 1.
+    pub position: u64,
+    /// The epoch it was made in.
+    pub epoch: u64,
+    /// Who asked, so that asking twice does it once.
+    pub id: Option<OpId>,
+    /// The time it stamps.
+    pub now: Time,
+    /// What changes.
+    pub op: NsOp,
 }
 
-/// Result of this crate.
-pub type Result<T> = std::result::Result<T, NsError>;
+/// A record that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Written by a later version.
+    #[error(
+        "a log record has version {0}, this program reads up to {RECORD_VERSION}: install the version that wrote it"
+    )]
+    Version(u8),
+    /// Not a record.
+    #[error("a log record is damaged: {0}")]
+    Damaged(postcard::Error),
+    /// Nothing there.
+    #[error("a log record is empty")]
+    Empty,
+}
+
+impl Record {
+    /// A version byte, then postcard.
+    ///
+    /// # Errors
+    /// When the encoder fails, which it does for no record that was decoded or made here.
+    pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
+        postcard::to_extend(self, vec![RECORD_VERSION]).map_err(RecordError::Damaged)
+    }
+
+    /// Reads what `encode` wrote.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
+        match bytes.split_first() {
+            None => Err(RecordError::Empty),
+            Some((&RECORD_VERSION, rest)) => {
+                postcard::from_bytes(rest).map_err(RecordError::Damaged)
+            }
+            Some((version, _)) => Err(RecordError::Version(*version)),
+        }
+    }
+}
+
+/// The counters of a state; all zero for an empty one.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn counters(kv: &impl Kv) -> Done<Counters> {
+    Ok(State::new(kv)?.counters)
+}
+
+/// What a start does to the state: the epoch rises, and an empty file system gets its root.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn begin_epoch(kv: &impl Kv, epoch: u64, now: Time) -> Done<Changes> {
+    let mut state = State::new(kv)?;
+    state.counters.epoch = epoch;
+    state.counters.ino = 0;
+    state.counters.version = 0;
+    if state.counters.inodes == 0 {
+        state.counters.position += 1;
+        state.make_root(now)?;
+    }
+    state.finish()
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is new: log the record, apply the changes, then give the reply.
+    Applied(Box<Record>, Changes, NsReply),
+    /// Nothing changes: the reply of the first time, or a refusal.
+    Answered(NsReply),
+}
+
+/// Does a change that was asked for, on a state.
+///
+/// # Errors
+/// When the store cannot be read or holds damaged values; nothing has changed then.
+pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
+    let mut state = State::new(kv)?;
+    if let Some(id) = request.id
+        && let Some(reply) = state.reply(id)?
+    {
+        return Ok(Outcome::Answered(reply));
+    }
+    state.counters.position += 1;
+    let record = Record {
+        position: state.counters.position,
+        epoch: state.counters.epoch,
+        id: request.id,
+        now: request.now,
+        op: request.op.clone(),
+    };
+    match run(&mut state, &record) {
+        Ok(reply) => Ok(Outcome::Applied(Box::new(record), state.finish()?, reply)),
+        Err(Fault::Refused(errno)) => Ok(Outcome::Answered(refused(errno))),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Applies a record that was logged before: the same changes as the first time.
+///
+/// # Errors
+/// When the store cannot be read, or refuses what it once took (a damaged log or state).
+pub fn replay(kv: &impl Kv, record: &Record) -> Done<Changes> {
+    let mut state = State::new(kv)?;
+    if state.counters.epoch != record.epoch {
+        state.counters.epoch = record.epoch;
+        state.counters.ino = 0;
+        state.counters.version = 0;
+    }
+    state.counters.position = record.position;
+    run(&mut state, record)?;
+    state.finish()
+}
+
+fn run<K: Kv>(state: &mut State<'_, K>, record: &Record) -> Done<NsReply> {
+    change::check_names(&record.op)?;
+    let answer = state.change(&record.op, record.now)?;
+    let mut touched = Vec::with_capacity(state.touched.len());
+    for ino in state.touched.clone() {
+        touched.push(state.attr(ino)?);
+    }
+    let reply = NsReply {
+        result: Ok(answer),
+        touched,
+        log_position: record.position,
+        lease_ms: None,
+    };
+    if let Some(id) = record.id {
+        state.put_reply(id, &reply)?;
+    }
+    Ok(reply)
+}
+
+/// Answers a read.
+///
+/// # Errors
+/// When the store cannot be read or holds damaged values.
+pub fn answer(kv: &impl Kv, op: &NsOp) -> Done<NsReply> {
+    let state = State::new(kv)?;
+    match state.query(op) {
+        Ok(answer) => Ok(told(answer)),
+        Err(Fault::Refused(errno)) => Ok(refused(errno)),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn told(answer: NsAnswer) -> NsReply {
+    NsReply {
+        result: Ok(answer),
+        touched: Vec::new(),
+        log_position: 0,
+        lease_ms: None,
+    }
+}
+
+fn refused(errno: Errno) -> NsReply {
+    NsReply {
+        result: Err(errno),
+        touched: Vec::new(),
+        log_position: 0,
+        lease_ms: None,
+    }
+}
