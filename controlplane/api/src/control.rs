@@ -162,7 +162,8 @@ pub enum DataCall {
     /// Somebody else changed these things: drop what is cached, here and in the kernel. Answer: `Done`, after it
     /// is dropped.
     Invalidate {
-        /// Inodes whose attributes changed; new ones where known.
+        /// Inodes whose attributes changed; new ones where known. One without links, together with entries, lost its
+        /// last name: the data plane drops and reaps it when nobody has it open.
         touched: Vec<Attr>,
         /// Directory entries that changed: (directory, name).
         entries: Vec<(Ino, Vec<u8>)>,

@@ -3,12 +3,15 @@
 use crate::kv::Kv;
 use crate::state::{Dirent, Done, Fault, State, check_name};
 use fastcache_api::{
-    Attr, Commit, Errno, Ino, Kind, LINK_MAX, NewInode, NsAnswer, NsOp, PersistedChunk, RenameMode,
-    SYMLINK_MAX, SetAttr, Time, Version, XATTR_NAME_MAX, XATTR_VALUE_MAX, XattrMode,
+    Attr, Commit, Errno, FILE_SIZE_MAX, Ino, Kind, LINK_MAX, NewInode, NsAnswer, NsOp,
+    PersistedChunk, RenameMode, SYMLINK_MAX, SetAttr, Time, Version, XATTR_NAME_MAX,
+    XATTR_VALUE_MAX, XattrMode,
 };
 
 /// Most garbage taken at once.
 const GARBAGE_MAX: u32 = 10_000;
+/// Chunks of a commit that are looked up one by one for objects they replace; beyond, the file's objects are listed.
+const LOOKUPS_MAX: u64 = 1024;
 /// Deepest directory tree a rename walks up, so that a damaged tree cannot loop.
 const DEPTH_MAX: usize = 100_000;
 
@@ -350,7 +353,7 @@ impl<K: Kv> State<'_, K> {
     fn link_replace(&mut self, ino: Ino, place: Place<'_>, now: Time) -> Done<NsAnswer> {
         let dir = self.dir(place.0)?;
         let mut attr = self.attr(ino)?;
-        if !self.is_orphan(ino)? {
+        if attr.kind != Kind::File || !self.is_orphan(ino)? {
             return Err(Errno::EINVAL.into());
         }
         if dir.nlink == 0 {
@@ -425,13 +428,15 @@ impl<K: Kv> State<'_, K> {
         if attr.layout_version != commit.base {
             return Err(Errno::ESTALE.into());
         }
+        check_runs(commit, attr.chunk_size)?;
         let mut layout = self.layout(commit.ino)?;
         if let Some(size) = commit.truncate {
             layout.truncate(size, attr.chunk_size);
         }
         layout.lay(&commit.runs, attr.chunk_size);
         // Versions that this commit replaced: their objects are garbage.
-        let stale = if commit.truncate.is_some() {
+        let indexes = commit.runs.iter().map(|r| u64::from(r.count)).sum::<u64>();
+        let stale = if commit.truncate.is_some() || indexes > LOOKUPS_MAX {
             self.cloud_refs(commit.ino, None)?
         } else {
             let mut refs = Vec::new();
@@ -517,6 +522,21 @@ fn kill_suid(attr: &mut Attr) {
     attr.mode &= !0o4000;
     if attr.mode & 0o010 != 0 {
         attr.mode &= !0o2000;
+    }
+}
+
+/// Refuses contents that cannot be: they would make a layout that nobody can read.
+fn check_runs(commit: &Commit, chunk_size: u32) -> Result<(), Errno> {
+    if commit.size > FILE_SIZE_MAX {
+        return Err(Errno::EFBIG);
+    }
+    let is_sound = |r: &fastcache_api::Run| {
+        r.count > 0 && r.first.checked_add(r.count).is_some() && r.valid <= chunk_size
+    };
+    if commit.runs.iter().all(is_sound) {
+        Ok(())
+    } else {
+        Err(Errno::EINVAL)
     }
 }
 

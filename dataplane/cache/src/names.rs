@@ -248,29 +248,29 @@ impl FileSystem {
     /// What happens when a name went away: attributes, and the inode itself when nobody has it open.
     fn name_went(&self, reply: NsReply) -> Result<()> {
         self.learn_touched(&reply);
-        match reply.result? {
-            NsAnswer::Unlinked {
-                ino,
-                is_orphan: true,
-            } => {
-                if let Some(inode) = self.inner.inodes.get(ino) {
-                    let mut state = lock(&inode.state);
-                    state.is_orphan = true;
-                    if let Some(attr) = &mut state.attr {
-                        attr.nlink = 0;
-                    }
-                    let is_open = state.opens > 0;
-                    drop(state);
-                    if !is_open {
-                        self.reap(&inode);
-                    }
-                } else {
-                    self.reap(&self.inner.inodes.get_or_insert(ino));
-                    self.inner.inodes.drop_if_idle(ino);
-                }
-                Ok(())
+        if let NsAnswer::Unlinked {
+            ino,
+            is_orphan: true,
+        } = reply.result?
+        {
+            self.orphaned(ino);
+        }
+        Ok(())
+    }
+
+    /// An inode lost its last name: it goes now when nobody has it open, else with the last close.
+    pub(crate) fn orphaned(&self, ino: Ino) {
+        let inode = self.inner.inodes.get_or_insert(ino);
+        let is_open = {
+            let mut state = lock(&inode.state);
+            state.is_orphan = true;
+            if let Some(attr) = &mut state.attr {
+                attr.nlink = 0;
             }
-            _ => Ok(()),
+            state.opens > 0
+        };
+        if !is_open {
+            self.reap(&inode);
         }
     }
 
@@ -280,7 +280,10 @@ impl FileSystem {
         let inode = Arc::clone(inode);
         fastcache_reactor::spawn(async move {
             fs.drop_chunks(&inode).await;
-            lock(&fs.inner.orphans).push(inode.ino);
+            let ino = inode.ino;
+            lock(&fs.inner.orphans).push(ino);
+            drop(inode);
+            fs.inner.inodes.drop_if_idle(ino);
         })
         .detach();
     }

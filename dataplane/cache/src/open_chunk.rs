@@ -177,6 +177,16 @@ impl OpenChunk {
     }
 }
 
+/// Why a large write cannot go out yet.
+enum Hindrance {
+    /// Somebody seals, or writes the same blocks.
+    Busy,
+    /// Small writes to the same blocks wait in memory.
+    Gathered,
+    /// The store has no room.
+    Full,
+}
+
 /// What a small write does next.
 enum Next {
     /// Somebody seals, or writes the same block.
@@ -218,32 +228,39 @@ impl FileSystem {
         first: usize,
         buf: IoBuf,
     ) -> (Result<std::result::Result<(), Closed>>, IoBuf) {
-        let end = first + buf.len() / BLOCK;
-        loop {
+        let count = buf.len() / BLOCK;
+        let end = first + count;
+        let extents = loop {
             let listener = chunk.changed.listen();
-            let must_flush = {
+            let hindrance = {
                 let mut state = lock(&chunk.state);
                 if state.is_closed {
                     return (Ok(Err(Closed)), buf);
                 }
                 if state.is_sealing || state.is_busy(first, end) {
-                    false
+                    Hindrance::Busy
                 } else if state.gather_overlaps(first, end) {
-                    true
-                } else {
+                    Hindrance::Gathered
+                } else if let Some(extents) = self.allocate_for(&mut state, first, count) {
                     state.inflight.push((first, end));
-                    break;
+                    break extents;
+                } else {
+                    Hindrance::Full
                 }
             };
-            if must_flush {
-                if let Err(e) = self.flush_gather(chunk).await {
-                    return (Err(e), buf);
+            let done = match hindrance {
+                Hindrance::Busy => {
+                    listener.await;
+                    Ok(())
                 }
-            } else {
-                listener.await;
+                Hindrance::Gathered => self.flush_gather(chunk).await,
+                Hindrance::Full => self.make_room(to_u32(count)).await,
+            };
+            if let Err(e) = done {
+                return (Err(e), buf);
             }
-        }
-        let (result, buf) = self.place(chunk, first, end * BLOCK, buf).await;
+        };
+        let (result, buf) = self.place(chunk, first, end * BLOCK, buf, extents).await;
         (result.map(Ok), buf)
     }
 
@@ -344,28 +361,37 @@ impl FileSystem {
 
     /// Writes the gather buffer out, if there is one.
     pub(crate) async fn flush_gather(&self, chunk: &OpenChunk) -> Result<()> {
-        let (mut gather, first, end, tail, len) = loop {
+        let (mut gather, first, end, tail, len, extents) = loop {
             let listener = chunk.changed.listen();
-            {
+            let count = {
                 let mut state = lock(&chunk.state);
                 let Some(g) = &state.gather else {
                     return Ok(());
                 };
                 let (first, end) = (g.start / BLOCK, g.end.div_ceil(BLOCK));
-                if !state.is_busy(first, end)
-                    && let Some(g) = state.gather.take()
-                {
-                    if first == end {
+                if first == end {
+                    state.gather = None;
+                    return Ok(());
+                }
+                if state.is_busy(first, end) {
+                    None
+                } else if let Some(extents) = self.allocate_for(&mut state, first, end - first) {
+                    let Some(g) = state.gather.take() else {
                         return Ok(());
-                    }
+                    };
                     state.inflight.push((first, end));
                     let is_partial = !g.end.is_multiple_of(BLOCK) && state.len > g.end;
                     let tail = state.slot(end - 1);
                     let tail = (is_partial && tail.dev != Slot::HOLE).then_some(tail);
-                    break (g, first, end, tail, state.len);
+                    break (g, first, end, tail, state.len, extents);
+                } else {
+                    Some(end - first)
                 }
+            };
+            match count {
+                None => listener.await,
+                Some(count) => self.make_room(to_u32(count)).await?,
             }
-            listener.await;
         };
         if let Some(slot) = tail {
             // Bytes behind the gathered ones in the last block are still the old ones.
@@ -379,10 +405,12 @@ impl FileSystem {
                 }
                 Err(e) => {
                     let mut state = lock(&chunk.state);
+                    let freed = unused_blocks(&state, first, &extents);
                     state.unmark(first, end);
                     state.gather = Some(gather);
                     drop(state);
                     chunk.changed.notify(usize::MAX);
+                    self.release_blocks(freed);
                     return Err(e);
                 }
             }
@@ -391,7 +419,9 @@ impl FileSystem {
         let used = gather.end - gather.start;
         gather.buf[used..bytes].fill(0);
         let rest = gather.buf.split_off(bytes);
-        let (result, buf) = self.place(chunk, first, gather.end, gather.buf).await;
+        let (result, buf) = self
+            .place(chunk, first, gather.end, gather.buf, extents)
+            .await;
         if result.is_err() {
             let mut buf = buf;
             let _ = buf.unsplit(rest);
@@ -407,68 +437,53 @@ impl FileSystem {
         result
     }
 
-    /// Puts blocks `first..` (already marked in flight) on the device and makes them the chunk's; ends the flight.
+    /// Writes blocks `first..` (marked in flight) to their places and makes them the chunk's; ends the flight.
     async fn place(
         &self,
         chunk: &OpenChunk,
         first: usize,
         len: usize,
         buf: IoBuf,
+        extents: Vec<Extent>,
     ) -> (Result<()>, IoBuf) {
-        let count = buf.len() / BLOCK;
-        let end = first + count;
+        let end = first + buf.len() / BLOCK;
         let crcs = crc_blocks(&buf);
-        let extents = loop {
-            let taken = {
-                let mut state = lock(&chunk.state);
-                self.allocate_for(&mut state, first, count)
-            };
-            if let Some(extents) = taken {
-                break extents;
-            }
-            if let Err(e) = self.make_room(to_u32(count)).await {
-                lock(&chunk.state).unmark(first, end);
-                chunk.changed.notify(usize::MAX);
-                return (Err(e), buf);
-            }
-        };
         let (result, buf) = self.write_extents(&extents, buf).await;
         let mut freed = Vec::new();
         {
             let mut state = lock(&chunk.state);
-            if state.slots.len() < end {
-                state.slots.resize(end, Slot::EMPTY);
-            }
-            let mut block = first;
-            for e in extents.iter() {
-                for dev in e.start..e.end() {
-                    let old = state.slots[block];
-                    if result.is_ok() {
-                        if old.is_owned && old.dev != dev {
-                            freed.push(old.dev);
-                        }
-                        state.slots[block] = Slot {
-                            dev,
-                            crc: crcs[block - first],
-                            is_owned: true,
-                        };
-                    } else if !(in_reserve(&state, dev) || old.is_owned && old.dev == dev) {
-                        freed.push(dev);
-                    }
-                    block += 1;
-                }
-            }
             if result.is_ok() {
+                if state.slots.len() < end {
+                    state.slots.resize(end, Slot::EMPTY);
+                }
+                let places = extents.iter().flat_map(|e| e.start..e.end());
+                for ((block, dev), crc) in (first..end).zip(places).zip(crcs) {
+                    let new = Slot {
+                        dev,
+                        crc,
+                        is_owned: true,
+                    };
+                    let old = std::mem::replace(&mut state.slots[block], new);
+                    if old.is_owned && old.dev != dev {
+                        freed.push(old.dev);
+                    }
+                }
                 state.len = state.len.max(len);
                 state.is_dirty = true;
+            } else {
+                freed = unused_blocks(&state, first, &extents);
             }
             state.unmark(first, end);
         }
         chunk.changed.notify(usize::MAX);
-        for dev in freed {
-            self.inner.store.release(Extent { start: dev, len: 1 });
-        }
+        self.release_blocks(freed);
         (result, buf)
+    }
+
+    fn release_blocks(&self, blocks: Vec<u32>) {
+        for start in blocks {
+            self.inner.store.release(Extent { start, len: 1 });
+        }
     }
 
     /// Places for `count` blocks from `first` on, in order: the blocks this version already has, the room it reserved,
@@ -761,9 +776,7 @@ impl FileSystem {
             }
             state.is_dirty = true;
         }
-        for start in freed {
-            self.inner.store.release(Extent { start, len: 1 });
-        }
+        self.release_blocks(freed);
         Ok(())
     }
 
@@ -781,8 +794,19 @@ fn is_in(reserve: Option<(usize, Extent)>, dev: u32) -> bool {
     reserve.is_some_and(|(_, e)| dev >= e.start && dev < e.end())
 }
 
-fn in_reserve(state: &OpenState, dev: u32) -> bool {
-    is_in(state.reserve, dev)
+/// Of the places that were chosen for blocks `first..`, those that the chunk does not have: to be given back after a
+/// failure.
+fn unused_blocks(state: &OpenState, first: usize, extents: &[Extent]) -> Vec<u32> {
+    extents
+        .iter()
+        .flat_map(|e| e.start..e.end())
+        .enumerate()
+        .filter(|(i, dev)| {
+            let slot = state.slot(first + i);
+            !(is_in(state.reserve, *dev) || slot.is_owned && slot.dev == *dev)
+        })
+        .map(|(_, dev)| dev)
+        .collect()
 }
 
 /// The reserved place of a block.

@@ -128,7 +128,11 @@ impl FileSystem {
         let waiting = async {
             loop {
                 let listener = inode.changed.listen();
-                if lock(&inode.state).commits.front().is_none_or(|c| c.number > last) {
+                if lock(&inode.state)
+                    .commits
+                    .front()
+                    .is_none_or(|c| c.number > last)
+                {
                     return;
                 }
                 listener.await;

@@ -204,13 +204,14 @@ impl FileSystem {
         let notify = self.inner.notify.get();
         for attr in touched {
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
-                let mut state = lock(&inode.state);
-                state.learn(attr, None);
-                state.is_orphan |= attr.nlink == 0;
-                drop(state);
+                lock(&inode.state).learn(attr, None);
                 if let Some(n) = notify {
                     n.inval_inode(attr.ino);
                 }
+            }
+            // Without an entry it is a new inode whose name is still to come (REST PUT).
+            if attr.nlink == 0 && !entries.is_empty() {
+                self.orphaned(attr.ino);
             }
         }
         for ino in inos {

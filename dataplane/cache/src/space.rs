@@ -243,7 +243,10 @@ impl FileSystem {
         let fs = self.clone();
         fastcache_reactor::spawn(async move {
             for inode in fs.inner.inodes.all() {
-                let has_open = !lock(&inode.state).open_chunks.is_empty();
+                let has_open = {
+                    let state = lock(&inode.state);
+                    state.open_chunks.values().any(|c| !lock(&c.state).is_sealing)
+                };
                 if has_open && inode.seal_lock.try_lock().is_some() {
                     let fs2 = fs.clone();
                     fastcache_reactor::spawn(async move {

@@ -292,7 +292,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// Evicts a chunk if it is clean and sealed: its key and what it took, bytes. The record is appended lazily, the
+    /// Evicts a chunk if it is clean: its key and what it took, bytes. A pending chunk goes with the one it replaced,
+    /// when that is clean, too: the cloud has both, whichever the file will name. The records are appended lazily, the
     /// blocks are free after the last handle is gone and a flush followed. `None` also when the journal is full.
     #[must_use]
     pub fn evict(&self, id: ChunkId) -> Option<(ChunkKey, u64)> {
@@ -302,17 +303,23 @@ impl Store {
         }
         let mut stripe = inner.index.of(id.ino);
         let body = stripe.current.get(&id)?;
-        if body.is_dirty() || stripe.pending.contains_key(&id) {
+        let prior = stripe.pending.get(&id).and_then(Option::as_ref);
+        if body.is_dirty() || prior.is_some_and(|b| b.is_dirty()) {
             return None;
         }
         let key = body.key();
-        let body = inner.take_out(&mut stripe, key)?;
-        let mut record = Vec::with_capacity(SMALL_RECORD);
-        Record::Remove(key).encode(&mut record);
-        inner.journal.enqueue(&inner.pool.space, &record);
+        let prior = prior.map(|b| b.key());
+        let mut bytes = 0;
+        for key in [Some(key), prior].into_iter().flatten() {
+            let body = inner.take_out(&mut stripe, key)?;
+            let mut record = Vec::with_capacity(SMALL_RECORD);
+            Record::Remove(key).encode(&mut record);
+            inner.journal.enqueue(&inner.pool.space, &record);
+            bytes += body.device_bytes();
+        }
         drop(stripe);
         self.kick_if_long();
-        Some((key, body.device_bytes()))
+        Some((key, bytes))
     }
 
     fn kick_if_long(&self) {

@@ -303,7 +303,6 @@ fn links_and_replacing_links() {
 }
 
 #[test]
-#[ignore = "link_replace takes a removed directory as it takes an orphan file"]
 fn a_removed_directory_gets_no_name() {
     let mut t = Tree::new();
     let dir = t.make(Ino::ROOT, "d", Kind::Dir);
