@@ -33,6 +33,8 @@ const VALUE: usize = 120;
 const STATE_KEYS: u64 = 4;
 /// Keys in the store that is opened.
 const OPEN_KEYS: u64 = 1_000_000;
+/// Keys written in one transaction when the store that is opened is filled.
+const FILL_BATCH: u64 = 10_000;
 /// Cache of either store, bytes.
 const CACHE: u64 = 64 << 20;
 /// How often the log is put on stable storage where that is not waited for.
@@ -271,7 +273,7 @@ fn commits(dir: &Path) -> Result<()> {
 
 /// Child: writes the keys, then ends in order or is killed.
 fn fill(store: &str, dir: &Path, is_killed: bool) -> Result<()> {
-    let pairs = |from: u64| (from..from + 1000).map(|n| (state_key(n, 3), value(n, VALUE)));
+    let pairs = |from: u64| (from..from + FILL_BATCH).map(|n| (state_key(n, 3), value(n, VALUE)));
     let end = || {
         if is_killed {
             std::process::abort();
@@ -279,7 +281,7 @@ fn fill(store: &str, dir: &Path, is_killed: bool) -> Result<()> {
     };
     if store == "fjall" {
         let fjall = FjallStore::open(dir)?;
-        for from in (0..OPEN_KEYS).step_by(1000) {
+        for from in (0..OPEN_KEYS).step_by(usize::try_from(FILL_BATCH)?) {
             let mut batch = fjall.db.batch();
             for (key, value) in pairs(from) {
                 batch.insert(&fjall.state, key, value);
@@ -290,7 +292,7 @@ fn fill(store: &str, dir: &Path, is_killed: bool) -> Result<()> {
         fjall.db.persist(PersistMode::SyncAll)?;
     } else {
         let redb = RedbStore::open(dir)?;
-        for from in (0..OPEN_KEYS).step_by(1000) {
+        for from in (0..OPEN_KEYS).step_by(usize::try_from(FILL_BATCH)?) {
             let tx = redb.db.begin_write()?;
             {
                 let mut state = tx.open_table(STATE)?;

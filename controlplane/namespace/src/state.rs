@@ -75,6 +75,9 @@ fn encode<T: Serialize>(value: &T) -> Done<Vec<u8>> {
     postcard::to_stdvec(value).map_err(|error| Fault::Damaged { table: '?', error })
 }
 
+/// An entry of a listing: cookie, name, inode, kind.
+pub(crate) type Listed = (u64, Vec<u8>, Ino, Kind);
+
 /// A view of the state, with the changes of one operation.
 pub(crate) struct State<'a, K: Kv> {
     kv: Overlay<'a, K>,
@@ -241,7 +244,7 @@ impl<'a, K: Kv> State<'a, K> {
     }
 
     /// Entries after a cookie, in cookie order: cookie, name, inode, kind.
-    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<(u64, Vec<u8>, Ino, Kind)>> {
+    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<Listed>> {
         let from = keys::cookie(ino, after.saturating_add(1));
         let mut out = Vec::new();
         for (key, value) in self.kv.scan(&keys::cookies(ino), &from, max)? {
