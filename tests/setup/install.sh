@@ -31,7 +31,7 @@ fail() {
 if ! command -v cargo >/dev/null 2>&1; then
     # shellcheck disable=SC1091
     [ -f "$HOME/.cargo/env" ] && . "$HOME/.cargo/env"
-    command -v cargo >/dev/null 2>&1 || fail "cargo is not in PATH; install Rust (https://rustup.rs) and run this again"
+    command -v cargo >/dev/null 2>&1 || fail "cargo is not in PATH; install Rust and run this again"
 fi
 
 if [ ! -c /dev/fuse ]; then
