@@ -2,7 +2,7 @@
 
 use crate::cli::{EvictFlags, FlushFlags, NodeFlags, StateFlags};
 use crate::client::{CallError, Target};
-use crate::output::{bytes, duration, seconds};
+use crate::output::{bytes, duration, say, seconds};
 use fastcache_agent::rest::types::{EvictBody, FlushBody, QueueBody, StateBody, StatusBody};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -15,7 +15,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 const AWAY_MAX: Duration = Duration::from_secs(60);
 
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }
 
@@ -29,7 +29,7 @@ pub async fn status(flags: &NodeFlags) -> anyhow::Result<()> {
         value["mount"] = json!(target.mount);
         return print_json(&value);
     }
-    let line = |name: &str, text: String| println!("{name:<12}{text}");
+    let line = |name: &str, text: String| say!("{name:<12}{text}");
     line(
         "node",
         format!(
@@ -137,7 +137,7 @@ pub async fn state(flags: &StateFlags) -> anyhow::Result<()> {
     if flags.node.json {
         return print_json(&state);
     }
-    println!(
+    say!(
         "{}: {}, {} in {} chunks (inode {})",
         state.path,
         state.state,
@@ -151,7 +151,7 @@ pub async fn state(flags: &StateFlags) -> anyhow::Result<()> {
             .as_ref()
             .map(|e| format!("  {e}"))
             .unwrap_or_default();
-        println!(
+        say!(
             "{:>6}  {:<12}{:>10}  {}{etag}",
             chunk.index,
             chunk.state,
@@ -182,9 +182,9 @@ pub async fn flush(flags: &FlushFlags) -> anyhow::Result<()> {
         return print_json(&body);
     }
     if body.chunks_left == 0 {
-        println!("persisted ({})", duration(start.elapsed()));
+        say!("persisted ({})", duration(start.elapsed()));
     } else {
-        println!(
+        say!(
             "{} in {} chunks are on their way",
             bytes(body.bytes_left),
             body.chunks_left
@@ -279,6 +279,6 @@ pub async fn evict(flags: &EvictFlags) -> anyhow::Result<()> {
     if flags.node.json {
         return print_json(&body);
     }
-    println!("evicted {} chunks ({})", body.chunks, bytes(body.bytes));
+    say!("evicted {} chunks ({})", body.chunks, bytes(body.bytes));
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! `config`: the agent's effective settings.
 
 use crate::cli::ConfigFlags;
+use crate::output::say;
 use crate::settings::{AgentSettings, Defaults, FileConfig, environment};
 
 /// Prints them; secrets as `***`.
@@ -14,10 +15,10 @@ pub fn run(flags: &ConfigFlags) -> anyhow::Result<()> {
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.into()))
             .collect();
-        println!("{}", serde_json::to_string_pretty(&map)?);
+        say!("{}", serde_json::to_string_pretty(&map)?);
     } else {
         for (name, value) in all {
-            println!("{name:<16}{value}");
+            say!("{name:<16}{value}");
         }
     }
     Ok(())

@@ -1,6 +1,24 @@
 //! How numbers are told to people.
 
+use std::fmt::Arguments;
+use std::io::Write;
 use std::time::Duration;
+
+/// `println!` that does not panic when nobody reads any more, as in `fastcache-ctl state … | head`.
+macro_rules! say {
+    ($($what:tt)*) => { $crate::output::line(format_args!($($what)*)) };
+}
+pub(crate) use say;
+
+/// See [`say`].
+pub fn line(what: Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let told = writeln!(out, "{what}").and_then(|()| out.flush());
+    if let Err(error) = told {
+        // a supervisor goes on, whoever reads
+        tracing::debug!(%error, "standard output is closed");
+    }
+}
 
 /// Bytes with a unit: `12 B`, `1.5 MiB`.
 pub fn bytes(n: u64) -> String {

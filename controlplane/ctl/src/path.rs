@@ -7,7 +7,8 @@ use std::path::{Component, Path, PathBuf};
 /// The names from the root of fastcache, joined by `/`; empty for the root itself.
 ///
 /// An absolute path must be below `mount` (which `None` means: not known). A relative path counts from the root of
-/// fastcache, except where the shell stands (`cwd`) under the mount: then it counts from there, as for any program.
+/// fastcache, except where it leads under the mount from where the shell stands (`cwd`): then it means that, as for any
+/// program.
 /// `..` is resolved as text; the file system is not asked, because it may be the one that does not answer.
 pub fn below_root(path: &Path, mount: Option<&Path>, cwd: &Path) -> Result<Vec<u8>, UsageError> {
     if path.as_os_str().is_empty() {
@@ -38,9 +39,11 @@ pub fn below_root(path: &Path, mount: Option<&Path>, cwd: &Path) -> Result<Vec<u
             }
         }
     } else {
-        let from = inside(cwd).unwrap_or_default();
+        if let Some(relative) = inside(&cwd.join(path)) {
+            return Ok(relative.as_os_str().as_bytes().to_vec());
+        }
         let mut out = PathBuf::new();
-        for part in from.join(path).components() {
+        for part in path.components() {
             match part {
                 Component::Normal(name) => out.push(name),
                 Component::ParentDir if !out.pop() => {
@@ -91,6 +94,8 @@ mod tests {
         assert_eq!(ok("a/../b", "/home"), "b");
         assert_eq!(ok("b", "/mnt/x/a"), "a/b");
         assert_eq!(ok("../b", "/mnt/x/a"), "b");
+        assert_eq!(ok("x/a", "/mnt"), "a");
+        assert_eq!(ok("y/a", "/mnt"), "y/a");
         assert_eq!(ok(".", "/home"), "");
     }
 

@@ -22,7 +22,7 @@ mod supervise;
 use crate::cli::{DownFlags, UpFlags};
 use crate::client::Api;
 use crate::node_file::{Lock, NodeFile, Phase};
-use crate::output::bytes;
+use crate::output::{bytes, say};
 use crate::settings::{AgentSettings, DataSettings, Defaults, FileConfig, UsageError, environment};
 use anyhow::{Context, bail, ensure};
 use mount_point::MountPoint;
@@ -215,7 +215,7 @@ fn tail(path: &Path) -> String {
 
 fn print_ready(dir: &Path, node: &NodeFile) {
     let (dir, mount, port) = (dir.display(), node.mount.display(), node.port);
-    println!(
+    say!(
         "ready: fastcache is mounted at {mount}, REST is at http://127.0.0.1:{port}
 
 try:
@@ -280,9 +280,9 @@ pub async fn down(flags: DownFlags) -> anyhow::Result<()> {
             "dirty_chunks": left.dirty_chunks,
             "dirty_bytes": left.dirty_bytes,
         });
-        println!("{answer:#}");
+        say!("{answer:#}");
     } else {
-        println!(
+        say!(
             "{}",
             if was_running {
                 "stopped"
@@ -291,7 +291,7 @@ pub async fn down(flags: DownFlags) -> anyhow::Result<()> {
             }
         );
         if left.dirty_chunks > 0 {
-            println!(
+            say!(
                 "{} in {} chunks are not in the cloud yet; they are kept in {} and go on at the next up",
                 bytes(left.dirty_bytes),
                 left.dirty_chunks,

@@ -5,7 +5,7 @@ use super::{Plan, READY_BOUND, append, plane, print_ready, stop, tail};
 use crate::agent::Stop;
 use crate::client::Api;
 use crate::node_file::{NodeFile, Phase};
-use crate::output::bytes;
+use crate::output::{bytes, say};
 use anyhow::{Context, bail};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -306,7 +306,7 @@ impl Supervisor {
 
     /// Stops everything in order; a second signal ends the wait for uploads.
     async fn stop(&mut self, asked_to_stop: &mut Stop) -> anyhow::Result<()> {
-        println!("stopping");
+        say!("stopping");
         let bound = std::fs::read_to_string(self.plan.dir.join(stop::TIMEOUT_FILE))
             .ok()
             .and_then(|text| text.trim().parse().ok())
@@ -333,14 +333,14 @@ impl Supervisor {
             }
         }
         match self.node.left {
-            Some(left) if left.dirty_chunks > 0 => println!(
+            Some(left) if left.dirty_chunks > 0 => say!(
                 "stopped; {} in {} chunks are not in the cloud yet; they are kept in {} and go on at the \
                  next up",
                 bytes(left.dirty_bytes),
                 left.dirty_chunks,
                 self.plan.dir.display()
             ),
-            _ => println!("stopped"),
+            _ => say!("stopped"),
         }
         Ok(())
     }
