@@ -9,7 +9,7 @@
 
 use fastcache_api::{Errno, NsOp, NsReply, NsRequest, Time};
 use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -99,8 +99,24 @@ pub struct Engine {
 #[derive(Clone)]
 struct StateKv(Keyspace);
 
+/// The state as it was at one moment: what a read of several keys needs while changes go on.
+struct SnapshotKv<'a>(fjall::Snapshot, &'a Keyspace);
+
 fn read_error(error: fjall::Error) -> KvError {
     KvError(error.to_string())
+}
+
+/// The pairs of an iteration that start with `prefix`, at most `limit`.
+fn collect(pairs: fjall::Iter, prefix: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
+    let mut out = Vec::new();
+    for guard in pairs.take(limit) {
+        let (key, value) = guard.into_inner().map_err(read_error)?;
+        if !key.starts_with(prefix) {
+            break;
+        }
+        out.push((key.to_vec(), value.to_vec()));
+    }
+    Ok(out)
 }
 
 impl Kv for StateKv {
@@ -110,18 +126,22 @@ impl Kv for StateKv {
 
     fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
         let start = if from < prefix { prefix } else { from };
-        let mut out = Vec::new();
-        for guard in self.0.range(start.to_vec()..) {
-            if out.len() >= limit {
-                break;
-            }
-            let (key, value) = guard.into_inner().map_err(read_error)?;
-            if !key.starts_with(prefix) {
-                break;
-            }
-            out.push((key.to_vec(), value.to_vec()));
-        }
-        Ok(out)
+        collect(self.0.range(start.to_vec()..), prefix, limit)
+    }
+}
+
+impl Kv for SnapshotKv<'_> {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        Ok(self
+            .0
+            .get(self.1, key)
+            .map_err(read_error)?
+            .map(|v| v.to_vec()))
+    }
+
+    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
+        let start = if from < prefix { prefix } else { from };
+        collect(self.0.range(self.1, start.to_vec()..), prefix, limit)
     }
 }
 
@@ -197,7 +217,11 @@ impl Engine {
 
     fn query(&self, op: &NsOp) -> NsReply {
         self.inner.reads.fetch_add(1, Ordering::Relaxed);
-        fastcache_namespace::answer(&self.inner.state, op).unwrap_or_else(|error| {
+        fastcache_namespace::answer(
+            &SnapshotKv(self.inner.db.snapshot(), &self.inner.state.0),
+            op,
+        )
+        .unwrap_or_else(|error| {
             tracing::error!(target: "namespace", %error, "a read of the namespace failed");
             failed()
         })

@@ -3,7 +3,7 @@
 use crate::kv::Kv;
 use crate::state::{Dirent, Done, Fault, State, check_name};
 use fastcache_api::{
-    Attr, Commit, Errno, FILE_SIZE_MAX, Ino, Kind, LINK_MAX, NewInode, NsAnswer, NsOp,
+    Attr, Commit, Errno, FILE_SIZE_MAX, Ino, Kind, LINK_MAX, Layout, NewInode, NsAnswer, NsOp,
     PersistedChunk, RenameMode, SYMLINK_MAX, SetAttr, Time, Version, XATTR_NAME_MAX,
     XATTR_VALUE_MAX, XattrMode,
 };
@@ -429,12 +429,14 @@ impl<K: Kv> State<'_, K> {
             return Err(Errno::ESTALE.into());
         }
         check_runs(commit, attr.chunk_size)?;
-        let mut layout = self.layout(commit.ino)?;
+        let old = self.layout(commit.ino)?;
+        let mut layout = old.clone();
         if let Some(size) = commit.truncate {
             layout.truncate(size, attr.chunk_size);
         }
         layout.lay(&commit.runs, attr.chunk_size);
-        // Versions that this commit replaced: their objects are garbage.
+        // Versions that the file named and names no more: their objects are garbage. Others stay, since a chunk can be
+        // persisted before the commit that names it.
         let indexes = commit.runs.iter().map(|r| u64::from(r.count)).sum::<u64>();
         let stale = if commit.truncate.is_some() || indexes > LOOKUPS_MAX {
             self.cloud_refs(commit.ino, None)?
@@ -447,11 +449,13 @@ impl<K: Kv> State<'_, K> {
             }
             refs
         };
-        for (index, version, at) in stale {
-            if layout
+        let names = |layout: &Layout, index, version| {
+            layout
                 .chunk(index, attr.chunk_size)
-                .is_none_or(|(v, _)| v != version)
-            {
+                .is_some_and(|(v, _)| v == version)
+        };
+        for (index, version, at) in stale {
+            if names(&old, index, version) && !names(&layout, index, version) {
                 self.remove_cloud_ref(commit.ino, index, version, at);
             }
         }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use config::Config;
 use fastcache_api::control::DataStats;
 use fastcache_cache::{FileSystem, Link};
-use fastcache_chunkstore::{Recovered, Store, StoreOptions};
+use fastcache_chunkstore::{Recovered, Store, StoreError, StoreOptions};
 use fastcache_fuse::{Mount, MountOptions, Session};
 use fastcache_reactor::Remote;
 use std::sync::mpsc;
@@ -22,6 +22,10 @@ const POOL_BUFFERS: usize = 96;
 const CRC_BUDGET_BYTES: usize = 64 << 20;
 /// Submission entries of a ring.
 const RING_ENTRIES: u32 = 512;
+/// How long to wait for the store of a process that was just killed.
+const BUSY_MAX: Duration = Duration::from_secs(5);
+/// Pause between two tries.
+const BUSY_LOOK: Duration = Duration::from_millis(100);
 /// How long the mount may take to become free at the end before its connection is cut.
 const UNMOUNT_MAX: Duration = Duration::from_secs(5);
 
@@ -106,14 +110,7 @@ async fn bring_up(
             pending,
             ..
         },
-    ) = Store::open(StoreOptions {
-        path: config.nvme.clone(),
-        capacity_bytes: config.capacity_bytes,
-        format: config.format,
-        force: config.force,
-        crc_budget_bytes: CRC_BUDGET_BYTES,
-    })
-    .await?;
+    ) = open_store(&config).await?;
     let usage = store.usage();
     tracing::info!(target: "nvme", path = %config.nvme.display(), chunks, dirty_chunks = usage.dirty_chunks, used_bytes = usage.used_bytes, capacity_bytes = usage.capacity_bytes, elapsed_ms = elapsed.as_millis(), uncommitted = pending.len(), "the store is open");
 
@@ -185,6 +182,27 @@ async fn bring_up(
     tracing::info!(target: "control", "stopped");
     // The other cores hold nothing that is not on the device now.
     std::process::exit(0);
+}
+
+/// Opens the store. A process that was killed may hold it for a moment longer, while the kernel takes it down.
+async fn open_store(config: &Config) -> Result<(Store, Recovered)> {
+    let since = fastcache_reactor::now();
+    loop {
+        let opened = Store::open(StoreOptions {
+            path: config.nvme.clone(),
+            capacity_bytes: config.capacity_bytes,
+            format: config.format,
+            force: config.force,
+            crc_budget_bytes: CRC_BUDGET_BYTES,
+        })
+        .await;
+        match opened {
+            Err(StoreError::Busy) if since.elapsed() < BUSY_MAX => {
+                fastcache_reactor::sleep(BUSY_LOOK).await;
+            }
+            other => return other.context("the chunk store"),
+        }
+    }
 }
 
 /// Unmounts from a thread that serves no requests, while this core goes on serving.

@@ -234,16 +234,50 @@ fn a_large_hole_is_quick() {
     t.done(NsOp::Persisted {
         chunks: vec![persisted(ino, 7, 1)],
     });
-    let start = std::time::Instant::now();
     t.attr(NsOp::Commit(commit(
         ino,
         0,
         1,
+        vec![run(7, 1, 1, CHUNK)],
+        1 << 40,
+    )));
+    let start = std::time::Instant::now();
+    t.attr(NsOp::Commit(commit(
+        ino,
+        1,
+        2,
         vec![run(0, 1 << 28, 0, 0)],
         1 << 40,
     )));
     assert!(start.elapsed() < std::time::Duration::from_secs(1));
     assert_eq!(t.garbage(), ["7-1"]);
+    t.check();
+}
+
+#[test]
+fn a_chunk_persisted_before_its_commit_keeps_its_object() {
+    let mut t = Tree::new();
+    let ino = t.make(Ino::ROOT, "f", Kind::File);
+    // Version 2 of the chunk is in the cloud before version 1 of the file is committed.
+    t.done(NsOp::Persisted {
+        chunks: vec![persisted(ino, 0, 2)],
+    });
+    t.attr(NsOp::Commit(commit(
+        ino,
+        0,
+        1,
+        vec![run(0, 1, 1, CHUNK)],
+        10,
+    )));
+    assert!(t.garbage().is_empty());
+    t.attr(NsOp::Commit(commit(
+        ino,
+        1,
+        2,
+        vec![run(0, 1, 2, CHUNK)],
+        10,
+    )));
+    assert!(t.garbage().is_empty());
     t.check();
 }
 
