@@ -56,6 +56,13 @@ fn state_key(record: u64, i: u64) -> [u8; 24] {
     key
 }
 
+/// A key of the store that is opened: in order, as inode numbers are.
+fn open_key(n: u64) -> [u8; 24] {
+    let mut key = [0; 24];
+    key[..8].copy_from_slice(&n.to_be_bytes());
+    key
+}
+
 /// Bytes that do not compress to nothing.
 fn value(record: u64, len: usize) -> Vec<u8> {
     let mut x = record | 1;
@@ -273,7 +280,7 @@ fn commits(dir: &Path) -> Result<()> {
 
 /// Child: writes the keys, then ends in order or is killed.
 fn fill(store: &str, dir: &Path, is_killed: bool) -> Result<()> {
-    let pairs = |from: u64| (from..from + FILL_BATCH).map(|n| (state_key(n, 3), value(n, VALUE)));
+    let pairs = |from: u64| (from..from + FILL_BATCH).map(|n| (open_key(n), value(n, VALUE)));
     let end = || {
         if is_killed {
             std::process::abort();
@@ -310,7 +317,7 @@ fn fill(store: &str, dir: &Path, is_killed: bool) -> Result<()> {
 /// Opens the store until one key is read; the time, and how many keys there are.
 fn open(store: &str, dir: &Path) -> Result<(Duration, u64)> {
     let start = Instant::now();
-    let key = state_key(OPEN_KEYS / 2, 3);
+    let key = open_key(OPEN_KEYS / 2);
     if store == "fjall" {
         let fjall = FjallStore::open(dir)?;
         let is_there = fjall.state.get(key)?.is_some();
