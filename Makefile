@@ -108,7 +108,7 @@ bench-quick: build
 
 # The choice of the embedded store: group commit and reopen of the candidates.
 bench-store:
-	cargo bench -p fastcache-benches
+	cargo run --release -p fastcache-benches --bin embedded-store
 
 clean:
 	@if [ -x $(CTL) ] && [ -f $(DIR)/node.json ]; then $(CTL) down --dir $(DIR) || true; fi

@@ -212,9 +212,10 @@ impl InodeState {
 impl FileSystem {
     /// When attributes that were just told stop being valid.
     pub(crate) fn deadline_of(&self, lease_ms: Option<u32>) -> Option<Instant> {
-        self.inner
-            .lease_ms
-            .store(lease_ms.unwrap_or(0), std::sync::atomic::Ordering::Relaxed);
+        self.inner.lease_ms.store(
+            lease_ms.unwrap_or(crate::ENDLESS_MS),
+            std::sync::atomic::Ordering::Relaxed,
+        );
         lease_ms
             .map(|ms| fastcache_reactor::now() + std::time::Duration::from_millis(u64::from(ms)))
     }

@@ -32,6 +32,9 @@ use std::time::Duration;
 /// How long the kernel may keep names and attributes that are under a lease without end.
 const ENDLESS_LEASE: Duration = Duration::from_secs(3600);
 
+/// Stands for a lease without end where milliseconds are kept.
+pub(crate) const ENDLESS_MS: u32 = u32::MAX;
+
 /// A name that was found or made.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -134,7 +137,7 @@ pub(crate) struct Inner {
     pub notify: OnceLock<Box<dyn KernelNotify>>,
     /// Chunk size of new files, bytes; the agent says it at the handshake.
     pub chunk_size: AtomicU32,
-    /// Length of the lease that answers came with, ms; 0: without end.
+    /// Length of the lease that answers came with, ms; `ENDLESS_MS`: without end.
     pub lease_ms: AtomicU32,
     pub orphans: Mutex<Vec<Ino>>,
     pub is_stopping: AtomicBool,
@@ -157,7 +160,7 @@ impl FileSystem {
                 counters: Counters::default(),
                 notify: OnceLock::new(),
                 chunk_size: AtomicU32::new(4 << 20),
-                lease_ms: AtomicU32::new(0),
+                lease_ms: AtomicU32::new(ENDLESS_MS),
                 orphans: Mutex::new(Vec::new()),
                 is_stopping: AtomicBool::new(false),
                 started: fastcache_reactor::now(),
@@ -208,7 +211,7 @@ impl FileSystem {
 
     pub(crate) fn lease(&self) -> Duration {
         match self.inner.lease_ms.load(Ordering::Relaxed) {
-            0 => ENDLESS_LEASE,
+            ENDLESS_MS => ENDLESS_LEASE,
             ms => Duration::from_millis(u64::from(ms)),
         }
     }

@@ -73,7 +73,7 @@ impl FileSystem {
 
     fn current_lease_ms(&self) -> Option<u32> {
         match self.inner.lease_ms.load(Ordering::Relaxed) {
-            0 => None,
+            crate::ENDLESS_MS => None,
             ms => Some(ms),
         }
     }
