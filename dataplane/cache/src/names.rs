@@ -95,6 +95,10 @@ impl FileSystem {
         };
         let is_size_only = set == fastcache_api::SetAttr::default();
         if !is_size_only || (request.set.kill_suid && request.size.is_none()) {
+            // A commit that is on its way would set the time of the last write over the one set here.
+            if let Some(inode) = self.inner.inodes.get(ino) {
+                self.commits_sent(&inode).await?;
+            }
             let op = NsOp::SetAttr {
                 ino,
                 set: request.set,
