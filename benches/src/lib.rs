@@ -2,4 +2,4 @@
 //!
 //! | program | what it measures |
 //! |---|---|
-//! | `embedded-store` | fjall against redb: group commit and reopening (docs/adr/2026-11-20-embedded-store.md) |
+//! | `embedded-store` | fjall against redb: group commit and reopening (docs/adr/0003-embedded-store.md) |
