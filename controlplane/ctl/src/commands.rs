@@ -196,6 +196,7 @@ pub async fn flush(flags: &FlushFlags) -> anyhow::Result<()> {
 /// Waits until everything asked for is persisted, and shows how far it is on a terminal.
 async fn wait_for_flush(target: &Target, path: &str, is_quiet: bool) -> anyhow::Result<FlushBody> {
     let bar = (!is_quiet && std::io::stderr().is_terminal()).then(bar);
+    let mut told: Option<String> = None;
     let mut away: Option<Instant> = None;
     let query = format!("/api/admin/flush?path={path}&wait=true");
     let done = 'call: loop {
@@ -205,8 +206,11 @@ async fn wait_for_flush(target: &Target, path: &str, is_quiet: bool) -> anyhow::
             tokio::select! {
                 result = &mut waiting => break result,
                 () = tokio::time::sleep(PROGRESS_EVERY) => {
-                    if let Some(bar) = &bar {
-                        show(bar, target).await;
+                    let queue: Result<QueueBody, CallError> =
+                        target.api.get("/api/admin/backlog").await;
+                    match &bar {
+                        Some(bar) => show(bar, queue),
+                        None => tell_failing(&mut told, queue),
                     }
                 }
             }
@@ -239,9 +243,21 @@ fn bar() -> ProgressBar {
     bar
 }
 
+/// Without a terminal: why it takes long, each reason once.
+fn tell_failing(told: &mut Option<String>, queue: Result<QueueBody, CallError>) {
+    if let Ok(QueueBody {
+        failing: Some(error),
+        ..
+    }) = queue
+        && told.as_ref() != Some(&error)
+    {
+        eprintln!("uploads fail, and are tried again: {error}");
+        *told = Some(error);
+    }
+}
+
 /// The queue counts down: the most there ever was is the whole.
-async fn show(bar: &ProgressBar, target: &Target) {
-    let queue: Result<QueueBody, CallError> = target.api.get("/api/admin/backlog").await;
+fn show(bar: &ProgressBar, queue: Result<QueueBody, CallError>) {
     match queue {
         Ok(queue) => {
             let whole = bar

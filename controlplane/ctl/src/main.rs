@@ -33,10 +33,13 @@ use tracing_subscriber::EnvFilter;
 /// Exit code of a command that was not understood, as clap's own.
 const NOT_UNDERSTOOD: u8 = 2;
 
+/// What is logged unless `FASTCACHE_LOG` says otherwise: the retries of a library are told by whoever called it.
+const QUIET_LIBRARIES: &str = "info,object_store=warn,fjall=warn,lsm_tree=warn";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log(match &cli.command {
-        None | Some(Command::Coordinator(_) | Command::Up(_)) => "info",
+        None | Some(Command::Coordinator(_) | Command::Up(_)) => QUIET_LIBRARIES,
         Some(_) => "warn",
     });
     let runtime = match tokio::runtime::Builder::new_multi_thread()
