@@ -45,6 +45,8 @@ const DETACHED: &str = "FASTCACHE_UP_IS_DETACHED";
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of a log that are shown when something did not start.
 const TAIL_LINES: usize = 15;
+/// A log larger than this is put aside at the next start, bytes.
+const LOG_MAX: u64 = 16 << 20;
 /// Port of REST that is tried first.
 const PORT_FIRST: u16 = 8081;
 
@@ -173,11 +175,7 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
-            let said = std::fs::read(&log_path).unwrap_or_default();
-            let new = said
-                .get(usize::try_from(before).unwrap_or(0)..)
-                .unwrap_or_default();
-            eprint!("{}", String::from_utf8_lossy(new));
+            eprint!("{}", text_from(&log_path, before));
             bail!("the node did not start ({status})");
         }
         let node = NodeFile::read(dir).ok().flatten();
@@ -198,7 +196,13 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Opens a log to add to it. One that became large is put aside, so that logs are bounded by twice [`LOG_MAX`] at each
+/// start.
 fn append(path: &Path) -> anyhow::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|m| m.len() > LOG_MAX) {
+        std::fs::rename(path, path.with_extension("log.old"))
+            .with_context(|| path.display().to_string())?;
+    }
     File::options()
         .create(true)
         .append(true)
@@ -206,9 +210,18 @@ fn append(path: &Path) -> anyhow::Result<File> {
         .with_context(|| path.display().to_string())
 }
 
-/// The last lines of a log.
-fn tail(path: &Path) -> String {
-    let text = String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+/// What a log says from a byte on.
+fn text_from(path: &Path, from: u64) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let new = text
+        .get(usize::try_from(from).unwrap_or(0)..)
+        .unwrap_or_default();
+    String::from_utf8_lossy(new).into_owned()
+}
+
+/// The last lines of a log, from a byte on.
+fn tail(path: &Path, from: u64) -> String {
+    let text = text_from(path, from);
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }

@@ -52,6 +52,8 @@ struct Plane {
     started: Instant,
     pause: Duration,
     restart_at: tokio::time::Instant,
+    /// Where this run begins in its log, bytes.
+    log_from: u64,
 }
 
 /// What happened to a plane.
@@ -68,6 +70,7 @@ impl Plane {
             started: Instant::now(),
             pause: BACKOFF_FIRST,
             restart_at: tokio::time::Instant::now(),
+            log_from: 0,
         }
     }
 
@@ -164,6 +167,7 @@ impl Supervisor {
         let kind = plane_of.kind;
         let program = beside_us(kind.program())?;
         let log = append(&self.plan.dir.join(kind.log()))?;
+        plane_of.log_from = log.metadata().map_or(0, |m| m.len());
         let mut command = plane(&program, log)?;
         match kind {
             Kind::Data => {
@@ -220,7 +224,7 @@ impl Supervisor {
                         plane.kind.program(),
                         describe(status),
                         self.plan.dir.join(plane.kind.log()).display(),
-                        tail(&self.plan.dir.join(plane.kind.log()))
+                        tail(&self.plan.dir.join(plane.kind.log()), plane.log_from)
                     );
                 }
             }
@@ -229,18 +233,19 @@ impl Supervisor {
                 break;
             }
             if start.elapsed() > READY_BOUND {
-                let (kind, what) = if is_mounted {
+                let (kind, from, what) = if is_mounted {
                     (
                         Kind::Agent,
+                        agent.log_from,
                         "the node is not healthy, or its mount does not answer",
                     )
                 } else {
-                    (Kind::Data, "nothing is mounted")
+                    (Kind::Data, data.log_from, "nothing is mounted")
                 };
                 bail!(
                     "after {READY_BOUND:?} {what}. The log {} ends with:\n{}",
                     self.plan.dir.join(kind.log()).display(),
-                    tail(&self.plan.dir.join(kind.log()))
+                    tail(&self.plan.dir.join(kind.log()), from)
                 );
             }
             tokio::time::sleep(POLL).await;
