@@ -7,6 +7,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod commit;
 mod content;
 mod fetch;
 mod inode;
@@ -17,6 +18,7 @@ mod read;
 mod seal;
 mod serve;
 mod space;
+mod versions;
 mod write;
 
 pub use link::{Link, Outgoing};
@@ -130,7 +132,7 @@ pub(crate) struct Inner {
     pub link: Link,
     pub arena: RwLock<Arena>,
     pub inodes: InodeTable,
-    pub versions: seal::Versions,
+    pub versions: versions::Versions,
     pub flights: fetch::Flights,
     pub space: space::Space,
     pub counters: Counters,
@@ -154,7 +156,7 @@ impl FileSystem {
                 link,
                 arena: RwLock::new(arena),
                 inodes: InodeTable::default(),
-                versions: seal::Versions::default(),
+                versions: versions::Versions::default(),
                 flights: fetch::Flights::default(),
                 space: space::Space::default(),
                 counters: Counters::default(),

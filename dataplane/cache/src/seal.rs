@@ -5,92 +5,19 @@
 //! sent again until it is answered; `fsync` waits for it.
 
 use crate::inode::{Inode, PendingCommit, Unsealed};
-use crate::link::{expect_answer, unexpected};
+use crate::link::unexpected;
 use crate::open_chunk::{Contents, OpenChunk, device_error};
 use crate::{FileSystem, Result, count, lock};
-use event_listener::Event;
 use fastcache_api::control::{DataEvent, LocalChunk, NodeAnswer, NodeCall};
-use fastcache_api::{ChunkKey, Commit, Errno, Ino, Kind, NsAnswer, NsOp, Run, Time, Version};
-use fastcache_chunkstore::{ChunkBody, PendingSeal, SealChunk, SealData, SealFile};
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use fastcache_api::{ChunkKey, Commit, Errno, Ino, Kind, Run, Time, Version};
+use fastcache_chunkstore::{ChunkBody, SealChunk, SealData, SealFile};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// Versions asked for at once: enough for a second of small files.
-const VERSIONS_BATCH: u32 = 65_536;
-/// Versions left when the next ones are asked for.
-const VERSIONS_LOW: u64 = 8_192;
-/// Pause before a commit that found no agent or coordinator is sent again.
-const COMMIT_PAUSE: Duration = Duration::from_millis(500);
-/// How long an operation waits for commits on their way, a restart of the agent included.
-const COMMITS_MAX: Duration = Duration::from_secs(60);
 /// Files with changes older than this are sealed although they are open.
 const SEAL_AGE: Duration = Duration::from_secs(10);
 
-/// Versions that belong to this node.
-#[derive(Default)]
-pub(crate) struct Versions {
-    range: Mutex<(u64, u64)>,
-    is_asking: std::sync::atomic::AtomicBool,
-    more: Event,
-}
-
 impl FileSystem {
-    /// A version nobody else has.
-    pub(crate) async fn next_version(&self) -> Result<Version> {
-        loop {
-            let listener = self.inner.versions.more.listen();
-            let (got, is_low) = {
-                let mut range = lock(&self.inner.versions.range);
-                let got = (range.0 < range.1).then(|| {
-                    range.0 += 1;
-                    Version(range.0 - 1)
-                });
-                (got, range.1 - range.0 < VERSIONS_LOW)
-            };
-            let must_ask = is_low && !self.inner.versions.is_asking.swap(true, Ordering::AcqRel);
-            match got {
-                Some(version) => {
-                    if must_ask {
-                        let fs = self.clone();
-                        fastcache_reactor::spawn(async move { fs.ask_versions().await }).detach();
-                    }
-                    return Ok(version);
-                }
-                None if must_ask => self.ask_versions().await,
-                None => {
-                    let waited =
-                        fastcache_reactor::timeout(Duration::from_secs(30), listener).await;
-                    waited.map_err(|_| Errno::EIO)?;
-                }
-            }
-        }
-    }
-
-    async fn ask_versions(&self) {
-        let op = NsOp::AllocVersions {
-            count: VERSIONS_BATCH,
-        };
-        match self.inner.link.ns(op).await.and_then(|r| r.result) {
-            Ok(NsAnswer::Versions { first, count }) => {
-                // What is left of the old range is given up: versions are plenty.
-                *lock(&self.inner.versions.range) = (first.0, first.0 + u64::from(count));
-            }
-            Ok(other) => {
-                unexpected(&other);
-            }
-            Err(error) => {
-                tracing::warn!(target: "control", %error, "no versions from the coordinator");
-                fastcache_reactor::sleep(COMMIT_PAUSE).await;
-            }
-        }
-        self.inner
-            .versions
-            .is_asking
-            .store(false, Ordering::Release);
-        self.inner.versions.more.notify(usize::MAX);
-    }
-
     /// `close`: seals what the file has open. An error of an earlier commit is told here, once.
     pub async fn flush(&self, ino: Ino, _fh: u64) -> Result<()> {
         let Some(inode) = self.inner.inodes.get(ino) else {
@@ -113,33 +40,6 @@ impl FileSystem {
             NodeAnswer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
-    }
-
-    /// Waits until everything sealed so far is acknowledged; tells the error of a commit that was refused.
-    pub(crate) async fn commits_done(&self, inode: &Inode) -> Result<()> {
-        self.commits_sent(inode).await?;
-        lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
-    }
-
-    /// Waits until everything sealed so far is answered, one way or the other.
-    pub(crate) async fn commits_sent(&self, inode: &Inode) -> Result<()> {
-        let last = lock(&inode.state).commits.back().map(|c| c.number);
-        let Some(last) = last else { return Ok(()) };
-        let waiting = async {
-            loop {
-                let listener = inode.changed.listen();
-                if lock(&inode.state)
-                    .commits
-                    .front()
-                    .is_none_or(|c| c.number > last)
-                {
-                    return;
-                }
-                listener.await;
-            }
-        };
-        let waited = fastcache_reactor::timeout(COMMITS_MAX, waiting).await;
-        waited.map_err(|_| Errno::EIO)
     }
 
     /// sync(2) and shutdown: every file with changes.
@@ -354,131 +254,6 @@ impl FileSystem {
         }
         let stored = bodies.iter().map(|b| local_chunk(b)).collect();
         self.inner.link.event(ino, DataEvent::Stored(stored));
-    }
-
-    /// Sends a file's commits, oldest first, until none is left.
-    async fn send_commits(&self, inode: &Arc<Inode>) {
-        loop {
-            let (op, now, number) = {
-                let mut state = lock(&inode.state);
-                match state.commits.front() {
-                    Some(c) => (NsOp::Commit(c.commit.clone()), c.now, c.number),
-                    None => {
-                        state.is_committing = false;
-                        break;
-                    }
-                }
-            };
-            let reply = self.inner.link.ns_at(op, now).await;
-            let (attr, refused) = match reply {
-                Ok(reply) => {
-                    let deadline = self.deadline_of(reply.lease_ms);
-                    match expect_answer!(reply, NsAnswer::Attr(a) | NsAnswer::Entry(a) => a) {
-                        Ok(attr) => (Some((attr, deadline)), None),
-                        Err(e) => (None, Some(e)),
-                    }
-                }
-                Err(e) => (None, Some(e)),
-            };
-            if matches!(refused, Some(Errno::EIO | Errno::ETIMEDOUT | Errno::EAGAIN)) {
-                if self.inner.is_stopping.load(Ordering::Relaxed) {
-                    lock(&inode.state).is_committing = false;
-                    break;
-                }
-                fastcache_reactor::sleep(COMMIT_PAUSE).await;
-                continue;
-            }
-            if let Err(error) = self.inner.store.committed(inode.ino, number).await {
-                tracing::error!(target: "nvme", %error, "a commit could not be noted; it is sent again after a restart, harmlessly");
-            }
-            self.inner
-                .counters
-                .uncommitted_files
-                .fetch_sub(1, Ordering::Relaxed);
-            let mut state = lock(&inode.state);
-            state.commits.pop_front();
-            if let Some((attr, deadline)) = attr {
-                state.learn(&attr, deadline);
-            }
-            if let Some(error) = refused {
-                let is_gone = error == Errno::ENOENT;
-                if !is_gone {
-                    count(&self.inner.counters.conflict_files, 1);
-                    tracing::error!(target: "cache", ino = %inode.ino, %error, "the coordinator refused a commit: somebody else changed the file");
-                    state.commit_error = Some(Errno::EIO);
-                }
-                state.attr = None;
-                state.layout = None;
-                state.is_orphan |= is_gone;
-            }
-            drop(state);
-            inode.changed.notify(usize::MAX);
-        }
-        inode.changed.notify(usize::MAX);
-        self.inner.inodes.drop_if_idle(inode.ino);
-    }
-
-    /// After a restart: commits that were sealed and never acknowledged. Returns when all are.
-    pub async fn recover(&self, pending: Vec<PendingSeal>) {
-        for seal in pending {
-            match postcard::from_bytes::<Commit>(&seal.commit) {
-                Ok(commit) => {
-                    let inode = self.inner.inodes.get_or_insert(seal.ino);
-                    let now = commit.mtime;
-                    let pending = PendingCommit {
-                        commit,
-                        number: seal.number,
-                        now,
-                    };
-                    lock(&inode.state).commits.push_back(pending);
-                    count(&self.inner.counters.uncommitted_files, 1);
-                }
-                Err(error) => {
-                    tracing::error!(target: "nvme", ino = %seal.ino, %error, "a SEAL record holds no commit this version can read; it is kept");
-                }
-            }
-        }
-        for inode in self.inner.inodes.all() {
-            self.forget_committed(&inode).await;
-            {
-                let mut state = lock(&inode.state);
-                if state.commits.is_empty() || std::mem::replace(&mut state.is_committing, true) {
-                    continue;
-                }
-            }
-            tracing::info!(target: "cache", ino = %inode.ino, "a file was closed but not committed before the restart: committing it now");
-            self.send_commits(&inode).await;
-        }
-    }
-
-    /// Of commits found on the device, those up to the one the coordinator has are done: only the note was missing.
-    async fn forget_committed(&self, inode: &Inode) {
-        let ino = inode.ino;
-        let answer = match self.inner.link.ns(NsOp::GetAttr { ino }).await {
-            Ok(reply) => reply.result,
-            Err(error) => Err(error),
-        };
-        let Ok(NsAnswer::Attr(attr)) = answer else {
-            return;
-        };
-        let done: Vec<u64> = {
-            let mut state = lock(&inode.state);
-            let upto = state
-                .commits
-                .iter()
-                .rposition(|c| c.commit.version == attr.layout_version);
-            let upto = upto.map_or(0, |at| at + 1);
-            state.commits.drain(..upto).map(|c| c.number).collect()
-        };
-        for number in done {
-            if let Err(error) = self.inner.store.committed(ino, number).await {
-                tracing::error!(target: "nvme", %error, "a commit could not be noted");
-            }
-            self.inner
-                .counters
-                .uncommitted_files
-                .fetch_sub(1, Ordering::Relaxed);
-        }
     }
 
     /// Drops everything of an orphan: open chunks, sealed chunks, what is unsealed.
