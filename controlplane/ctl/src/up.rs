@@ -27,7 +27,9 @@ use crate::settings::{AgentSettings, DataSettings, Defaults, FileConfig, UsageEr
 use anyhow::{Context, bail, ensure};
 use mount_point::MountPoint;
 use serde_json::json;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -163,8 +165,10 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
     let log_path = dir.join("log/supervisor.log");
     let log = append(&log_path)?;
     let before = log.metadata().map_or(0, |m| m.len());
+    let (args, secrets) = without_secrets(std::env::args_os().skip(1));
     let mut child = Command::new(std::env::current_exe().context("own program")?)
-        .args(std::env::args_os().skip(1))
+        .args(args)
+        .envs(secrets)
         .env(DETACHED, "1")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -194,6 +198,33 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// Moves secrets from a command line, which every process list shows, into the environment.
+fn without_secrets(
+    args: impl Iterator<Item = OsString>,
+) -> (Vec<OsString>, Vec<(&'static str, OsString)>) {
+    const SECRETS: [(&str, &str); 2] = [
+        ("--api-key", "FASTCACHE_API_KEY"),
+        ("--azure-key", "FASTCACHE_AZURE_KEY"),
+    ];
+    let (mut kept, mut secrets) = (Vec::new(), Vec::new());
+    let mut args = args;
+    'args: while let Some(arg) = args.next() {
+        for (flag, variable) in SECRETS {
+            if arg == flag {
+                secrets.extend(args.next().map(|value| (variable, value)));
+                continue 'args;
+            }
+            let value = arg.as_bytes().strip_prefix(flag.as_bytes());
+            if let Some(value) = value.and_then(|v| v.strip_prefix(b"=")) {
+                secrets.push((variable, OsStr::from_bytes(value).to_owned()));
+                continue 'args;
+            }
+        }
+        kept.push(arg);
+    }
+    (kept, secrets)
 }
 
 /// Opens a log to add to it. One that became large is put aside, so that logs are bounded by twice [`LOG_MAX`] at each
@@ -331,4 +362,40 @@ fn plane(program: &Path, log: File) -> anyhow::Result<Command> {
         .current_dir("/")
         .process_group(0);
     Ok(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_leave_the_command_line() {
+        let args = [
+            "up",
+            "--api-key",
+            "a",
+            "--port=1",
+            "--azure-key=b",
+            "--api-keys",
+            "--api-key",
+        ];
+        let (kept, secrets) = without_secrets(args.iter().map(OsString::from));
+        assert_eq!(kept, ["up", "--port=1", "--api-keys"]);
+        let want = [("FASTCACHE_API_KEY", "a"), ("FASTCACHE_AZURE_KEY", "b")];
+        assert_eq!(
+            secrets,
+            want.map(|(name, value)| (name, OsString::from(value)))
+        );
+    }
+
+    #[test]
+    fn the_mount_does_not_hide_the_directory() {
+        assert!(ensure_apart(Path::new("/a/d"), Path::new("/a")).is_err());
+        assert!(ensure_apart(Path::new("/a"), Path::new("/a")).is_err());
+        assert!(ensure_apart(Path::new("/a"), Path::new("/a/mnt")).is_ok());
+        assert_eq!(
+            absolute(Path::new("/a/../b/./c/"), "--dir").unwrap(),
+            Path::new("/b/c")
+        );
+    }
 }
