@@ -212,3 +212,145 @@ fn every_errno_has_a_status() {
         );
     }
 }
+
+/// A node with a namespace and no data plane, and a client for its REST.
+struct Served {
+    _state: tempfile::TempDir,
+    node: crate::Node,
+    server: super::RestServer,
+}
+
+impl Served {
+    async fn start(key: Option<&str>) -> Served {
+        let state = tempfile::tempdir().unwrap();
+        let node = crate::Node::start(crate::AgentConfig {
+            socket: state.path().join("nobody.sock"),
+            state_dir: state.path().join("state"),
+            listen: std::net::Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            api_key: key.map(crate::Secret::new),
+            put_limit: 1000,
+            ..crate::AgentConfig::default()
+        })
+        .await
+        .unwrap();
+        let server = super::serve(node.clone()).await.unwrap();
+        Served {
+            _state: state,
+            node,
+            server,
+        }
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+        use http_body_util::{BodyExt, Full};
+        let connector = hyper_util::client::legacy::connect::HttpConnector::new();
+        let client =
+            hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+                .build(connector);
+        let mut request = hyper::Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.server.address()));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::<bytes::Bytes>::default()).unwrap();
+        let answer = client.request(request).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    async fn stop(self) {
+        self.server.stop(std::time::Duration::from_secs(1)).await;
+        self.node.shutdown(std::time::Duration::ZERO).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_its_data_plane_says_so() {
+    let served = Served::start(None).await;
+    let (status, body) = served.ask("GET", "/api/health", &[]).await;
+    assert_eq!(status, 503);
+    assert!(body.contains("\"is_data_connected\":false"), "{body}");
+    let table = [
+        ("GET", "/api/files/nothing", 404, "not_found"),
+        ("GET", "/api/files/nothing/size", 404, "not_found"),
+        ("DELETE", "/api/files/nothing", 404, "not_found"),
+        ("DELETE", "/api/files/no/thing", 404, "not_found"),
+        ("GET", "/api/files", 400, "bad_path"),
+        ("GET", "/api/files/", 400, "bad_path"),
+        ("PUT", "/api/files/a/", 400, "bad_path"),
+        ("PUT", "/api/files/%2e%2e/a", 400, "bad_path"),
+        ("PUT", "/api/files/a/size", 405, "method_not_allowed"),
+        ("POST", "/api/files/a", 405, "method_not_allowed"),
+        ("GET", "/api/nothing", 404, "not_found"),
+        ("GET", "/api/cache?limit=0", 400, "bad_request"),
+        (
+            "GET",
+            "/api/cache?limit=99999999999999999999",
+            400,
+            "bad_request",
+        ),
+        ("GET", "/api/cache?after=x", 400, "bad_request"),
+        ("GET", "/api/cache?after=%", 400, "bad_path"),
+        ("GET", "/api/admin/state", 400, "bad_request"),
+        ("GET", "/api/admin/state?path=..", 400, "bad_path"),
+        ("GET", "/api/admin/state?path=nothing", 404, "not_found"),
+        ("POST", "/api/admin/evict", 400, "bad_request"),
+        ("POST", "/api/admin/flush?wait=perhaps", 400, "bad_request"),
+        ("GET", "/api/cache", 200, "\"chunks\":[]"),
+        ("GET", "/api/cache/stats", 200, "\"nvme\":null"),
+        ("GET", "/api/peers", 200, "\"is_self\":true"),
+        (
+            "GET",
+            "/api/admin/status",
+            200,
+            "\"is_data_connected\":false",
+        ),
+        ("GET", "/metrics", 200, "fastcache_data_connected 0"),
+    ];
+    for (method, path, want, text) in table {
+        let (status, body) = served.ask(method, path, &[]).await;
+        assert_eq!(status, want, "{method} {path}: {body}");
+        assert!(body.contains(text), "{method} {path}: {body}");
+        if status >= 400 {
+            let error: super::types::ErrorBody = serde_json::from_str(&body).unwrap();
+            assert!(!error.error.message.is_empty());
+        }
+    }
+    let (status, _) = served
+        .ask("PUT", "/api/files/a", &[("content-range", "bytes 0-1/2")])
+        .await;
+    assert_eq!(status, 400);
+    let (status, _) = served
+        .ask("PUT", "/api/files/a", &[("content-encoding", "gzip")])
+        .await;
+    assert_eq!(status, 415);
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_is_wanted_by_everything_but_health() {
+    let served = Served::start(Some("right")).await;
+    assert_eq!(served.ask("GET", "/api/health", &[]).await.0, 503);
+    for path in [
+        "/api/files/a",
+        "/api/cache",
+        "/metrics",
+        "/api/admin/status",
+        "/nothing",
+    ] {
+        for given in [None, Some(""), Some("wrong"), Some("righ"), Some("right ")] {
+            let headers: Vec<_> = given.iter().map(|k| ("x-api-key", *k)).collect();
+            let (status, body) = served.ask("GET", path, &headers).await;
+            // blanks around a header's value are not part of it
+            let want = if given == Some("right ") { status } else { 401 };
+            assert_eq!(status, want, "{path} with {given:?}");
+            assert!(!body.contains("righ"), "{body}");
+        }
+        let (status, _) = served.ask("GET", path, &[("x-api-key", "right")]).await;
+        assert_ne!(status, 401, "{path}");
+    }
+    served.stop().await;
+}
