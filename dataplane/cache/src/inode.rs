@@ -95,6 +95,8 @@ pub(crate) struct InodeState {
     pub open_chunks: BTreeMap<u32, Arc<OpenChunk>>,
     /// Changes since the last seal.
     pub unsealed: Unsealed,
+    /// A seal took `unsealed` and is not among `commits` yet.
+    pub is_sealing: bool,
     /// The layout version of the last seal: what the next commit is based on.
     pub sealed_version: Version,
     /// Sealed, not yet acknowledged by the coordinator; oldest first.
@@ -151,6 +153,7 @@ impl InodeState {
             && self.opens == 0
             && self.open_chunks.is_empty()
             && !self.unsealed.is_dirty
+            && !self.is_sealing
             && self.commits.is_empty()
             && !self.is_committing
             && self.commit_error.is_none()
@@ -158,16 +161,22 @@ impl InodeState {
 
     /// Whether local changes are not at the coordinator yet.
     pub fn has_local_changes(&self) -> bool {
-        self.unsealed.is_dirty || !self.commits.is_empty() || !self.open_chunks.is_empty()
+        self.is_uncommitted() || !self.open_chunks.is_empty()
+    }
+
+    /// Whether size and layout differ from the coordinator's.
+    fn is_uncommitted(&self) -> bool {
+        self.unsealed.is_dirty || self.is_sealing || !self.commits.is_empty()
     }
 
     /// Takes newer attributes from the coordinator; size, times of contents and layout version stay local while
     /// there are local changes.
     pub fn learn(&mut self, new: &Attr, deadline: Option<Instant>) {
         self.deadline = deadline;
+        let is_uncommitted = self.is_uncommitted();
         match &mut self.attr {
             Some(old) if old.seq > new.seq => {}
-            Some(old) if self.unsealed.is_dirty || !self.commits.is_empty() => {
+            Some(old) if is_uncommitted => {
                 let (size, mtime, ctime, version) = (
                     old.size,
                     old.mtime,

@@ -127,6 +127,7 @@ impl FileSystem {
         let (commit, before, now) = {
             let mut state = lock(&inode.state);
             let before = std::mem::take(&mut state.unsealed);
+            state.is_sealing = true;
             let (size, mtime, now) = match &state.attr {
                 Some(a) => (a.size, a.mtime, a.ctime),
                 None => (0, Time::now(), Time::now()),
@@ -146,7 +147,11 @@ impl FileSystem {
             };
             (commit, before, now)
         };
-        let bytes = postcard::to_stdvec(&commit).map_err(|_| Errno::EIO)?;
+        let Ok(bytes) = postcard::to_stdvec(&commit) else {
+            resume(&chunks);
+            restore(inode, before);
+            return Err(Errno::EIO);
+        };
         let room = seals.iter().map(|s| s.len.div_ceil(4096) + 3).sum::<u32>();
         let sealed = match self.make_room_for_seal(room, &seals).await {
             Ok(()) => {
@@ -180,6 +185,7 @@ impl FileSystem {
                 state.open_chunks.remove(&chunk.index);
             }
             state.sealed_version = version;
+            state.is_sealing = false;
             if let Some(attr) = &mut state.attr {
                 attr.layout_version = version;
             }
@@ -375,6 +381,7 @@ fn close(chunks: &[Arc<OpenChunk>]) {
 /// Puts back what a failed seal had taken.
 fn restore(inode: &Inode, before: Unsealed) {
     let mut state = lock(&inode.state);
+    state.is_sealing = false;
     let later = std::mem::replace(&mut state.unsealed, before);
     state.unsealed.is_dirty = true;
     state.unsealed.kill_suid |= later.kill_suid;
