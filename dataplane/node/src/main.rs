@@ -74,8 +74,8 @@ fn run(config: Config) -> Result<()> {
                 drop(say);
                 if let Ok(Start::Serve(fs, session)) = receive.await {
                     serve(fs, session).await;
-                            // The lane of this core is still needed: the process ends when the store is closed.
-                            std::future::pending::<()>().await;
+                    // The lane of this core is still needed: the process ends when the store is closed.
+                    std::future::pending::<()>().await;
                 }
             });
             if let Err(error) = ended {
