@@ -270,6 +270,9 @@ impl FileSystem {
         if from == to && from_offset < to_offset + len && to_offset < from_offset + len {
             return Err(Errno::EINVAL);
         }
+        // The end as it is now: a copy behind it moves it, and must not go on with what it wrote itself.
+        let source = self.with_layout(from, false).await?;
+        let len = len.min(attr_of(&source)?.size.saturating_sub(from_offset));
         let target = self.with_layout(to, true).await?;
         let mut done = 0;
         while done < len {

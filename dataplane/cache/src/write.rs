@@ -172,7 +172,8 @@ impl FileSystem {
     }
 
     /// The open chunk, opened over the sealed one when there is one. `within..within + len` is what is about to be
-    /// written: when that covers all valid bytes, the old ones are not needed.
+    /// written: when that covers all valid bytes, the old ones are not needed, unless the store is so full that the
+    /// write may have to wait, or fail: until it is done, the file has the old bytes.
     pub(crate) async fn open_chunk(
         &self,
         inode: &Arc<Inode>,
@@ -180,6 +181,11 @@ impl FileSystem {
         within: usize,
         len: usize,
     ) -> Result<Arc<OpenChunk>> {
+        let id = ChunkId {
+            ino: inode.ino,
+            index,
+        };
+        let mut has_room = false;
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
@@ -188,10 +194,19 @@ impl FileSystem {
                 }
                 let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;
                 let layout = state.layout.as_ref().ok_or(Errno::ESTALE)?;
+                let is_here = |v| {
+                    let body = self.inner.store.get(id);
+                    body.is_some_and(|b| b.key().version == v)
+                };
                 match layout.chunk(index, chunk_size) {
                     Some((version, valid)) if within > 0 || len < valid as usize => {
-                        (version, valid)
+                        Some((version, valid))
                     }
+                    Some((version, valid)) if !self.is_roomy() && is_here(version) => {
+                        Some((version, valid))
+                    }
+                    // The old bytes are elsewhere: nothing is gained by fetching them.
+                    Some(_) if !has_room && !self.is_roomy() => None,
                     _ => {
                         let chunk = Arc::new(OpenChunk::empty(inode.ino, index));
                         state.open_chunks.insert(index, Arc::clone(&chunk));
@@ -199,10 +214,11 @@ impl FileSystem {
                     }
                 }
             };
-            let (version, valid) = sealed;
-            let id = ChunkId {
-                ino: inode.ino,
-                index,
+            let Some((version, valid)) = sealed else {
+                let blocks = u32::try_from(len.div_ceil(BLOCK)).map_err(|_| Errno::EFBIG)?;
+                self.make_room(blocks).await?;
+                has_room = true;
+                continue;
             };
             let Local { body, meta } = self.local_chunk(id, version).await?;
             let valid = valid.min(body.len()) as usize;

@@ -1,0 +1,313 @@
+//! A stand-in for the agent and everything behind it: a table of inodes that changes as the coordinator's does, and a
+//! map of chunks for the cloud. It outlives the node, so that a test can kill one and start the next.
+
+use fastcache_api::control::{
+    DataAnswer, DataCall, DataEvent, LocalChunk, NodeAnswer, NodeCall, ToAgent,
+};
+use fastcache_api::{
+    Attr, ChunkKey, Commit, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
+    OpId, SetAttr, Time, Version,
+};
+use fastcache_cache::{FileSystem, Link};
+use fastcache_chunkstore::crc_all;
+use fastcache_reactor::Arena;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+
+/// A commit as it came: connection, id of the call, request.
+pub type SeenCommit = (u64, u64, NsRequest);
+
+/// The agent. All its state is plain; the tests turn its knobs.
+#[derive(Default)]
+pub struct Agent {
+    table: RefCell<Table>,
+    /// Chunks that are in the cloud.
+    pub cloud: RefCell<HashMap<ChunkKey, Vec<u8>>>,
+    /// Every fetch that was asked for.
+    pub fetches: RefCell<Vec<ChunkKey>>,
+    /// Every commit that was asked for, answered or not.
+    pub commits: RefCell<Vec<SeenCommit>>,
+    /// Every event.
+    pub events: RefCell<Vec<DataEvent>>,
+    /// Commits are noted and not answered.
+    pub ignores_commits: Cell<bool>,
+    /// Fetches wait for `let_fetches_go`.
+    pub holds_fetches: Cell<bool>,
+    /// Fetched bytes differ from what the checksum says.
+    pub damages_fetches: Cell<bool>,
+    held: RefCell<Vec<(u64, ChunkKey, u32)>>,
+}
+
+#[derive(Default)]
+struct Table {
+    files: HashMap<Ino, (Attr, Layout)>,
+    names: HashMap<Vec<u8>, Ino>,
+    answered: HashMap<OpId, NsReply>,
+    next_version: u64,
+    seq: u64,
+}
+
+impl Agent {
+    /// Serves `link` as its connection number `connection`, until the next one takes its place.
+    pub fn attach(self: &Rc<Self>, link: &Link, arena: &Arena, connection: u64) {
+        link.attach(0, connection);
+        let (agent, link, arena) = (Rc::clone(self), link.clone(), arena.clone());
+        fastcache_reactor::spawn(async move {
+            while let Some(messages) = link.outgoing(0, connection, 64).await {
+                for message in messages {
+                    agent.take(&link, &arena, connection, message);
+                }
+            }
+        })
+        .detach();
+    }
+
+    fn take(&self, link: &Link, arena: &Arena, connection: u64, message: ToAgent) {
+        match message {
+            ToAgent::Call(id, NodeCall::Ns(request)) => {
+                if matches!(request.op, NsOp::Commit(_)) {
+                    self.commits
+                        .borrow_mut()
+                        .push((connection, id, request.clone()));
+                    if self.ignores_commits.get() {
+                        return;
+                    }
+                }
+                let reply = self.table.borrow_mut().answer(request);
+                link.answered(0, id, Ok(NodeAnswer::Ns(reply)));
+            }
+            ToAgent::Call(id, NodeCall::Fetch { key, slot }) => {
+                self.fetches.borrow_mut().push(key);
+                if self.holds_fetches.get() {
+                    self.held.borrow_mut().push((id, key, slot));
+                } else {
+                    self.fetch(link, arena, id, key, slot);
+                }
+            }
+            ToAgent::Call(id, NodeCall::Fsync { .. }) => link.answered(0, id, Ok(NodeAnswer::Done)),
+            ToAgent::Call(id, NodeCall::State { .. }) => {
+                link.answered(0, id, Ok(NodeAnswer::State("persisted".to_owned())));
+            }
+            ToAgent::Answer(..) => {
+                panic!("the tests ask through FileSystem::serve, not through the link")
+            }
+            ToAgent::Event(event) => self.events.borrow_mut().push(event),
+        }
+    }
+
+    fn fetch(&self, link: &Link, arena: &Arena, id: u64, key: ChunkKey, slot: u32) {
+        let cloud = self.cloud.borrow();
+        let Some(bytes) = cloud.get(&key) else {
+            link.answered(0, id, Err(Errno::EIO));
+            return;
+        };
+        let mut sent = bytes.clone();
+        if self.damages_fetches.get() {
+            let middle = sent.len() / 2;
+            sent[middle] ^= 1;
+        }
+        let at = u64::from(slot) * arena.slot_bytes() as u64;
+        assert_eq!(
+            rustix::io::pwrite(arena.fd(), &sent, at).unwrap(),
+            sent.len()
+        );
+        let (len, crc32c) = (bytes.len() as u32, crc_all(bytes));
+        link.answered(0, id, Ok(NodeAnswer::Fetched { len, crc32c }));
+    }
+
+    /// Answers the fetches that were held, and holds no more.
+    pub fn let_fetches_go(&self, link: &Link, arena: &Arena) {
+        self.holds_fetches.set(false);
+        for (id, key, slot) in self.held.take() {
+            self.fetch(link, arena, id, key, slot);
+        }
+    }
+
+    /// Attributes and layout as the coordinator has them.
+    pub fn file(&self, ino: Ino) -> (Attr, Layout) {
+        self.table.borrow().files[&ino].clone()
+    }
+
+    /// Copies every dirty chunk in the store to the cloud, verified on the way. The store does not know yet.
+    pub async fn copy_dirty(&self, fs: &FileSystem, arena: &Arena) -> Vec<ChunkKey> {
+        let mut copied = Vec::new();
+        for chunk in inventory(fs).await.into_iter().filter(|c| c.is_dirty) {
+            let key = chunk.key;
+            let (slot, len, crc32c) = match fs.serve(DataCall::ReadChunk { key }).await {
+                Ok(DataAnswer::Slot { slot, len, crc32c }) => (slot, len, crc32c),
+                // A newer version took its place meanwhile.
+                Err(Errno::ENOENT) => continue,
+                other => panic!("ReadChunk of {key}: {other:?}"),
+            };
+            let mut bytes = vec![0; len as usize];
+            let at = u64::from(slot) * arena.slot_bytes() as u64;
+            assert_eq!(
+                rustix::io::pread(arena.fd(), &mut bytes, at).unwrap(),
+                bytes.len()
+            );
+            fs.release_slot(slot);
+            assert_eq!(crc_all(&bytes), crc32c, "checksum of {key} in the slot");
+            let before = self.cloud.borrow_mut().insert(key, bytes.clone());
+            assert!(before.is_none_or(|b| b == bytes), "{key} changed");
+            copied.push(key);
+        }
+        copied
+    }
+
+    /// Brings every dirty chunk in the store to the cloud and marks it clean.
+    pub async fn upload(&self, fs: &FileSystem, arena: &Arena) {
+        let keys = self.copy_dirty(fs, arena).await;
+        fs.serve(DataCall::MarkClean { keys }).await.unwrap();
+    }
+
+    /// Whether the store said that it sealed or promoted a chunk of this file.
+    pub fn heard_of(&self, ino: Ino) -> bool {
+        let is_of = |c: &LocalChunk| c.key.ino == ino;
+        let events = self.events.borrow();
+        events
+            .iter()
+            .any(|e| matches!(e, DataEvent::Stored(chunks) if chunks.iter().any(is_of)))
+    }
+}
+
+/// Every chunk in the store.
+pub async fn inventory(fs: &FileSystem) -> Vec<LocalChunk> {
+    let mut all = Vec::new();
+    let mut from = None;
+    loop {
+        match fs.serve(DataCall::Inventory { from }).await {
+            Ok(DataAnswer::Inventory { chunks, next }) => {
+                all.extend(chunks);
+                if next.is_none() {
+                    return all;
+                }
+                from = next;
+            }
+            other => panic!("Inventory: {other:?}"),
+        }
+    }
+}
+
+impl Table {
+    fn answer(&mut self, request: NsRequest) -> NsReply {
+        assert_eq!(
+            request.id.is_some(),
+            request.op.is_change(),
+            "{:?}",
+            request.op
+        );
+        if let Some(reply) = request.id.and_then(|id| self.answered.get(&id)) {
+            return reply.clone();
+        }
+        let result = self.apply(request.op, request.now);
+        let touched = match &result {
+            Ok(NsAnswer::Attr(a) | NsAnswer::Entry(a)) if request.id.is_some() => vec![a.clone()],
+            _ => Vec::new(),
+        };
+        let reply = NsReply {
+            result,
+            touched,
+            log_position: if request.id.is_some() { self.seq } else { 0 },
+            lease_ms: None,
+        };
+        if let Some(id) = request.id {
+            self.answered.insert(id, reply.clone());
+        }
+        reply
+    }
+
+    fn apply(&mut self, op: NsOp, now: Time) -> Result<NsAnswer, Errno> {
+        self.seq += 1;
+        let seq = self.seq;
+        match op {
+            NsOp::GetAttr { ino } => Ok(NsAnswer::Attr(self.file(ino)?.0.clone())),
+            NsOp::Open { ino, .. } => {
+                let (attr, layout) = self.file(ino)?.clone();
+                Ok(NsAnswer::Opened { attr, layout })
+            }
+            NsOp::Lookup { name, .. } => {
+                let ino = *self.names.get(&name).ok_or(Errno::ENOENT)?;
+                Ok(NsAnswer::Entry(self.file(ino)?.0.clone()))
+            }
+            NsOp::Make { at, new } => Ok(NsAnswer::Entry(self.make(at, &new, now))),
+            NsOp::SetAttr { ino, set } => {
+                let attr = &mut self.file(ino)?.0;
+                set_attr(attr, set, now);
+                attr.seq = seq;
+                Ok(NsAnswer::Attr(attr.clone()))
+            }
+            NsOp::Commit(commit) => {
+                let (attr, layout) = self.file(commit.ino)?;
+                commit_to(attr, layout, &commit, seq)?;
+                Ok(NsAnswer::Attr(attr.clone()))
+            }
+            NsOp::AllocVersions { count } => {
+                let first = Version(self.next_version + 1);
+                self.next_version += u64::from(count);
+                Ok(NsAnswer::Versions { first, count })
+            }
+            NsOp::ListXattr { .. } => Ok(NsAnswer::Names(Vec::new())),
+            NsOp::Reap { .. } | NsOp::ReapAllBut { .. } => Ok(NsAnswer::Done),
+            other => panic!("the tests need no {other:?}"),
+        }
+    }
+
+    fn file(&mut self, ino: Ino) -> Result<&mut (Attr, Layout), Errno> {
+        self.files.get_mut(&ino).ok_or(Errno::ENOENT)
+    }
+
+    fn make(&mut self, at: Option<(Ino, Vec<u8>)>, new: &NewInode, now: Time) -> Attr {
+        let ino = Ino(1000 + self.files.len() as u64);
+        let attr = Attr {
+            ino,
+            kind: Kind::File,
+            mode: new.mode,
+            nlink: 1,
+            uid: new.cred.uid,
+            gid: new.cred.gid,
+            rdev: 0,
+            size: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            chunk_size: new.chunk_size,
+            layout_version: Version::NONE,
+            seq: self.seq,
+        };
+        self.files.insert(ino, (attr.clone(), Layout::default()));
+        if let Some((_, name)) = at {
+            self.names.insert(name, ino);
+        }
+        attr
+    }
+}
+
+fn set_attr(attr: &mut Attr, set: SetAttr, now: Time) {
+    attr.mode = set.mode.unwrap_or(attr.mode);
+    attr.atime = set.atime.unwrap_or(attr.atime);
+    attr.mtime = set.mtime.unwrap_or(attr.mtime);
+    attr.ctime = set.ctime.unwrap_or(now);
+}
+
+/// A commit, as the namespace engine of the control plane does it.
+fn commit_to(attr: &mut Attr, layout: &mut Layout, commit: &Commit, seq: u64) -> Result<(), Errno> {
+    if attr.layout_version == commit.version {
+        return Ok(());
+    }
+    if attr.layout_version != commit.base {
+        return Err(Errno::ESTALE);
+    }
+    for run in &commit.runs {
+        assert!(run.count > 0 && run.valid <= attr.chunk_size, "{run:?}");
+    }
+    if let Some(size) = commit.truncate {
+        layout.truncate(size, attr.chunk_size);
+    }
+    layout.lay(&commit.runs, attr.chunk_size);
+    attr.size = commit.size;
+    attr.mtime = commit.mtime;
+    attr.layout_version = commit.version;
+    attr.seq = seq;
+    Ok(())
+}

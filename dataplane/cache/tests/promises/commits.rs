@@ -1,0 +1,195 @@
+//! Goal: a commit reaches the coordinator once, however often the agent goes away; and what close returned is there
+//! after a kill, what was not closed is not. Method: an agent that does not answer, then the next connection; a node
+//! that is dropped without an end, then the next one on the same store.
+
+use crate::agent::Agent;
+use crate::node::{CHUNK, assert_same, on_reactor, pattern, start, start_detached, until};
+use fastcache_api::{Ino, NsOp};
+use std::rc::Rc;
+
+#[test]
+fn an_unanswered_commit_is_sent_again_exactly_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        let data = pattern(1, 100_000);
+        node.write(ino, 0, &data).await.unwrap();
+        agent.ignores_commits.set(true);
+        node.flush(ino).await.unwrap();
+        until("the commit comes", || agent.commits.borrow().len() == 1).await;
+        assert_eq!(node.fs.stats().uncommitted_files, 1);
+
+        // The second connection does not answer, either; the third one does.
+        node.link.detach(0, 1);
+        agent.attach(&node.link, &node.arena, 2);
+        until("the commit comes again", || {
+            agent.commits.borrow().len() == 2
+        })
+        .await;
+        node.link.detach(0, 2);
+        agent.ignores_commits.set(false);
+        agent.attach(&node.link, &node.arena, 3);
+        node.fsync(ino).await.unwrap();
+
+        let commits = agent.commits.take();
+        let connections: Vec<u64> = commits.iter().map(|c| c.0).collect();
+        assert_eq!(connections, [1, 2, 3]);
+        for (_, id, request) in &commits[1..] {
+            assert_eq!(
+                (id, request),
+                (&commits[0].1, &commits[0].2),
+                "the same call"
+            );
+        }
+        assert_eq!(agent.file(ino).0.size, data.len() as u64);
+        assert_eq!(node.fs.stats().uncommitted_files, 0);
+        assert_same(
+            "the file",
+            &node.read(ino, 0, data.len()).await.unwrap(),
+            &data,
+        );
+    });
+}
+
+#[test]
+fn an_answer_lost_on_the_way_changes_nothing_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        for round in 0..5 {
+            let connection = 2 * round + 2;
+            agent.ignores_commits.set(true);
+            let before = agent.commits.borrow().len();
+            node.write(ino, round * 10, &pattern(round, 10))
+                .await
+                .unwrap();
+            node.flush(ino).await.unwrap();
+            until("the commit comes", || agent.commits.borrow().len() > before).await;
+            // The file goes on meanwhile: the next commit waits behind this one.
+            node.write(ino, 5000, &pattern(round + 100, 10))
+                .await
+                .unwrap();
+            node.flush(ino).await.unwrap();
+            node.link.detach(0, connection - 1);
+            agent.ignores_commits.set(false);
+            agent.attach(&node.link, &node.arena, connection);
+            node.fsync(ino).await.unwrap();
+            // And a connection that is replaced while nothing waits.
+            agent.attach(&node.link, &node.arena, connection + 1);
+        }
+        // Each commit is based on the one before: none was lost, none came out of order.
+        let mut versions = Vec::new();
+        for (_, _, request) in agent.commits.take() {
+            let NsOp::Commit(commit) = request.op else {
+                panic!("only commits are noted")
+            };
+            if versions.last() != Some(&commit.version) {
+                if let Some(last) = versions.last() {
+                    assert_eq!(commit.base, *last);
+                }
+                versions.push(commit.version);
+            }
+        }
+        assert_eq!(versions.len(), 10);
+        assert_eq!(agent.file(ino).0.layout_version, versions[9]);
+        assert_eq!(node.fs.stats().conflict_files, 0);
+    });
+}
+
+#[test]
+fn what_close_returned_survives_a_kill_and_nothing_else_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    // Whole chunks, so that they are sealed ahead of their file, and a tail that waits in memory.
+    let (closed, open) = (pattern(1, 3 * CHUNK + 777), pattern(2, 3 * CHUNK + 777));
+    let (first, second) = (pattern(3, 2 * CHUNK + 10), pattern(4, 2 * CHUNK + 10));
+    let inos: [Ino; 3] = on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let inos = [
+            node.create("closed").await,
+            node.create("open").await,
+            node.create("closed, then changed").await,
+        ];
+        agent.ignores_commits.set(true);
+        node.write(inos[0], 0, &closed).await.unwrap();
+        node.flush(inos[0]).await.unwrap();
+        node.write(inos[2], 0, &first).await.unwrap();
+        node.flush(inos[2]).await.unwrap();
+        let of = |ino| node.fs.store().chunks_of(ino);
+        let sealed: Vec<_> = of(inos[2]).iter().map(|b| b.key()).collect();
+        node.write(inos[1], 0, &open).await.unwrap();
+        node.write(inos[2], 0, &second).await.unwrap();
+        until("full chunks are sealed ahead", || {
+            of(inos[1]).len() == 3
+                && of(inos[2])
+                    .iter()
+                    .filter(|b| !sealed.contains(&b.key()))
+                    .count()
+                    == 2
+        })
+        .await;
+        assert!(agent.heard_of(inos[1]), "their upload can begin");
+        assert_same(
+            "open",
+            &node.read(inos[1], 0, open.len()).await.unwrap(),
+            &open,
+        );
+        inos
+    });
+    for ino in inos {
+        assert_eq!(
+            agent.file(ino).0.size,
+            0,
+            "nothing was committed before the kill"
+        );
+    }
+    agent.ignores_commits.set(false);
+    on_reactor(|| async {
+        let (node, pending) = start_detached(dir.path(), &agent, 2).await;
+        let mut waiting: Vec<Ino> = pending.iter().map(|p| p.ino).collect();
+        waiting.sort();
+        assert_eq!(
+            waiting,
+            [inos[0], inos[2]],
+            "the closed files wait for their commit"
+        );
+        agent.attach(&node.link, &node.arena, 1);
+        node.fs.recover(pending).await;
+        assert_eq!(node.fs.stats().uncommitted_files, 0);
+        for (ino, want) in [
+            (inos[0], &closed[..]),
+            (inos[1], &[][..]),
+            (inos[2], &first[..]),
+        ] {
+            assert_eq!(
+                agent.file(ino).0.size,
+                want.len() as u64,
+                "size after recovery"
+            );
+            let got = node.read(ino, 0, open.len()).await.unwrap();
+            assert_same("after recovery", &got, want);
+        }
+        assert!(
+            node.fs.store().chunks_of(inos[1]).is_empty(),
+            "what was not closed takes no room"
+        );
+    });
+    // Once committed, it is not handed out again, and the next kill changes nothing.
+    on_reactor(|| async {
+        let (node, pending) = start_detached(dir.path(), &agent, 3).await;
+        agent.attach(&node.link, &node.arena, 1);
+        let before = agent.commits.borrow().len();
+        node.fs.recover(pending).await;
+        assert_eq!(
+            agent.commits.borrow().len(),
+            before,
+            "nothing is committed twice"
+        );
+        let got = node.read(inos[0], 0, closed.len()).await.unwrap();
+        assert_same("after the second kill", &got, &closed);
+    });
+}

@@ -1,0 +1,22 @@
+//! What the file system of a node promises, checked on its public API: no FUSE, no socket, no coordinator. The agent is
+//! a task on the same reactor (`agent`), the store is a file in a temporary directory.
+//!
+//! - `contents`: random operations against a model in memory.
+//! - `truncation`: what was cut off stays away.
+//! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
+//! - `misses`: one fetch for everybody, and never wrong bytes.
+//! - `space`: writers wait for room, and go on.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test may fail by panicking, and its numbers are small"
+)]
+
+mod agent;
+mod commits;
+mod contents;
+mod misses;
+mod node;
+mod space;
+mod truncation;
