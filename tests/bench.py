@@ -24,11 +24,13 @@ PROFILES = os.path.join(REPO, "fio-profiles")
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 MIB = 1 << 20
 
-# name, what it says, unit, ratio to raw that the project promises at this stage (None: none yet)
+# name, what it says, unit, ratio to raw that the project promises at this stage (None: none yet). A name with +upload is
+# the same profile while what it writes goes to the cloud (a directory on the same disk, so it takes from the same disk).
 CASES = [
     ("seq_read", "1 MiB direct reads, depth 16", "MB/s", 0.5),
     ("rand_read", "4 KiB random direct reads, depth 32 × 2 jobs", "IOPS", 0.5),
     ("checkpoint_write", "1 MiB direct writes, depth 16, fsync", "MB/s", 0.35),
+    ("checkpoint_write+upload", "the same, uploaded to a directory on this disk meanwhile", "MB/s", None),
     ("mixed", "16 KiB random, 70 % reads, depth 16", "IOPS", None),
     ("small_files", "new files of 16 KiB, 2 jobs", "files/s", None),
     ("reread", "1 MiB buffered reads, read before", "MB/s", None),
@@ -38,12 +40,16 @@ CASES = [
 class Node:
     """A node of its own, in a folder."""
 
-    def __init__(self, home, binaries, capacity):
+    def __init__(self, home, binaries, capacity, cloud):
         self.ctl = os.path.join(binaries, "fastcache-ctl")
-        self.dir = os.path.join(home, "dir")
-        self.mount = os.path.join(home, "mnt")
+        self.dir = os.path.join(home, f"node-{cloud}")
+        self.mount = os.path.join(home, f"mnt-{cloud}")
+        self.cloud = cloud
         os.makedirs(self.mount)
-        self.run("up", "--mount", self.mount, "--detach", "--port", "0", "--nvme-capacity", capacity)
+        self.run(
+            "up", "--mount", self.mount, "--detach", "--port", "0", "--nvme-capacity", capacity,
+            "--cloud-provider", cloud, "--cloud-dir", os.path.join(home, "cloud"),
+        )
 
     def run(self, command, *args):
         return subprocess.run(
@@ -52,8 +58,9 @@ class Node:
         ).stdout
 
     def settle(self):
-        """Everything is in the cloud: nothing is uploaded while something is measured."""
-        self.run("flush", "--wait")
+        """Everything is in the cloud: nothing is uploaded while something else is measured."""
+        if self.cloud != "none":
+            self.run("flush", "--wait")
 
     def fuse_requests(self):
         """Requests by operation name."""
@@ -62,7 +69,7 @@ class Node:
 
     def stop(self):
         try:
-            self.run("down")
+            self.run("down", "--stop-timeout", "1")
         except (subprocess.SubprocessError, OSError) as error:
             print(f"down: {error}", file=sys.stderr)
             subprocess.run(["umount", "-l", self.mount], check=False, stderr=subprocess.DEVNULL)
@@ -85,6 +92,7 @@ def find(value, name):
 def fio(profile, folder, settings):
     """One run; the number that the case is about, and the median latency in µs."""
     unit = next(c[2] for c in CASES if c[0] == profile)
+    profile = profile.split("+")[0]
     env = dict(
         os.environ,
         GLIBC_TUNABLES="glibc.malloc.hugetlb=1",
@@ -172,27 +180,33 @@ def measure(settings, home):
     """Rows of the table, and what a re-read asked."""
     raw = os.path.join(home, "raw")
     os.makedirs(raw)
-    node = Node(home, settings.binaries, settings.capacity)
+    nodes = []
     try:
+        # Writes are measured where nothing is uploaded, because nothing is on the raw side either.
+        for cloud in ("dir", "none"):
+            nodes.append(Node(home, settings.binaries, settings.capacity, cloud))
+        node, local = nodes
         print("laying out the files", file=sys.stderr)
-        write_file(os.path.join(raw, "bench"), settings.size)
-        write_file(os.path.join(node.mount, "bench"), settings.size)
+        for folder in (raw, node.mount, local.mount):
+            write_file(os.path.join(folder, "bench"), settings.size)
         node.settle()
         results = {case[0]: {"raw": [], "mount": []} for case in CASES}
         for turn in range(settings.rounds):
             for name, _, unit, _ in CASES:
-                order = [("raw", raw), ("mount", node.mount)]
+                there = local if name == "checkpoint_write" else node
+                order = [("raw", raw), ("mount", there.mount)]
                 if turn % 2:
                     order.reverse()
                 for target, folder in order:
                     value, latency = fio(name, folder, settings)
                     results[name][target].append((value, latency))
-                    print(f"round {turn + 1}  {name:18} {target:6} {value:12,.0f} {unit}", file=sys.stderr)
+                    print(f"round {turn + 1}  {name:24} {target:6} {value:12,.0f} {unit}", file=sys.stderr)
                     if target == "mount":
-                        node.settle()
+                        there.settle()
         asked = reread_requests(node)
     finally:
-        node.stop()
+        for started in nodes:
+            started.stop()
     rows = []
     for name, text, unit, goal in CASES:
         median = {
@@ -260,8 +274,9 @@ def main():
         rows, asked = measure(settings, home)
         text = table(settings, rows, asked, home)
     finally:
-        if os.path.ismount(os.path.join(home, "mnt")):
-            subprocess.run(["umount", "-l", os.path.join(home, "mnt")], check=False)
+        for name in ("mnt-dir", "mnt-none"):
+            if os.path.ismount(os.path.join(home, name)):
+                subprocess.run(["umount", "-l", os.path.join(home, name)], check=False)
         shutil.rmtree(home, ignore_errors=True)
     print(text)
     if settings.write:
