@@ -172,8 +172,8 @@ impl FileSystem {
     }
 
     /// The open chunk, opened over the sealed one when there is one. `within..within + len` is what is about to be
-    /// written: when that covers all valid bytes, the old ones are not needed, unless the store is so full that the
-    /// write may have to wait, or fail: until it is done, the file has the old bytes.
+    /// written: when that covers all valid bytes, the old ones are not fetched for it. Where they are here they are kept
+    /// until the write is done, for it may have to wait, or fail, and others read meanwhile.
     pub(crate) async fn open_chunk(
         &self,
         inode: &Arc<Inode>,
@@ -202,9 +202,7 @@ impl FileSystem {
                     Some((version, valid)) if within > 0 || len < valid as usize => {
                         Some((version, valid))
                     }
-                    Some((version, valid)) if !self.is_roomy() && is_here(version) => {
-                        Some((version, valid))
-                    }
+                    Some((version, valid)) if is_here(version) => Some((version, valid)),
                     // The old bytes are elsewhere: nothing is gained by fetching them.
                     Some(_) if !has_room && !self.is_roomy() => None,
                     _ => {
