@@ -123,11 +123,16 @@ impl FileSystem {
             runs.push(run);
             seals.extend(seal_chunk(chunk, version, contents, len, false));
         }
-        // Everything a writer has been told is done is in `chunks` or was sealed before: take the rest as it is now.
+        // Everything a writer was told before the seal began is in `chunks` or was sealed before: take the rest as it is
+        // now. Chunks that were opened meanwhile are for the next seal.
         let (commit, before, now) = {
             let mut state = lock(&inode.state);
             let before = std::mem::take(&mut state.unsealed);
             state.is_sealing = true;
+            if state.open_chunks.len() > chunks.len() {
+                state.unsealed.is_dirty = true;
+                state.unsealed.since = Some(fastcache_reactor::now());
+            }
             let (size, mtime, now) = match &state.attr {
                 Some(a) => (a.size, a.mtime, a.ctime),
                 None => (0, Time::now(), Time::now()),

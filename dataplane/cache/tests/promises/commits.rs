@@ -193,3 +193,30 @@ fn what_close_returned_survives_a_kill_and_nothing_else_is_committed() {
         assert_same("after the second kill", &got, &closed);
     });
 }
+
+#[test]
+fn a_chunk_that_is_opened_under_a_seal_belongs_to_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let want = on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        // A block on the device and bytes in memory: the seal has to write before it can go on.
+        node.write(ino, 8192, &pattern(1, 4096)).await.unwrap();
+        node.write(ino, 0, &pattern(2, 100)).await.unwrap();
+        let more = pattern(3, 5000);
+        let (sealed, written) =
+            futures_util::future::join(node.flush(ino), node.write(ino, CHUNK as u64, &more)).await;
+        sealed.unwrap();
+        written.unwrap();
+        node.flush(ino).await.unwrap();
+        node.read(ino, 0, 2 * CHUNK).await.unwrap()
+    });
+    assert_same("behind the first chunk", &want[CHUNK..], &pattern(3, 5000));
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 2).await;
+        let ino = node.fs.lookup(Ino::ROOT, b"file").await.unwrap().attr.ino;
+        let got = node.read(ino, 0, 2 * CHUNK).await.unwrap();
+        assert_same("after a kill", &got, &want);
+    });
+}

@@ -1,7 +1,7 @@
 //! Goal: a file holds what was written to it, whatever way the bytes take: in memory, open, sealed, evicted, fetched,
 //! after a kill, on another node. Method: random operations from fixed seeds on one file of several chunks, compared
 //! byte for byte with a vector; then the node is dropped without an end, started again, emptied, and replaced by
-//! one that has nothing but the layout and the cloud. `FASTCACHE_SEED` replays one seed; the operations are printed.
+//! one that has nothing but the layout and the cloud. `FASTCACHE_SEED` runs one seed, any number; the operations are printed.
 
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, assert_same, on_reactor, soon, start};
@@ -16,8 +16,10 @@ use std::rc::Rc;
 const LIMIT: usize = 6 * CHUNK + 1000;
 /// Operations for each seed.
 const OPERATIONS: usize = 250;
-/// Seeds 0 to this one, exclusive.
-const SEEDS: u64 = 24;
+/// Seeds that every run takes: the first ones, and those that found something once.
+const SEEDS: [u64; 22] = [
+    0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 293,
+];
 const KEEP_SIZE: i32 = 1;
 const PUNCH_HOLE: i32 = 2;
 const ZERO_RANGE: i32 = 16;
@@ -39,11 +41,9 @@ fn random_operations_agree_with_a_model() {
     let only = std::env::var("FASTCACHE_SEED")
         .ok()
         .map(|s| s.parse::<u64>().unwrap());
-    for seed in 0..SEEDS {
-        if only.is_none_or(|s| s == seed) {
-            println!("FASTCACHE_SEED={seed}");
-            run_seed(seed);
-        }
+    for seed in only.map_or(SEEDS.to_vec(), |seed| vec![seed]) {
+        println!("FASTCACHE_SEED={seed}");
+        run_seed(seed);
     }
 }
 
