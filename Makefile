@@ -14,7 +14,7 @@ CTL := target/release/fastcache-ctl
 E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastcache-tests
 
 .PHONY: help build run stop run-coordinator run-client-1 setup test test-verbose test-unit test-e2e test-posix \
-        test-cluster test-faults lint fmt bench bench-quick bench-store clean
+        test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,7 +24,8 @@ help:
 	@echo 'make build            the two binaries, in target/release'
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-cluster | test-verbose'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-rest | test-clouds | test-ceph | test-cluster | test-verbose'
+	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make lint | fmt | clean'
 
@@ -48,8 +49,8 @@ stop:
 run-coordinator:
 	@tests/setup/install.sh run
 	@$(MAKE) --no-print-directory build
-	@mkdir -p dev/coordinator
-	$(CTL) coordinator --listen 0.0.0.0:8080 --state-dir dev/coordinator
+	@mkdir -p dev/coordinator dev/cloud
+	$(CTL) coordinator --listen 0.0.0.0:8080 --state-dir dev/coordinator --cloud-provider dir --cloud-dir dev/cloud
 
 run-client-1:
 	@tests/setup/install.sh run
@@ -71,17 +72,63 @@ test-verbose:
 # With debug assertions.
 test-unit:
 	cargo test --workspace --exclude fastcache-tests
+	FASTCACHE_RACE_RUNS=500 cargo test -p fastcache-reactor --features race --lib -- race::
 
 # Real processes, a real mount, a real S3 server. One at a time: they share the machine's disk and cores.
 test-e2e: setup build
 	$(E2E) --no-fail-fast -- --test-threads=1 $(TEST_ARGS)
 
+# The POSIX suites, and the load of our own, in their long forms: about half an hour.
 test-posix: setup build
-	$(E2E) --test posix -- --test-threads=1 --nocapture
+	FASTCACHE_FSX_SEEDS=8 FASTCACHE_FSX_OPS=10000 FASTCACHE_FSX_SECONDS=3600 \
+	FASTCACHE_LOAD_ROUNDS=10 FASTCACHE_LOAD_OPS=8000 FASTCACHE_LOAD_SECONDS=3600 \
+	FASTCACHE_STRESS_SECONDS=5 \
+	$(E2E) --no-fail-fast --test posix --test fsx --test stress --test load --test interrupts -- \
+		--test-threads=1 --nocapture
 
-# The long form of the kill -9 test: 50 rounds.
+# Programs on the mount, the long form: PostgreSQL, SQLite, builds, Python, checkpoints.
+.PHONY: test-programs
+test-programs: setup build
+	FASTCACHE_PROGRAMS_LONG=1 $(E2E) --no-fail-fast --test 'programs*' -- --test-threads=1 --nocapture
+
+# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand.
 test-faults: setup build
-	FASTCACHE_CRASH_ROUNDS=50 $(E2E) --test crash -- --test-threads=1 --nocapture
+	FASTCACHE_DAMAGE_ROUNDS=2000 cargo test --release -p fastcache-chunkstore --test damaged_images
+	FASTCACHE_CRASH_ROUNDS=50 FASTCACHE_LOSS_ROUNDS=50 FASTCACHE_FAULTS=long $(E2E) --no-fail-fast --test crash \
+		--test bucket_history --test faults_cloud \
+		--test faults_device --test faults_processes --test faults_clock -- \
+		--test-threads=1 --nocapture --include-ignored
+
+# The long form of schemathesis against both servers: five minutes each.
+test-rest: setup build
+	FASTCACHE_CONTRACT_SECONDS=300 $(E2E) --test rest_contract -- --test-threads=1 --nocapture
+
+# Every object store that can be had here: moto, Azurite, and s3s-fs, which checks signatures.
+test-clouds:
+	@tests/setup/install.sh clouds
+	@$(MAKE) --no-print-directory build
+	FASTCACHE_CLOUDS=s3s $(E2E) --test clouds -- --test-threads=1 --nocapture
+
+# A real Ceph object gateway of one node; 430 MB of memory.
+test-ceph:
+	@tests/setup/install.sh ceph
+	@$(MAKE) --no-print-directory build
+	FASTCACHE_CLOUDS=ceph $(E2E) --test clouds ceph -- --test-threads=1 --nocapture
+
+# What threads share, in thousands of interleavings (shuttle), and the buffers under Miri where a toolchain has it: two to
+# five minutes.
+test-race:
+	cargo test -p fastcache-reactor --features race --lib -- race::
+	@if cargo +nightly miri --version >/dev/null 2>&1; then \
+		MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=8 \
+			timeout 240 cargo +nightly miri test -p fastcache-reactor --lib -- buffer::tests; \
+	else \
+		echo 'Miri is not installed (rustup +nightly component add miri): buffers were tested by models only'; \
+	fi
+
+# The long form of gc: beside writers for two minutes, and until what is queued is deleted (a quarter of an hour).
+test-gc: setup build
+	FASTCACHE_GC_LONG=1 $(E2E) --test gc_fsck -- --test-threads=1 --nocapture
 
 test-cluster:
 	@echo 'There is no test with several nodes yet: peers and revocations between nodes come with a later issue.'

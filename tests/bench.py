@@ -24,32 +24,31 @@ PROFILES = os.path.join(REPO, "fio-profiles")
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 MIB = 1 << 20
 
-# name, what it says, unit, ratio to raw that the project promises at this stage (None: none yet). A name with +upload is
-# the same profile while what it writes goes to the cloud (a directory on the same disk, so it takes from the same disk).
+# name, what it says, unit, ratio to raw that the project promises at this stage (None: none yet). The node writes through to
+# a directory on the same disk, as a node does that is started with nothing but defaults.
 CASES = [
     ("seq_read", "1 MiB direct reads, depth 16", "MB/s", 0.5),
     ("rand_read", "4 KiB random direct reads, depth 32 × 2 jobs", "IOPS", 0.5),
     ("checkpoint_write", "1 MiB direct writes, depth 16, fsync", "MB/s", 0.35),
-    ("checkpoint_write+upload", "the same, uploaded to a directory on this disk meanwhile", "MB/s", None),
+    ("ingest", "2 GiB of new data, 1 MiB direct writes, uploaded to the same disk meanwhile", "MB/s", None),
     ("mixed", "16 KiB random, 70 % reads, depth 16", "IOPS", None),
     ("small_files", "new files of 16 KiB, 2 jobs", "files/s", None),
     ("reread", "1 MiB buffered reads, read before", "MB/s", None),
 ]
 
+# Random writes scatter a file's blocks in the store, and new data needs a new file.
+OWN_FILE = ("mixed", "ingest")
+
 
 class Node:
     """A node of its own, in a folder."""
 
-    def __init__(self, home, binaries, capacity, cloud):
+    def __init__(self, home, binaries, capacity):
         self.ctl = os.path.join(binaries, "fastcache-ctl")
-        self.dir = os.path.join(home, f"node-{cloud}")
-        self.mount = os.path.join(home, f"mnt-{cloud}")
-        self.cloud = cloud
+        self.dir = os.path.join(home, "node")
+        self.mount = os.path.join(home, "mnt")
         os.makedirs(self.mount)
-        self.run(
-            "up", "--mount", self.mount, "--detach", "--port", "0", "--nvme-capacity", capacity,
-            "--cloud-provider", cloud, "--cloud-dir", os.path.join(home, "cloud"),
-        )
+        self.run("up", "--mount", self.mount, "--detach", "--port", "0", "--nvme-capacity", capacity)
 
     def run(self, command, *args):
         return subprocess.run(
@@ -59,8 +58,7 @@ class Node:
 
     def settle(self):
         """Everything is in the cloud: nothing is uploaded while something else is measured."""
-        if self.cloud != "none":
-            self.run("flush", "--wait")
+        self.run("flush", "--wait")
 
     def fuse_requests(self):
         """Requests by operation name."""
@@ -92,13 +90,12 @@ def find(value, name):
 def fio(profile, folder, settings):
     """One run; the number that the case is about, and the median latency in µs."""
     unit = next(c[2] for c in CASES if c[0] == profile)
-    profile = profile.split("+")[0]
     env = dict(
         os.environ,
         GLIBC_TUNABLES="glibc.malloc.hugetlb=1",
-        FIO_FILE=os.path.join(folder, "mixed" if profile == "mixed" else "bench"),
+        FIO_FILE=os.path.join(folder, profile if profile in OWN_FILE else "bench"),
         FIO_DIR=os.path.join(folder, "small"),
-        FIO_SIZE=str(settings.size),
+        FIO_SIZE=str(2 * settings.size if profile == "ingest" else settings.size),
         FIO_RUNTIME=str(settings.runtime),
         FIO_NRFILES=str(settings.files),
     )
@@ -180,24 +177,17 @@ def measure(settings, home):
     """Rows of the table, and what a re-read asked."""
     raw = os.path.join(home, "raw")
     os.makedirs(raw)
-    nodes = []
+    node = Node(home, settings.binaries, settings.capacity)
     try:
-        # Writes are measured where nothing is uploaded, because nothing is on the raw side either.
-        for cloud in ("dir", "none"):
-            nodes.append(Node(home, settings.binaries, settings.capacity, cloud))
-        node, local = nodes
         print("laying out the files", file=sys.stderr)
-        for folder in (raw, node.mount, local.mount):
-            write_file(os.path.join(folder, "bench"), settings.size)
-        # Random writes scatter a file's blocks in the store: they have a file of their own.
         for folder in (raw, node.mount):
-            write_file(os.path.join(folder, "mixed"), settings.size)
+            for name in ("bench", "mixed"):
+                write_file(os.path.join(folder, name), settings.size)
         node.settle()
         results = {case[0]: {"raw": [], "mount": []} for case in CASES}
         for turn in range(settings.rounds):
             for name, _, unit, _ in CASES:
-                there = local if name == "checkpoint_write" else node
-                order = [("raw", raw), ("mount", there.mount)]
+                order = [("raw", raw), ("mount", node.mount)]
                 if turn % 2:
                     order.reverse()
                 for target, folder in order:
@@ -205,11 +195,10 @@ def measure(settings, home):
                     results[name][target].append((value, latency))
                     print(f"round {turn + 1}  {name:24} {target:6} {value:12,.0f} {unit}", file=sys.stderr)
                     if target == "mount":
-                        there.settle()
+                        node.settle()
         asked = reread_requests(node)
     finally:
-        for started in nodes:
-            started.stop()
+        node.stop()
     rows = []
     for name, text, unit, goal in CASES:
         median = {
@@ -278,9 +267,8 @@ def main():
         rows, asked = measure(settings, home)
         text = table(settings, rows, asked, home)
     finally:
-        for name in ("mnt-dir", "mnt-none"):
-            if os.path.ismount(os.path.join(home, name)):
-                subprocess.run(["umount", "-l", os.path.join(home, name)], check=False)
+        if os.path.ismount(os.path.join(home, "mnt")):
+            subprocess.run(["umount", "-l", os.path.join(home, "mnt")], check=False)
         shutil.rmtree(home, ignore_errors=True)
     print(text)
     if settings.write:

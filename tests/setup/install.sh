@@ -2,8 +2,10 @@
 # Installs what a Debian 12 machine lacks, each thing only when it is missing, and says what it does.
 #
 #   install.sh run     what `make run` needs: Rust, a linker, root, /dev/fuse, io_uring
-#   install.sh test    that, and what the tests drive: fio, git, sqlite3, rsync, an S3 server, pjdfstest
+#   install.sh test    that, and what the tests drive: fio, git, sqlite3, rsync, attr, stress-ng, nbdkit, faketime, an S3 server, pjdfstest, fsx
 #   install.sh bench   that of `run`, and fio
+#   install.sh clouds  that of `test`, and an S3 server that checks signatures (s3s-fs, two minutes of compiling)
+#   install.sh ceph    that of `test`, and a Ceph object gateway (65 MB of packages)
 #
 # What cannot be installed (root, /dev/fuse, io_uring) is checked, and its absence ends this with the reason.
 set -euo pipefail
@@ -11,12 +13,24 @@ cd "$(dirname "$0")/../.."
 
 what=${1:-test}
 case "$what" in
-run | test | bench) ;;
+run | test | bench | clouds | ceph) ;;
 *)
-    echo "usage: $0 run|test|bench" >&2
+    echo "usage: $0 run|test|bench|clouds|ceph" >&2
     exit 2
     ;;
 esac
+
+# What is wanted beyond the tests.
+extra=
+if [ "$what" = clouds ] || [ "$what" = ceph ]; then
+    extra=$what
+    what=test
+fi
+
+# Two runs at once would be in each other's way.
+mkdir -p target
+exec 9>target/setup.lock
+flock 9
 
 say() { echo "setup: $*"; }
 fail() {
@@ -63,7 +77,19 @@ if [ "$what" = test ]; then
     need rsync rsync
     need tar tar
     need diff diffutils
+    need setfattr attr
     need curl curl
+    need setpriv util-linux
+    need ps procps
+    need node nodejs
+    need npm npm
+    need stress-ng stress-ng
+    # Devices that fail when told to, other people's file systems, and clocks that jump.
+    need losetup mount
+    need mkfs.ext4 e2fsprogs
+    need nbdkit nbdkit
+    need nbdfuse libnbd-bin
+    need faketime faketime
     if command -v python3 >/dev/null 2>&1; then
         python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
     else
@@ -79,6 +105,17 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 [ "$what" = test ] || exit 0
 
+# PostgreSQL runs on the mount in a test of its own; Debian's package would start a server of its own, too.
+if ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+    command -v apt-get >/dev/null 2>&1 || fail "missing: PostgreSQL; install it (this script knows apt-get only)"
+    say "installing postgresql"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -qq update || say "apt-get update failed; trying with the lists that are here"
+    apt-get -qq install -y --no-install-recommends postgresql-common >/dev/null
+    sed -i 's/^#*create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    apt-get -qq install -y --no-install-recommends postgresql >/dev/null
+fi
+
 # ---- what the tests drive ------------------------------------------------------------------------------------------
 
 # A real S3 server (moto) and its client, in an environment of their own.
@@ -89,15 +126,40 @@ if [ ! -x .venv/bin/moto_server ]; then
     .venv/bin/python -m pip install --quiet 'moto[server,s3]>=5,<6'
 fi
 
+# Makes requests from an openapi.json and compares the answers with it.
+if [ ! -x .venv/bin/schemathesis ]; then
+    say "installing schemathesis"
+    .venv/bin/python -m pip install --quiet 'schemathesis>=4.32,<5'
+fi
+
+# A real Azure Blob server.
+if [ ! -f target/tools/azurite/node_modules/azurite/dist/src/blob/main.js ]; then
+    say "installing Azurite (an Azure Blob server)"
+    npm install --prefix target/tools/azurite --omit=dev --no-audit --no-fund --silent azurite@3
+fi
+
 # pjdfstest switches to these users.
 id tests >/dev/null 2>&1 || {
     say "adding the user 'tests' (pjdfstest)"
     useradd --system --user-group --no-create-home --shell /usr/sbin/nologin tests
 }
 
-if [ ! -x target/tools/bin/pjdfstest ]; then
-    say "building pjdfstest"
-    cargo install --quiet pjdfstest --locked --root target/tools --target-dir target/tools/build
+# The POSIX suites.
+for suite in pjdfstest fsx; do
+    if [ ! -x "target/tools/bin/$suite" ]; then
+        say "building $suite"
+        cargo install --quiet "$suite" --locked --root target/tools --target-dir target/tools/build
+        rm -rf target/tools/build
+    fi
+done
+if [ "$extra" = clouds ] && [ ! -x target/tools/bin/s3s-fs ]; then
+    say "building s3s-fs"
+    cargo install --quiet s3s-fs --version 0.14.1 --features binary --locked --root target/tools --target-dir target/tools/build
     rm -rf target/tools/build
+fi
+if [ "$extra" = ceph ] && ! command -v radosgw >/dev/null; then
+    say "installing Ceph"
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+        ceph-mon ceph-osd ceph-mgr ceph-common radosgw >/dev/null
 fi
 say "everything is here"

@@ -5,17 +5,34 @@
 //! lacks something it needs (root, /dev/fuse, io_uring, a tool) fails with the reason.
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod azurite;
 mod bytes;
+mod ceph;
+mod coordinator;
+mod fault_proxy;
+mod http;
+pub mod load;
 mod machine;
+mod mapping;
 mod node;
 mod s3;
+mod s3s;
+mod shared;
 mod tree;
 
+pub use azurite::Azurite;
 pub use bytes::{Bytes, sha256_file};
+pub use ceph::Ceph;
+pub use coordinator::Coordinator;
+pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
+pub use http::{Answer, Http, read_answer, vanish};
 pub use machine::{
     close, drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir,
     wait_until,
 };
+pub use mapping::Mapping;
 pub use node::{Cloud, Node, Plane, Setup};
 pub use s3::S3;
+pub use s3s::S3s;
+pub use shared::{shared_folder, shared_node};
 pub use tree::{SourceTree, assert_same_tree, count_files};

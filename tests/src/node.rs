@@ -40,6 +40,8 @@ pub struct Setup {
     pub capacity: Option<&'static str>,
     /// Further flags of `up`.
     pub flags: Vec<String>,
+    /// Further environment of `up`, which its planes inherit.
+    pub env: Vec<(&'static str, String)>,
     /// A test that takes longer is stopped by force: a hung file system must not hang CI.
     pub limit: Duration,
 }
@@ -50,6 +52,7 @@ impl Default for Setup {
             cloud: Cloud::Dir,
             capacity: None,
             flags: Vec::new(),
+            env: Vec::new(),
             limit: Duration::from_secs(15 * 60),
         }
     }
@@ -79,6 +82,17 @@ impl Node {
     /// When it does not come up, with what it said.
     #[track_caller]
     pub fn start(setup: Setup) -> Node {
+        let node = Node::prepare(setup);
+        node.up();
+        node
+    }
+
+    /// A node in a folder of its own that was not started: for [`Node::try_up`], when it is to be refused.
+    ///
+    /// # Panics
+    /// When there is no room.
+    #[track_caller]
+    pub fn prepare(setup: Setup) -> Node {
         let home = temp_dir("node");
         let mount = home.path().join("mnt");
         std::fs::create_dir(&mount).unwrap_or_else(|e| panic!("{}: {e}", mount.display()));
@@ -91,7 +105,6 @@ impl Node {
             is_over,
         };
         node.watch();
-        node.up();
         node
     }
 
@@ -107,7 +120,16 @@ impl Node {
     /// When it does not come up, with what it said.
     #[track_caller]
     pub fn up(&self) -> String {
-        let out = self.try_up();
+        self.up_with(&[])
+    }
+
+    /// The same, with further flags.
+    ///
+    /// # Panics
+    /// When it does not come up, with what it said.
+    #[track_caller]
+    pub fn up_with(&self, flags: &[&str]) -> String {
+        let out = self.try_up_with(flags);
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         assert!(
             out.status.success(),
@@ -126,6 +148,11 @@ impl Node {
 
     /// The same, whatever comes of it.
     pub fn try_up(&self) -> Output {
+        self.try_up_with(&[])
+    }
+
+    /// The same, with further flags.
+    pub fn try_up_with(&self, flags: &[&str]) -> Output {
         let mut command = Command::new("timeout");
         command
             .arg(UP_LIMIT_S.to_string())
@@ -141,18 +168,37 @@ impl Node {
         if let Some(capacity) = self.setup.capacity {
             command.arg("--nvme-capacity").arg(capacity);
         }
+        self.name_cloud(&mut command);
+        command.args(&self.setup.flags).args(flags);
+        command.envs(self.setup.env.iter().map(|(name, value)| (name, value)));
+        output_of(&mut command)
+    }
+
+    /// `fastcache-ctl rebuild` of this node, whatever comes of it.
+    pub fn try_rebuild(&self, flags: &[&str]) -> Output {
+        let mut command = Command::new("timeout");
+        command
+            .arg(COMMAND_LIMIT_S.to_string())
+            .arg(program("fastcache-ctl"))
+            .args(["rebuild", "--dir"])
+            .arg(self.dir());
+        self.name_cloud(&mut command);
+        output_of(command.args(flags))
+    }
+
+    /// The flags and the environment that name the object store.
+    fn name_cloud(&self, command: &mut Command) {
         match &self.setup.cloud {
             Cloud::Dir => {}
             Cloud::S3(s3) => {
                 command.args(["--cloud-provider", "s3", "--s3-bucket", s3.bucket()]);
-                command.args(["--s3-endpoint", &s3.endpoint(), "--s3-region", "us-east-1"]);
+                let endpoint = s3.endpoint_for_nodes();
+                command.args(["--s3-endpoint", &endpoint, "--s3-region", "us-east-1"]);
                 command
                     .env("AWS_ACCESS_KEY_ID", "test")
                     .env("AWS_SECRET_ACCESS_KEY", "test");
             }
         }
-        command.args(&self.setup.flags);
-        output_of(&mut command)
     }
 
     /// The mount.
@@ -173,6 +219,11 @@ impl Node {
     /// A folder on the disk, outside the mount, that goes when the node goes.
     pub fn outside(&self) -> &Path {
         self.home.path()
+    }
+
+    /// Port of the REST API.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Address of the REST API.
@@ -234,14 +285,39 @@ impl Node {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
-    /// An operator's command with `--json`.
+    /// An operator's command with `--json`, which has to succeed; `status` may say that the node is not well.
     ///
     /// # Panics
     /// When it fails or does not print JSON.
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> Value {
-        let text = self.ctl(&[args, &["--json"]].concat());
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{args:?}: {e}: {text}"))
+        let (code, value) = self.verdict(args);
+        // `status` tells that the node is not well by 1, and has an answer all the same.
+        assert!(
+            code == 0 || (code == 1 && args.first() == Some(&"status")),
+            "fastcache-ctl {args:?}: {code}\n{value:#}\n{}",
+            self.logs()
+        );
+        value
+    }
+
+    /// An operator's command with `--json`: its exit code, and what it printed.
+    ///
+    /// # Panics
+    /// When it does not print JSON.
+    #[track_caller]
+    pub fn verdict(&self, args: &[&str]) -> (i32, Value) {
+        let out = self.try_ctl(&[args, &["--json"]].concat());
+        let text = String::from_utf8_lossy(&out.stdout);
+        let value = serde_json::from_str(&text).unwrap_or_else(|e| {
+            panic!(
+                "{args:?}: {e}: {}\n{text}{}\n{}",
+                out.status,
+                String::from_utf8_lossy(&out.stderr),
+                self.logs()
+            )
+        });
+        (out.status.code().unwrap_or(-1), value)
     }
 
     /// `flush --wait`: returns when everything is in the cloud.
@@ -312,6 +388,18 @@ impl Node {
     }
 
     // ---- processes ----
+
+    /// Most memory a plane had resident since it started, bytes; 0 when it does not run. Locked buffers and the shared
+    /// arena, as far as it was touched, are in it.
+    pub fn peak_memory(&self, plane: Plane) -> u64 {
+        let Some(pid) = self.pid(plane) else { return 0 };
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let kib = status
+            .lines()
+            .find_map(|l| l.strip_prefix("VmHWM:"))
+            .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.unwrap_or(0) << 10
+    }
 
     /// Process id of a plane, from `DIR/node.json`; `None` while there is none.
     pub fn pid(&self, plane: Plane) -> Option<u32> {

@@ -1,5 +1,6 @@
 //! A real S3 server (moto) on a free port, with one bucket.
 
+use crate::fault_proxy::FaultProxy;
 use crate::machine::{free_port, repository, run, wait_until};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
@@ -10,6 +11,8 @@ use std::time::Duration;
 pub struct S3 {
     child: Child,
     port: u16,
+    /// Port that nodes are told: of a proxy, or our own.
+    told: u16,
 }
 
 /// The bucket of the tests.
@@ -35,7 +38,11 @@ impl S3 {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("moto_server: {e}"));
-        let s3 = S3 { child, port };
+        let s3 = S3 {
+            child,
+            port,
+            told: port,
+        };
         wait_until("the S3 server answers", START_LIMIT, || {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
@@ -51,6 +58,23 @@ impl S3 {
     /// Its address.
     pub fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Nodes reach it through a proxy; the tests' own look at the objects does not.
+    #[must_use]
+    pub fn through(mut self, proxy: &FaultProxy) -> S3 {
+        self.told = proxy.port();
+        self
+    }
+
+    /// The address that nodes are told.
+    pub fn endpoint_for_nodes(&self) -> String {
+        format!("http://127.0.0.1:{}", self.told)
+    }
+
+    /// Its port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The bucket's name.

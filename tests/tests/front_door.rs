@@ -241,6 +241,7 @@ fn the_benchmark_runs() {
         "rand_read",
         "mixed",
         "checkpoint_write",
+        "ingest",
         "small_files",
         "reread",
     ] {

@@ -1,6 +1,6 @@
 //! Promise: files may be larger than the NVMe store, whose capacity is never exceeded.
 
-use fastcache_tests::{Bytes, Cloud, Node, S3, Setup, serial, sha256_file};
+use fastcache_tests::{Bytes, Cloud, Node, S3, Setup, drop_page_cache, serial, sha256_file};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -43,6 +43,8 @@ fn goes_through(cloud: Cloud, bytes: u64, capacity: &'static str) {
             }
             drop(file);
             node.flush();
+            // What was just written is in the kernel's page cache, and would be read from there.
+            drop_page_cache();
             let sum = sha256_file(&node.at("large"));
             assert_eq!(sum, sha256_file(&beside));
             sum
@@ -68,6 +70,7 @@ fn goes_through(cloud: Cloud, bytes: u64, capacity: &'static str) {
     );
 
     // A piece in the middle, after everything: neither first nor last in any order of eviction.
+    drop_page_cache();
     let at = bytes / 2 + 12_345;
     let mut buf = vec![0; 100_000];
     let file = std::fs::File::open(node.at("large")).expect("open on the mount");

@@ -62,7 +62,7 @@ pub struct AgentConfig {
     pub fsync: FsyncLevel,
     /// Address of this pod, for other nodes.
     pub pod_ip: Option<String>,
-    /// Uploads at once.
+    /// Most uploads at once; fewer while the store asks for fewer.
     pub upload_parallel: usize,
     /// Cloud reads at once.
     pub fetch_parallel: usize,
@@ -73,6 +73,9 @@ pub struct AgentConfig {
     /// Largest body of a REST `PUT`, bytes.
     pub put_limit: u64,
 }
+
+/// Most uploads at once that can be asked for: each holds a chunk of 4 MiB in memory.
+pub const UPLOADS_MAX: usize = 64;
 
 impl Default for AgentConfig {
     fn default() -> AgentConfig {

@@ -26,12 +26,13 @@ const PARALLEL: usize = 8;
 
 /// Deletes garbage until the node stops.
 pub(crate) async fn collect_loop(inner: Arc<Inner>, cloud: Cloud) {
-    let list = inner.config.state_dir.join("garbage");
+    let list = list_of(&inner);
     let mut left = load(&list);
     let mut pause = LOOK;
     loop {
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = inner.garbage_wake.notified() => {}
             () = inner.stop.cancelled() => return,
         }
         pause = LOOK;
@@ -54,10 +55,22 @@ pub(crate) async fn collect_loop(inner: Arc<Inner>, cloud: Cloud) {
     }
 }
 
+fn list_of(inner: &Inner) -> PathBuf {
+    inner.config.state_dir.join("garbage")
+}
+
+/// Objects that were taken from the namespace's queue, and whose deletion is still under way.
+pub(crate) fn taken(inner: &Inner) -> Vec<String> {
+    load(&list_of(inner))
+}
+
 async fn take(inner: &Inner) -> Vec<String> {
     match inner
         .namespace
-        .call(inner.request(NsOp::TakeGarbage { max: TAKE }))
+        .call(inner.request(NsOp::TakeGarbage {
+            max: TAKE,
+            upto: u64::MAX,
+        }))
         .await
         .result
     {

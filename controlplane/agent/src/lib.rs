@@ -9,9 +9,12 @@
     )
 )]
 
+pub mod check;
 mod config;
 mod error;
 mod garbage;
+pub mod health;
+mod history;
 mod link;
 mod lru;
 pub mod metrics;
@@ -25,7 +28,7 @@ mod tests;
 pub mod types;
 mod victims;
 
-pub use config::{AgentConfig, FsyncLevel, PUT_LIMIT_DEFAULT};
+pub use config::{AgentConfig, FsyncLevel, PUT_LIMIT_DEFAULT, UPLOADS_MAX};
 pub use error::AgentError;
-pub use fastcache_cloud::{CloudConfig, Secret};
+pub use fastcache_cloud::{AzureConfig, CloudConfig, Encryption, Environment, S3Config, Secret};
 pub use node::Node;

@@ -74,6 +74,24 @@ struct Lane {
     serving: AtomicUsize,
 }
 
+/// Somebody waits for an answer. When they go away in mid-wait, a slot in an answer that is there already, or still
+/// comes, goes back.
+struct Asker<'l> {
+    lane: &'l Lane,
+    id: u64,
+    answered: oneshot::Receiver<Result<DataAnswer, Errno>>,
+}
+
+impl Drop for Asker<'_> {
+    fn drop(&mut self) {
+        lock(&self.lane.pending).remove(&self.id);
+        self.answered.close();
+        if let Ok(Ok(DataAnswer::Slot { slot, .. })) = self.answered.try_recv() {
+            let _ = self.lane.releases.send(slot);
+        }
+    }
+}
+
 /// A slot the agent holds; given back when dropped.
 pub(crate) struct Slot {
     session: Arc<Session>,
@@ -133,25 +151,34 @@ impl Session {
 
     /// Asks, and waits for the answer. ENOTCONN when the session broke meanwhile.
     pub(crate) async fn call(&self, lane: usize, call: DataCall) -> Result<DataAnswer, Errno> {
+        self.call_made(lane, || Ok(call)).await
+    }
+
+    /// [`Session::call`] with a call that is made when it is certain to be sent: one that names a slot hands it
+    /// over in that moment, and a caller that goes away before keeps it (and gives it back).
+    pub(crate) async fn call_made(
+        &self,
+        lane: usize,
+        make: impl FnOnce() -> Result<DataCall, Errno>,
+    ) -> Result<DataAnswer, Errno> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         let to = &self.lanes[lane];
         lock(&to.pending).insert(id, answer);
-        let asked = async {
-            to.out
-                .send(ToData::Call(id, call))
-                .await
-                .map_err(|_| Errno::ENOTCONN)?;
-            answered.await.map_err(|_| Errno::ENOTCONN)?
+        let mut asker = Asker {
+            lane: to,
+            id,
+            answered,
         };
-        let done = tokio::select! {
+        let asked = async {
+            let place = to.out.reserve().await.map_err(|_| Errno::ENOTCONN)?;
+            place.send(ToData::Call(id, make()?));
+            (&mut asker.answered).await.map_err(|_| Errno::ENOTCONN)?
+        };
+        tokio::select! {
             done = tokio::time::timeout(ANSWER_DEADLINE, asked) => done.unwrap_or(Err(Errno::ETIMEDOUT)),
             () = self.dead.cancelled() => Err(Errno::ENOTCONN),
-        };
-        if done.is_err() {
-            lock(&to.pending).remove(&id);
         }
-        done
     }
 
     /// Asks for something that is answered with a slot.
@@ -299,8 +326,9 @@ type LaneParts = (
 /// Opens all lanes. Nothing is read from them yet.
 async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>)> {
     let socket = inner.config.socket.clone();
-    let chunk_size = inner.config.chunk_size;
-    let opened = tokio::task::spawn_blocking(move || open_lanes(&socket, chunk_size)).await;
+    let (chunk_size, has_cloud) = (inner.config.chunk_size, inner.cloud.is_some());
+    let opened =
+        tokio::task::spawn_blocking(move || open_lanes(&socket, chunk_size, has_cloud)).await;
     let (hello, arena, streams) = opened.map_err(io::Error::other)??;
     let mut lanes = Vec::with_capacity(streams.len());
     let mut parts = Vec::with_capacity(streams.len());
@@ -328,7 +356,7 @@ async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>
 
 type Opened = (ServerHello, Arena, Vec<std::os::unix::net::UnixStream>);
 
-fn open_lanes(socket: &Path, chunk_size: u32) -> io::Result<Opened> {
+fn open_lanes(socket: &Path, chunk_size: u32, has_cloud: bool) -> io::Result<Opened> {
     let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
     let agent = rand::rng().random();
     let client = |lane| ClientHello {
@@ -336,6 +364,7 @@ fn open_lanes(socket: &Path, chunk_size: u32) -> io::Result<Opened> {
         agent,
         lane,
         chunk_size,
+        has_cloud,
     };
     let (first, hello, fd) = handshake::hello(socket)?;
     if hello.lanes == 0 || hello.lanes > LANES_MAX {

@@ -7,7 +7,10 @@ use crate::node::Inner;
 use fastcache_api::control::DataCall;
 use fastcache_api::grpc;
 use fastcache_api::{NsReply, NsRequest};
-use fastcache_coordinator::{Engine, Namespace, RemoteNamespace, Revocation};
+use fastcache_cloud::Cloud;
+use fastcache_coordinator::{
+    Engine, HistoryConfig, HistoryOptions, Namespace, RemoteNamespace, Revocation,
+};
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tracing::info;
@@ -32,6 +35,7 @@ impl NamespaceHandle {
     pub(crate) async fn open(
         config: &AgentConfig,
         peer_id: &str,
+        cloud: Option<Cloud>,
     ) -> Result<(NamespaceHandle, Revocations), AgentError> {
         let failed = |text: String| AgentError::Namespace(text);
         if let Some(coordinator) = &config.coordinator {
@@ -45,18 +49,21 @@ impl NamespaceHandle {
                 dirty_bytes: 0,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             };
+            let key = config.api_key.as_ref().map(|key| key.expose());
             info!(target: "control", coordinator, "registering with the coordinator");
-            let connected = RemoteNamespace::connect(coordinator, node).await;
+            let connected = RemoteNamespace::connect(coordinator, node, key).await;
             let (remote, revocations) = connected.map_err(|e| failed(e.to_string()))?;
             return Ok((
                 NamespaceHandle::Real(Namespace::Remote(remote)),
                 Some(revocations),
             ));
         }
-        let path = config.state_dir.join("namespace");
-        let opened = tokio::task::spawn_blocking(move || Engine::open(&path)).await;
-        let engine = opened
-            .map_err(|e| failed(e.to_string()))?
+        let history = cloud.map(|cloud| HistoryConfig {
+            cloud,
+            options: HistoryOptions::default(),
+        });
+        let engine = Engine::start(&config.state_dir.join("namespace"), history)
+            .await
             .map_err(|e| failed(e.to_string()))?;
         Ok((NamespaceHandle::Real(Namespace::Embedded(engine)), None))
     }
@@ -74,6 +81,22 @@ impl NamespaceHandle {
     pub(crate) fn set_status(&self, capacity_bytes: u64, used_bytes: u64, dirty_bytes: u64) {
         if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
             remote.set_status(capacity_bytes, used_bytes, dirty_bytes);
+        }
+    }
+
+    /// A heartbeat now, and what the coordinator said.
+    pub(crate) async fn heartbeat(&self) -> Result<(), String> {
+        match self {
+            NamespaceHandle::Real(Namespace::Remote(remote)) => remote.heartbeat().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The nodes, as the coordinator knows them; none from an embedded one.
+    pub(crate) async fn peers(&self) -> Result<Vec<grpc::Peer>, String> {
+        match self {
+            NamespaceHandle::Real(Namespace::Remote(remote)) => remote.peers().await,
+            _ => Ok(Vec::new()),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::error::AgentError;
 use crate::garbage;
 use crate::link::{self, Link, lock, unexpected};
 use crate::lru::Lru;
+use crate::metrics;
 use crate::namespace::{self, NamespaceHandle};
 use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
 use crate::types::{
@@ -60,6 +61,10 @@ pub(crate) struct Inner {
     pub(crate) queue_changed: watch::Sender<()>,
     pub(crate) upload_wake: Notify,
     pub(crate) victims_wake: Notify,
+    /// There is something in the deletion queue.
+    pub(crate) garbage_wake: Notify,
+    /// One `gc` or `fsck` at a time.
+    pub(crate) checking: Semaphore,
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) fetches: Semaphore,
     pub(crate) capacity_bytes: AtomicU64,
@@ -78,6 +83,8 @@ pub(crate) struct Counters {
     pub(crate) get_bytes: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) deletes: AtomicU64,
+    /// Uploads under way.
+    pub(crate) uploading: AtomicU64,
 }
 
 impl Inner {
@@ -114,14 +121,17 @@ impl Node {
     /// in the log and tried again; one that does not exist or refuses is an error.
     pub async fn start(config: AgentConfig) -> Result<Node, AgentError> {
         config.check()?;
+        metrics::install();
         leave_dead_directory();
         std::fs::create_dir_all(&config.state_dir).map_err(|source| AgentError::State {
             path: config.state_dir.clone(),
             source,
         })?;
         let peer_id = config.keep_peer_id()?;
-        let (namespace, revocations) = NamespaceHandle::open(&config, &peer_id).await?;
-        let node = Node::start_on(config, peer_id, namespace).await?;
+        let cloud = open_cloud(&config).await?;
+        let opened = NamespaceHandle::open(&config, &peer_id, cloud.clone()).await?;
+        let (namespace, revocations) = opened;
+        let node = Node::start_on(config, peer_id, namespace, cloud);
         if let Some(revocations) = revocations {
             let task = namespace::revocation_loop(node.inner.clone(), revocations);
             lock(&node.inner.tasks).spawn(task);
@@ -130,12 +140,12 @@ impl Node {
     }
 
     /// [`Node::start`] on a namespace that is open.
-    pub(crate) async fn start_on(
+    pub(crate) fn start_on(
         config: AgentConfig,
         peer_id: String,
         namespace: NamespaceHandle,
-    ) -> Result<Node, AgentError> {
-        let cloud = open_cloud(&config).await?;
+        cloud: Option<Cloud>,
+    ) -> Node {
         if config.fsync == FsyncLevel::Peers {
             info!(target: "control", "fsync level peers: as local while there is no other node");
         }
@@ -162,6 +172,8 @@ impl Node {
             queue_changed: watch::Sender::new(()),
             upload_wake: Notify::new(),
             victims_wake: Notify::new(),
+            garbage_wake: Notify::new(),
+            checking: Semaphore::new(1),
             capacity_bytes: AtomicU64::new(0),
             counters: Counters::default(),
             stop: CancellationToken::new(),
@@ -179,7 +191,12 @@ impl Node {
             }
         }
         info!(target: "control", peer_id = inner.peer_id, "agent started");
-        Ok(Node { inner })
+        Node { inner }
+    }
+
+    /// What the parts of the node share.
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// Waits until the data plane is connected, at most `bound`. Whether it is.
@@ -297,15 +314,17 @@ impl Node {
             .call_for_slot(lane, DataCall::TakeSlot)
             .await
             .map_err(broken)?;
-        let slot = empty.fill(data)?;
         let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
-        let call = DataCall::WriteFile {
-            ino,
-            offset,
-            slot,
-            len,
+        let write = || {
+            let slot = empty.fill(data)?;
+            Ok(DataCall::WriteFile {
+                ino,
+                offset,
+                slot,
+                len,
+            })
         };
-        match session.call(lane, call).await.map_err(broken)? {
+        match session.call_made(lane, write).await.map_err(broken)? {
             DataAnswer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }
@@ -325,6 +344,25 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    /// Gives up a file that was made without a name and will not get one: its chunks and its inode go, now or when
+    /// the data plane is back (which drops the nameless of the run before).
+    pub async fn abandon(&self, ino: Ino) -> Result<(), Errno> {
+        self.inner
+            .link
+            .tell(Some(ino), DataCall::Abandon { ino })
+            .await
+    }
+
+    /// Tells the coordinator at once how this node is; with an embedded one there is nobody to tell.
+    pub async fn heartbeat(&self) -> Result<(), String> {
+        self.inner.namespace.heartbeat().await
+    }
+
+    /// The nodes, as the coordinator knows them; with an embedded one there are none but this.
+    pub async fn peers(&self) -> Result<Vec<fastcache_api::grpc::Peer>, String> {
+        self.inner.namespace.peers().await
     }
 
     /// Durability of a file: of its committed contents.
@@ -399,6 +437,10 @@ impl Node {
             }),
             _ => None,
         };
+        let history = match &namespace {
+            Some(_) => tokio::time::timeout(STATS_WAIT, inner.history(None)).await,
+            None => Ok(Err(Errno::EIO)),
+        };
         let c = &inner.counters;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NodeStats {
@@ -413,9 +455,20 @@ impl Node {
                 deletes: count(&c.deletes),
             },
             namespace,
+            history: history.ok().and_then(Result::ok),
             peer_id: inner.peer_id.clone(),
             coordinator: inner.config.coordinator.clone(),
             uptime: inner.started.elapsed(),
+            has_cloud: inner.cloud.is_some(),
+            is_breaker_open: lock(&inner.breaker).is_open(),
+            uploads_in_flight: count(&c.uploading),
+            fetches_in_flight: u64::try_from(
+                inner
+                    .config
+                    .fetch_parallel
+                    .saturating_sub(inner.fetches.available_permits()),
+            )
+            .unwrap_or(u64::MAX),
         }
     }
 
@@ -450,7 +503,9 @@ fn changed_entries(op: &NsOp) -> Vec<(Ino, Vec<u8>)> {
         NsOp::Unlink { parent, name }
         | NsOp::Rmdir { parent, name }
         | NsOp::Link { parent, name, .. }
-        | NsOp::LinkReplace { parent, name, .. } => vec![(*parent, name.clone())],
+        | NsOp::LinkReplace { parent, name, .. }
+        | NsOp::LinkReplaceIf { parent, name, .. }
+        | NsOp::UnlinkIf { parent, name, .. } => vec![(*parent, name.clone())],
         NsOp::Rename {
             parent,
             name,
@@ -474,7 +529,7 @@ fn leave_dead_directory() {
 }
 
 /// Opens and checks the object store.
-async fn open_cloud(config: &AgentConfig) -> Result<Option<Cloud>, AgentError> {
+pub(crate) async fn open_cloud(config: &AgentConfig) -> Result<Option<Cloud>, AgentError> {
     let refused = |e: fastcache_cloud::CloudError| AgentError::Cloud(e.to_string());
     let Some(cloud) = Cloud::open(&config.cloud).map_err(refused)? else {
         warn!(target: "cloud",

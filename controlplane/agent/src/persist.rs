@@ -6,6 +6,7 @@
 //! know. Killed anywhere in between, the next start finds the chunk dirty and does it again.
 
 pub(crate) mod breaker;
+mod limit;
 pub(crate) mod queue;
 #[cfg(test)]
 mod queue_tests;
@@ -18,11 +19,12 @@ use fastcache_api::{
     ChunkKey, CloudRef, Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, PersistedChunk,
 };
 use fastcache_cloud::{Cloud, CloudError};
+use limit::Limit;
 use metrics::{counter, histogram};
 use queue::Next;
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -45,6 +47,8 @@ enum Outcome {
     Done(PersistedChunk),
     /// The device has this version no more.
     NotHere,
+    /// The next version is being written.
+    Rewritten,
     /// The data plane went away: the next inventory brings the chunk back.
     Disconnected,
     /// The chunk cannot be read here.
@@ -59,22 +63,28 @@ pub(crate) async fn upload_loop(
     finished: mpsc::Sender<PersistedChunk>,
 ) {
     let parallel = inner.config.upload_parallel;
+    let limit = Arc::new(Mutex::new(Limit::new(parallel)));
+    if !inner.may_write().await {
+        return;
+    }
     loop {
         let permit = tokio::select! {
             permit = inner.uploads.clone().acquire_owned() => permit,
             () = inner.stop.cancelled() => return,
         };
         let Ok(permit) = permit else { return };
-        let key = loop {
+        let (key, is_patient) = loop {
             let now = Instant::now();
             let in_flight = parallel.saturating_sub(inner.uploads.available_permits() + 1);
             let wait = match lock(&inner.breaker).may_begin(in_flight, now) {
                 Err(wait) => wait,
                 Ok(()) if inner.link.current().is_none() => None,
+                Ok(()) if !lock(&limit).may_begin(in_flight) => None,
+                Ok(()) if cloud.paused_until().is_some() => cloud.paused_until(),
                 Ok(()) => match inner.next_upload(now) {
-                    Next::Take(key) => break key,
-                    Next::At(at) => Some(at),
-                    Next::Idle => None,
+                    (Next::Take(key), is_patient) => break (key, is_patient),
+                    (Next::At(at), _) => Some(at),
+                    (Next::Idle, _) => None,
                 },
             };
             let wait = wait.unwrap_or_else(|| now + Duration::from_secs(1));
@@ -85,22 +95,27 @@ pub(crate) async fn upload_loop(
             }
         };
         let (inner, cloud, finished) = (inner.clone(), cloud.clone(), finished.clone());
+        let limit = limit.clone();
         tokio::spawn(async move {
+            inner.counters.uploading.fetch_add(1, Ordering::Relaxed);
             let outcome = tokio::select! {
-                outcome = upload(&inner, &cloud, key) => outcome,
+                outcome = upload(&inner, &cloud, key, is_patient) => outcome,
                 () = inner.stop.cancelled() => return,
             };
+            lock(&limit).after(&outcome, Instant::now());
             inner.settle(key, outcome, &finished).await;
+            inner.counters.uploading.fetch_sub(1, Ordering::Relaxed);
             drop(permit);
             inner.upload_wake.notify_one();
         });
     }
 }
 
-async fn upload(inner: &Inner, cloud: &Cloud, key: ChunkKey) -> Outcome {
-    let (bytes, crc32c) = match read_chunk(inner, key).await {
+async fn upload(inner: &Inner, cloud: &Cloud, key: ChunkKey, is_patient: bool) -> Outcome {
+    let (bytes, crc32c) = match read_chunk(inner, key, is_patient).await {
         Ok(read) => read,
         Err(Errno::ENOENT) => return Outcome::NotHere,
+        Err(Errno::EAGAIN) => return Outcome::Rewritten,
         Err(Errno::ENOTCONN) => return Outcome::Disconnected,
         Err(error) => return Outcome::Unreadable(error),
     };
@@ -116,7 +131,8 @@ async fn upload(inner: &Inner, cloud: &Cloud, key: ChunkKey) -> Outcome {
                 .fetch_add(u64::from(len), Ordering::Relaxed);
             counter!("fastcache_cloud_puts_total").increment(1);
             counter!("fastcache_cloud_put_bytes_total").increment(u64::from(len));
-            histogram!("fastcache_cloud_put_seconds").record(began.elapsed().as_secs_f64());
+            histogram!("fastcache_cloud_put_duration_seconds")
+                .record(began.elapsed().as_secs_f64());
             Outcome::Done(PersistedChunk {
                 key,
                 at: CloudRef {
@@ -133,11 +149,11 @@ async fn upload(inner: &Inner, cloud: &Cloud, key: ChunkKey) -> Outcome {
 }
 
 /// A chunk's bytes, copied out of the arena and verified.
-async fn read_chunk(inner: &Inner, key: ChunkKey) -> Result<(Bytes, u32), Errno> {
+async fn read_chunk(inner: &Inner, key: ChunkKey, is_patient: bool) -> Result<(Bytes, u32), Errno> {
     let session = inner.link.current().ok_or(Errno::ENOTCONN)?;
     let lane = session.any_lane();
     let slot = session
-        .call_for_slot(lane, DataCall::ReadChunk { key })
+        .call_for_slot(lane, DataCall::ReadChunk { key, is_patient })
         .await?;
     let (bytes, crc32c) = (slot.copy_out()?, slot.crc32c);
     drop(slot);
@@ -150,12 +166,19 @@ async fn read_chunk(inner: &Inner, key: ChunkKey) -> Result<(Bytes, u32), Errno>
 }
 
 impl Inner {
-    fn next_upload(&self, now: Instant) -> Next {
+    /// What to upload next, and whether it may wait for somebody who writes its next version.
+    fn next_upload(&self, now: Instant) -> (Next, bool) {
         let mut queue = lock(&self.queue);
         let (_, dirty) = queue.left(None);
         let is_pressed = lock(&self.pressed_until).is_some_and(|until| now < until);
         let capacity = self.capacity_bytes.load(Ordering::Relaxed);
-        queue.next(now, is_pressed || dirty > capacity / 4)
+        let is_urgent = is_pressed || dirty > capacity / 4;
+        let next = queue.next(now, is_urgent);
+        let is_patient = match next {
+            Next::Take(key) => !is_urgent && queue.is_patient(key, now),
+            _ => false,
+        };
+        (next, is_patient)
     }
 
     async fn settle(
@@ -182,11 +205,15 @@ impl Inner {
                 drop(queue);
                 self.queue_changed.send_replace(());
             }
+            Outcome::Rewritten => lock(&self.queue).postpone(key, now),
             Outcome::Disconnected => lock(&self.queue).failed(key, Duration::ZERO, now),
             Outcome::Unreadable(errno) => {
-                error!(target: "cloud", %key, %errno, "cannot read a dirty chunk to upload it");
                 counter!("fastcache_upload_read_errors_total").increment(1);
                 let mut queue = lock(&self.queue);
+                // Once: `status` goes on saying it.
+                if queue.failures(key) == 0 {
+                    error!(target: "cloud", %key, %errno, "cannot read a dirty chunk to upload it");
+                }
                 let pause = breaker::pause(queue.failures(key));
                 queue.failed(key, pause, now);
             }
@@ -325,8 +352,9 @@ impl Inner {
         keys.iter().partition(|k| gone.contains(&k.ino))
     }
 
-    /// Waits until what a file (or everything) holds now is persisted. `Ok` also when it was written again
-    /// meanwhile; EIO when a chunk is nowhere to be uploaded from.
+    /// Waits until what a file (or everything) holds now is persisted: its bytes, and then the records of the
+    /// namespace that name them. `Ok` also when it was written again meanwhile; EIO when a chunk is nowhere to be
+    /// uploaded from, ENOTSUP when the records never get into the bucket.
     pub(crate) async fn wait_persisted(
         &self,
         ino: Option<Ino>,
@@ -337,7 +365,8 @@ impl Inner {
         /// Between two looks when nothing happens.
         const LOOK: Duration = Duration::from_millis(100);
         let mut changed = self.queue_changed.subscribe();
-        let mark = {
+        let mut is_marked_again = false;
+        let mut mark = {
             let mut queue = lock(&self.queue);
             queue.hurry(ino);
             queue.mark()
@@ -357,10 +386,24 @@ impl Inner {
                 (was_synced, queue.is_left(ino, mark))
             };
             if is_synced && !is_left {
-                let Some(ino) = ino else { return Ok(()) };
-                match self.is_persisted(ino).await {
-                    Ok(true) => return Ok(()),
-                    Ok(false) if lock(&self.queue).left(Some(ino)).0 > 0 => return Ok(()),
+                let Some(ino) = ino else {
+                    return self.wait_recorded(deadline).await;
+                };
+                match self.is_uploaded(ino).await {
+                    Ok(true) => return self.wait_recorded(deadline).await,
+                    Ok(false) if lock(&self.queue).left(Some(ino)).0 > 0 => {
+                        // Written again meanwhile; or heard of only after the mark, for news come another way than the
+                        // question. A second mark covers that.
+                        if std::mem::replace(&mut is_marked_again, true) {
+                            return self.wait_recorded(deadline).await;
+                        }
+                        let mut queue = lock(&self.queue);
+                        queue.hurry(Some(ino));
+                        mark = queue.mark();
+                        drop(queue);
+                        self.upload_wake.notify_one();
+                        continue;
+                    }
                     Ok(false) => lost += 1,
                     Err(Errno::ENOENT) => return Ok(()),
                     Err(errno) => return Err(errno),
@@ -381,9 +424,10 @@ impl Inner {
         }
     }
 
-    async fn is_persisted(&self, ino: Ino) -> Result<bool, Errno> {
+    async fn is_uploaded(&self, ino: Ino) -> Result<bool, Errno> {
         let state = self.file_state(ino).await?;
-        Ok(state.state == crate::types::Durability::Persisted)
+        let is_dirty = |c: &crate::types::ChunkState| c.state == crate::types::Durability::Dirty;
+        Ok(!state.chunks.iter().any(is_dirty))
     }
 
     /// Cloud refs of a file, of one version of one chunk or all.

@@ -6,127 +6,151 @@
 
 mod admin;
 mod cache;
+mod download;
 mod error;
 mod etag;
 mod files;
-mod path;
+mod peers;
 mod range;
+mod server;
 #[cfg(test)]
 mod tests;
 mod tree;
 pub mod types;
+mod upload;
 
 pub use error::{ApiError, status_of};
-pub use path::{FilePath, PathError};
+use fastcache_api::path;
+pub use fastcache_api::path::{FilePath, PathError};
+pub use server::{RestServer, serve};
 
 use crate::{Node, metrics};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use std::net::SocketAddr;
+use axum::routing::{MethodRouter, get, post};
+use fastcache_api::{API_KEY_HEADER, ApiKey};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use subtle::ConstantTimeEq;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// `PUT`s at once; further ones wait. Each holds one buffer of 4 MiB.
+/// `PUT`s at once. Each holds at most two pieces of 1 MiB: 64 MiB in all.
 const PUTS_MAX: usize = 32;
-/// `GET`s of contents at once; further ones wait. Each holds at most three pieces of 4 MiB.
-const GETS_MAX: usize = 64;
+/// `GET`s of contents at once. Each holds at most three pieces of 256 KiB: 192 MiB in all, when every client is slow.
+const GETS_MAX: usize = 256;
+/// How long a request waits for its turn before it is answered with 503: longer than a client may stop, so that those
+/// behind stopped ones get their turn.
+const TURN_MAX: Duration = Duration::from_secs(60);
 
 /// What the handlers share.
 #[derive(Clone)]
 struct Rest {
     node: Node,
+    key: Option<ApiKey>,
     puts: Arc<Semaphore>,
     gets: Arc<Semaphore>,
 }
 
-/// A listening REST server.
-pub struct RestServer {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
-}
-
-impl RestServer {
-    /// Where it listens: the port it got when port 0 was asked for.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Takes no more connections and waits, at most `bound`, until the requests that run have ended.
-    pub async fn stop(self, bound: Duration) {
-        let _ = self.stop.send(());
-        let abort = self.task.abort_handle();
-        if tokio::time::timeout(bound, self.task).await.is_err() {
-            abort.abort();
-            tracing::warn!(target: "rest", ?bound, "requests still ran when REST had to stop");
-        }
-    }
-}
-
-/// Listens on the configured address and port, and serves until stopped. Needs a tokio runtime.
-pub async fn serve(node: Node) -> std::io::Result<RestServer> {
-    let config = node.config();
-    let at = SocketAddr::new(config.listen, config.port);
-    let listener = tokio::net::TcpListener::bind(at)
-        .await
-        .map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {at}: {e}")))?;
-    let address = listener.local_addr()?;
-    let app = router(node);
-    let (stop, stopped) = oneshot::channel::<()>();
-    let task = tokio::spawn(async move {
-        let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
-            let _ = stopped.await;
-        });
-        if let Err(error) = serving.await {
-            tracing::error!(target: "rest", %error, "REST ended");
-        }
-    });
-    Ok(RestServer {
-        address,
-        stop,
-        task,
+/// A place among those that are served, or 503 after [`TURN_MAX`].
+async fn turn(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError> {
+    let place = tokio::time::timeout(TURN_MAX, places.clone().acquire_owned()).await;
+    // never closed
+    place.ok().and_then(Result::ok).ok_or_else(|| {
+        ApiError::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many transfers at once; try again".to_owned(),
+        )
+        .with_header(header::RETRY_AFTER, header::HeaderValue::from_static("1"))
     })
+}
+
+/// An endpoint: its route, the paths of `/openapi.json` that it serves, its methods.
+type Endpoint = (&'static str, &'static [&'static str], MethodRouter<Rest>);
+
+/// Every endpoint. `rest/openapi.json` describes the same; a test compares the two.
+fn table() -> Vec<Endpoint> {
+    let file = get(files::get_file)
+        .put(files::put_file)
+        .delete(files::delete_file);
+    vec![
+        (
+            "/api/files/{*path}",
+            &["/api/files/{path}", "/api/files/{path}/size"],
+            file,
+        ),
+        ("/api/cache", &["/api/cache"], get(cache::list)),
+        ("/api/cache/stats", &["/api/cache/stats"], get(cache::stats)),
+        ("/api/health", &["/api/health"], get(cache::health)),
+        ("/api/peers", &["/api/peers"], get(peers::list)),
+        ("/api/peers/{id}", &["/api/peers/{id}"], get(peers::one)),
+        (
+            "/api/peers/{id}/heartbeat",
+            &["/api/peers/{id}/heartbeat"],
+            post(peers::heartbeat),
+        ),
+        ("/metrics", &["/metrics"], get(cache::metrics_text)),
+        ("/openapi.json", &["/openapi.json"], get(openapi)),
+        (
+            "/api/admin/status",
+            &["/api/admin/status"],
+            get(admin::status),
+        ),
+        ("/api/admin/state", &["/api/admin/state"], get(admin::state)),
+        (
+            "/api/admin/backlog",
+            &["/api/admin/backlog"],
+            get(admin::backlog),
+        ),
+        (
+            "/api/admin/flush",
+            &["/api/admin/flush"],
+            post(admin::flush),
+        ),
+        (
+            "/api/admin/evict",
+            &["/api/admin/evict"],
+            post(admin::evict),
+        ),
+        ("/api/admin/gc", &["/api/admin/gc"], post(admin::gc)),
+        ("/api/admin/fsck", &["/api/admin/fsck"], post(admin::fsck)),
+    ]
 }
 
 /// The routes, with their middleware.
 pub fn router(node: Node) -> Router {
     metrics::install();
+    let key = node.config().api_key.as_ref();
     let rest = Rest {
+        key: key.map(|key| ApiKey::new(key.expose())),
         node,
         puts: Arc::new(Semaphore::new(PUTS_MAX)),
         gets: Arc::new(Semaphore::new(GETS_MAX)),
     };
-    let file = get(files::get_file)
-        .head(files::head_file)
-        .put(files::put_file)
-        .delete(files::delete_file);
-    Router::new()
+    let mut router = Router::new()
         .route("/api/files", get(files::no_path).fallback(files::no_path))
-        .route("/api/files/", get(files::no_path).fallback(files::no_path))
-        .route("/api/files/{*path}", file)
-        .route("/api/cache", get(cache::list))
-        .route("/api/cache/stats", get(cache::stats))
-        .route("/api/health", get(cache::health))
-        .route("/api/peers", get(cache::peers))
-        .route("/api/peers/{id}", get(cache::peer))
-        .route("/metrics", get(cache::metrics_text))
-        .route("/api/admin/status", get(admin::status))
-        .route("/api/admin/state", get(admin::state))
-        .route("/api/admin/backlog", get(admin::backlog))
-        .route("/api/admin/flush", post(admin::flush))
-        .route("/api/admin/evict", post(admin::evict))
+        .route("/api/files/", get(files::no_path).fallback(files::no_path));
+    for (route, _, methods) in table() {
+        router = router.route(route, methods);
+    }
+    router
         .fallback(not_found)
         .method_not_allowed_fallback(not_allowed)
         .layer(middleware::from_fn_with_state(rest.clone(), want_key))
         .layer(middleware::from_fn(count))
         .with_state(rest)
+}
+
+/// The description of this interface.
+const OPENAPI: &str = include_str!("rest/openapi.json");
+
+/// `GET /openapi.json`.
+async fn openapi() -> Response {
+    let version = concat!("\"", env!("CARGO_PKG_VERSION"), "\"");
+    let text = OPENAPI.replacen("\"0.0.0\"", version, 1);
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 async fn not_found(uri: Uri) -> ApiError {
@@ -138,32 +162,32 @@ async fn not_found(uri: Uri) -> ApiError {
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> ApiError {
-    ApiError::new(
+    let refused = ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method_not_allowed",
         format!("{} does not take {method}", uri.path()),
-    )
+    );
+    // One route with the files, and fewer methods; elsewhere the router tells which there are.
+    if uri.path().starts_with("/api/files/") && uri.path().ends_with("/size") {
+        return refused.with_header(header::ALLOW, files::ALLOWED_OF_SIZE);
+    }
+    refused
 }
 
 /// Refuses requests without the key, telling nothing else.
 async fn want_key(State(rest): State<Rest>, request: Request, next: Next) -> Response {
-    if let Some(key) = &rest.node.config().api_key
-        && request.uri().path() != "/api/health"
-    {
-        let given = request
-            .headers()
-            .get("x-api-key")
-            .map_or(&b""[..], |v| v.as_bytes());
-        if !bool::from(given.ct_eq(key.expose().as_bytes())) {
-            return ApiError::new(
-                StatusCode::UNAUTHORIZED,
-                "unauthorized",
-                "a valid X-API-Key header is required".to_owned(),
-            )
-            .into_response();
-        }
+    let given = request.headers().get(API_KEY_HEADER);
+    let given = given.map_or(&b""[..], |v| v.as_bytes());
+    let is_open = request.uri().path() == "/api/health";
+    if is_open || rest.key.as_ref().is_none_or(|key| key.is(given)) {
+        return next.run(request).await;
     }
-    next.run(request).await
+    ApiError::new(
+        StatusCode::UNAUTHORIZED,
+        "unauthorized",
+        "a valid X-API-Key header is required".to_owned(),
+    )
+    .into_response()
 }
 
 /// Counts requests by method and status, and how long each took to its first byte.

@@ -6,7 +6,7 @@ use crate::node::Inner;
 use crate::types::{ChunkState, Durability, FileState};
 use fastcache_api::control::{DataAnswer, DataCall, DataEvent, NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, CloudRef, Errno, Ino, Kind, NsAnswer, NsOp};
-use fastcache_cloud::{Cloud, CloudError};
+use fastcache_cloud::CloudError;
 use metrics::{counter, histogram};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,6 +44,7 @@ impl Inner {
                 }
             }
             NodeCall::Fsync { ino } => self.fsync(ino).await,
+            NodeCall::Persist { ino } => self.persist_now(ino).await,
             NodeCall::State { ino } => Ok(NodeAnswer::State(
                 self.file_state(ino).await?.state.to_string(),
             )),
@@ -77,7 +78,15 @@ impl Inner {
             .into_iter()
             .find(|(i, v, _)| (*i, *v) == (key.index, key.version));
         let Some((_, _, at)) = found else {
-            error!(target: "cloud", %key, "asked for a chunk that no tier has");
+            let path = self
+                .namespace
+                .call(self.request(NsOp::PathOf { ino: key.ino }));
+            let path = match path.await.result {
+                Ok(NsAnswer::Bytes(path)) => String::from_utf8_lossy(&path).into_owned(),
+                _ => String::new(),
+            };
+            error!(target: "cloud", %key, path,
+                "a chunk is on no device and in no object: it was lost before it was uploaded; the read fails");
             return Err(Errno::EIO);
         };
         let Some(cloud) = &self.cloud else {
@@ -87,34 +96,27 @@ impl Inner {
         };
         let _turn = self.fetches.acquire().await.map_err(|_| Errno::EIO)?;
         let began = Instant::now();
-        let mut got = get_verified(cloud, key, &at).await;
-        if let Err(GetError::Altered(_)) = &got {
-            // Once more: it may have been the network.
-            got = get_verified(cloud, key, &at).await;
-        }
-        match got {
+        match cloud.get_chunk(&at).await {
             Ok(bytes) => {
                 let len = u64::from(at.len);
                 self.counters.gets.fetch_add(1, Ordering::Relaxed);
                 self.counters.get_bytes.fetch_add(len, Ordering::Relaxed);
                 counter!("fastcache_cloud_gets_total").increment(1);
                 counter!("fastcache_cloud_get_bytes_total").increment(len);
-                histogram!("fastcache_cloud_get_seconds").record(began.elapsed().as_secs_f64());
+                histogram!("fastcache_cloud_get_duration_seconds")
+                    .record(began.elapsed().as_secs_f64());
                 Ok((bytes, at.crc32c))
             }
             Err(why) => {
                 self.counters.errors.fetch_add(1, Ordering::Relaxed);
                 counter!("fastcache_cloud_errors_total", "op" => "get").increment(1);
-                match why {
-                    GetError::Altered(what) => {
-                        counter!("fastcache_checksum_errors_total", "tier" => "cloud").increment(1);
-                        error!(target: "cloud", %key, object = at.object, what,
-                            "an object in the store was altered; the read fails");
-                    }
-                    GetError::Refused(error) => {
-                        error!(target: "cloud", %key, object = at.object, %error,
-                            "cannot read an object; the read fails");
-                    }
+                if matches!(why, CloudError::Altered(_)) {
+                    counter!("fastcache_checksum_errors_total", "tier" => "cloud").increment(1);
+                    error!(target: "cloud", %key, object = at.object, error = %why,
+                        "an object in the store was altered; the read fails");
+                } else {
+                    error!(target: "cloud", %key, object = at.object, error = %why,
+                        "cannot read an object; the read fails");
                 }
                 Err(Errno::EIO)
             }
@@ -123,7 +125,7 @@ impl Inner {
 
     async fn fsync(&self, ino: Ino) -> Result<NodeAnswer, Errno> {
         self.namespace.call(self.request(NsOp::Sync)).await.result?;
-        if self.config.fsync == FsyncLevel::Cloud && self.cloud.is_some() {
+        if self.config.fsync == FsyncLevel::Cloud {
             let deadline = Instant::now() + FSYNC_CLOUD_DEADLINE;
             self.wait_persisted(Some(ino), Some(deadline))
                 .await
@@ -135,6 +137,22 @@ impl Inner {
         Ok(NodeAnswer::Done)
     }
 
+    /// The device of the data plane may lose it: the cloud is the only place.
+    async fn persist_now(&self, ino: Option<Ino>) -> Result<NodeAnswer, Errno> {
+        if self.cloud.is_none() {
+            error!(target: "cloud", "the device fails and there is no object store (--cloud-provider none): nothing can be made safe");
+            return Err(Errno::EIO);
+        }
+        let deadline = Instant::now() + FSYNC_CLOUD_DEADLINE;
+        match self.wait_persisted(ino, Some(deadline)).await {
+            Ok(()) => Ok(NodeAnswer::Done),
+            Err(errno) => {
+                warn!(target: "cloud", ?ino, %errno, "the device fails and the object store takes nothing: EIO");
+                Err(Errno::EIO)
+            }
+        }
+    }
+
     /// Durability of a file's committed contents.
     pub(crate) async fn file_state(&self, ino: Ino) -> Result<FileState, Errno> {
         let open = self.request(NsOp::Open { ino, write: false });
@@ -144,7 +162,7 @@ impl Inner {
             // Not a file: a directory, a link. It has no chunks.
             Err(Errno::EISDIR | Errno::EINVAL) => {
                 return Ok(FileState {
-                    state: Durability::Persisted,
+                    state: self.durability(ino, &[]).await,
                     size: 0,
                     chunks: Vec::new(),
                 });
@@ -177,17 +195,23 @@ impl Inner {
                 });
             }
         }
-        let is_dirty = chunks.iter().any(|c| c.state == Durability::Dirty);
-        let state = if is_dirty {
-            Durability::Dirty
-        } else {
-            Durability::Persisted
-        };
         Ok(FileState {
-            state,
+            state: self.durability(ino, &chunks).await,
             size: attr.size,
             chunks,
         })
+    }
+
+    /// What is said of a file: `persisted` only when the bucket has its bytes and the records that name them.
+    async fn durability(&self, ino: Ino, chunks: &[ChunkState]) -> Durability {
+        let is_dirty = self.cloud.is_none()
+            || chunks.iter().any(|c| c.state == Durability::Dirty)
+            || !self.history(Some(ino)).await.is_ok_and(|h| h.is_covered);
+        if is_dirty {
+            Durability::Dirty
+        } else {
+            Durability::Persisted
+        }
     }
 
     /// Takes in news. Called by the lanes' readers, in order per file; does not block.
@@ -298,35 +322,4 @@ impl Inner {
         }
         missed.push(call);
     }
-}
-
-/// Why an object could not be had.
-enum GetError {
-    /// It is not what was uploaded; the text says how it differs.
-    Altered(&'static str),
-    Refused(CloudError),
-}
-
-async fn get_verified(
-    cloud: &Cloud,
-    key: ChunkKey,
-    at: &CloudRef,
-) -> Result<bytes::Bytes, GetError> {
-    let whole = at.offset == 0;
-    let got = if whole {
-        cloud.get(&at.object).await
-    } else {
-        cloud.get_range(&at.object, at.offset, at.len).await
-    };
-    let object = got.map_err(GetError::Refused)?;
-    if u32::try_from(object.bytes.len()) != Ok(at.len) {
-        return Err(GetError::Altered("its length differs"));
-    }
-    if crc_fast::crc32_iscsi(&object.bytes) != at.crc32c {
-        return Err(GetError::Altered("its checksum differs"));
-    }
-    if whole && object.crc32c.is_some_and(|crc| crc != at.crc32c) {
-        warn!(target: "cloud", %key, object = at.object, "the object's metadata differs");
-    }
-    Ok(object.bytes)
 }

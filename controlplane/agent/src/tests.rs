@@ -9,7 +9,9 @@ use crate::persist::object_key;
 use crate::{AgentConfig, CloudConfig, Node};
 use data_plane::{DataPlane, key};
 use fastcache_api::control::{DataCall, NodeAnswer, NodeCall};
-use fastcache_api::{CloudRef, Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, Version};
+use fastcache_api::{
+    CloudRef, Errno, HistoryState, HistoryStatus, Ino, NsAnswer, NsOp, NsReply, NsRequest, Version,
+};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -37,6 +39,11 @@ fn namespace(refs: Refs) -> NamespaceHandle {
             }
             NsOp::GetAttr { ino: Ino(404) } => Err(Errno::ENOENT),
             NsOp::TakeGarbage { .. } => Ok(NsAnswer::Garbage(vec![])),
+            NsOp::History { .. } | NsOp::Persist { .. } => Ok(NsAnswer::History(HistoryStatus {
+                state: HistoryState::Shipping,
+                is_covered: true,
+                ..HistoryStatus::default()
+            })),
             _ => Ok(NsAnswer::Done),
         };
         NsReply {
@@ -59,9 +66,9 @@ async fn node(dir: &Path, refs: &Refs) -> Node {
         upload_quiet: Duration::from_millis(20),
         ..AgentConfig::default()
     };
-    Node::start_on(config, "test".to_owned(), namespace(refs.clone()))
-        .await
-        .unwrap()
+    let cloud = crate::node::open_cloud(&config).await.unwrap();
+    let namespace = namespace(refs.clone());
+    Node::start_on(config, "test".to_owned(), namespace, cloud)
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -208,10 +215,12 @@ async fn the_embedded_namespace_survives_a_restart() {
     let (touched, entries) = told.unwrap();
     assert_eq!(entries, vec![(Ino::ROOT, b"a".to_vec())]);
     assert!(touched.iter().any(|a| a.ino == Ino::ROOT));
-    assert_eq!(
-        node.file_state(attr.ino).await.unwrap().state.to_string(),
-        "persisted"
-    );
+    // As soon as its record is in the bucket.
+    let began = Instant::now();
+    while node.file_state(attr.ino).await.unwrap().state.to_string() != "persisted" {
+        assert!(began.elapsed() < Duration::from_secs(20), "in vain");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert_eq!(node.stats().await.namespace.unwrap().inodes, 2);
     let id = std::fs::read_to_string(dir.path().join("state/peer-id")).unwrap();
     assert_eq!(id.trim(), node.peer_id());
@@ -243,6 +252,7 @@ async fn two_nodes_of_a_coordinator_see_each_other() {
     let serving = tokio::spawn(fastcache_coordinator::serve(
         coordinator,
         listener,
+        None,
         std::future::pending(),
     ));
     let config = |name: &str| AgentConfig {

@@ -1,7 +1,7 @@
 //! What a [`Node`](crate::Node) tells its callers: REST, the command line.
 
 use fastcache_api::control::DataStats;
-use fastcache_api::{ChunkKey, Version};
+use fastcache_api::{ChunkKey, HistoryStatus, Version};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -113,12 +113,22 @@ pub struct NodeStats {
     pub cloud: CloudCounters,
     /// The namespace; `None` when the coordinator is away.
     pub namespace: Option<NamespaceStats>,
+    /// The namespace's history in the bucket; `None` when the coordinator is away.
+    pub history: Option<HistoryStatus>,
     /// This node's name.
     pub peer_id: String,
     /// The coordinator's address; `None`: embedded.
     pub coordinator: Option<String>,
     /// Since the agent started.
     pub uptime: Duration,
+    /// Whether there is a cloud tier.
+    pub has_cloud: bool,
+    /// Uploads failed so often in a row that they are paused, but for probes.
+    pub is_breaker_open: bool,
+    /// Uploads under way.
+    pub uploads_in_flight: u64,
+    /// Cloud reads under way.
+    pub fetches_in_flight: u64,
 }
 
 /// A chunk in this node's cache.

@@ -1,9 +1,8 @@
-//! Keeps the data plane's list of victims ahead of need, and the gauges up to date.
+//! Keeps the data plane's list of victims ahead of need, and the coordinator informed of how full the node is.
 
 use crate::link::lock;
 use crate::node::Inner;
 use fastcache_api::control::DataCall;
-use metrics::gauge;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,30 +20,12 @@ impl Inner {
         lock(&self.cache).bytes() > capacity / 5 * 4
     }
 
-    #[allow(clippy::cast_precision_loss, reason = "gauges are floating point")]
-    fn set_gauges(&self) {
-        let (chunks, bytes, oldest) = {
-            let queue = lock(&self.queue);
-            let (chunks, bytes) = queue.left(None);
-            (chunks, bytes, queue.oldest())
-        };
+    /// Tells the coordinator how full the node is.
+    fn tell_status(&self) {
+        let (_, bytes) = lock(&self.queue).left(None);
         let capacity = self.capacity_bytes.load(Ordering::Relaxed);
         self.namespace
             .set_status(capacity, lock(&self.cache).bytes(), bytes);
-        gauge!("fastcache_upload_queue_chunks").set(chunks as f64);
-        gauge!("fastcache_upload_queue_bytes").set(bytes as f64);
-        gauge!("fastcache_oldest_dirty_age_seconds")
-            .set(oldest.map_or(0.0, |t| t.elapsed().as_secs_f64()));
-        gauge!("fastcache_uploads_failing").set(if lock(&self.breaker).error().is_some() {
-            1.0
-        } else {
-            0.0
-        });
-        gauge!("fastcache_data_connected").set(if self.link.current().is_some() {
-            1.0
-        } else {
-            0.0
-        });
     }
 }
 
@@ -52,16 +33,16 @@ impl Inner {
 pub(crate) async fn victims_loop(inner: Arc<Inner>) {
     let mut last = Vec::new();
     let mut last_session = 0;
-    let mut gauged = Instant::now() - LOOK;
+    let mut told = Instant::now() - LOOK;
     loop {
         let is_asked = tokio::select! {
             () = inner.victims_wake.notified() => true,
             () = tokio::time::sleep(LOOK) => false,
             () = inner.stop.cancelled() => return,
         };
-        if gauged.elapsed() >= LOOK {
-            gauged = Instant::now();
-            inner.set_gauges();
+        if told.elapsed() >= LOOK {
+            told = Instant::now();
+            inner.tell_status();
         }
         let Some(session) = inner.link.current() else {
             continue;

@@ -23,8 +23,8 @@
 use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol. 1: first.
-pub const CONTROL_VERSION: u32 = 1;
+/// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters.
+pub const CONTROL_VERSION: u32 = 2;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -57,6 +57,8 @@ pub struct ClientHello {
     pub lane: u32,
     /// Chunk size of new files, bytes; a multiple of 4096, at most [`SLOT_BYTES`].
     pub chunk_size: u32,
+    /// Whether there is a cloud tier. Without one dirty chunks stay dirty, and waiting for room is in vain.
+    pub has_cloud: bool,
 }
 
 /// From the data plane to the agent.
@@ -100,6 +102,12 @@ pub enum NodeCall {
         /// The file (or directory).
         ino: Ino,
     },
+    /// The device may lose what was sealed: bring a file, or everything, to the cloud now. Answer: `Done` when every chunk
+    /// is persisted; EIO when that is not so within the deadline.
+    Persist {
+        /// The file.
+        ino: Option<Ino>,
+    },
     /// The durability state of a committed file as text: `dirty`, `replicated N`, `persisted`. Answer: `State`.
     State {
         /// The file.
@@ -138,6 +146,8 @@ pub enum DataCall {
     ReadChunk {
         /// The chunk.
         key: ChunkKey,
+        /// EAGAIN when somebody is writing the next version: this one need not be uploaded yet.
+        is_patient: bool,
     },
     /// These chunks are in the cloud now: they are clean. Answer: `Done`, when the store's journal has it.
     MarkClean {
@@ -201,6 +211,12 @@ pub enum DataCall {
     },
     /// Counters. Answer: `Stats`.
     Stats,
+    /// A file that the agent made and will not name (a REST PUT that was cut): drop its chunks and reap it.
+    /// Answer: `Done`; what is dropped goes in the background.
+    Abandon {
+        /// The file.
+        ino: Ino,
+    },
 }
 
 /// A chunk in the store.
@@ -267,6 +283,22 @@ pub enum DataEvent {
     },
 }
 
+/// Upper bounds of the buckets of [`Latency`], microseconds; one more bucket takes what took longer.
+pub const LATENCY_BOUNDS_US: [u64; 13] = [
+    25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 250_000, 1_000_000, 10_000_000,
+];
+
+/// How long the requests of one operation took.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// The operation.
+    pub operation: String,
+    /// Requests by [`LATENCY_BOUNDS_US`], each counted once; one bucket more than there are bounds.
+    pub buckets: Vec<u64>,
+    /// Sum of all durations, microseconds.
+    pub sum_us: u64,
+}
+
 /// Counters and levels of the data plane since it started. Bytes, operations, microseconds as named.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct DataStats {
@@ -300,14 +332,30 @@ pub struct DataStats {
     pub checksum_errors: u64,
     /// Device errors.
     pub device_errors: u64,
+    /// The device takes no journal: nothing new is safe on it before the data plane starts again.
+    pub is_device_lost: bool,
+    /// Bytes that the device refused to write and that are in RAM until the cloud has them.
+    pub spilled_bytes: u64,
+    /// Bytes of the device that it refused to write and that are not used any more.
+    pub bad_bytes: u64,
+    /// Chunks that are not in the cloud and that the device does not give back.
+    pub unreadable_chunks: u64,
     /// Times a writer waited for space or the dirty cap.
     pub write_stalls: u64,
     /// Sealed files whose commit the coordinator has not acknowledged.
     pub uncommitted_files: u64,
     /// Files that lost their lease and became conflict files.
     pub conflict_files: u64,
+    /// Slots of the arena.
+    pub arena_slots: u64,
+    /// Of those, neither held by the data plane nor lent to the agent.
+    pub arena_free: u64,
+    /// Chunks that are being fetched from a lower tier, or wait for their turn.
+    pub fetching_chunks: u64,
     /// FUSE requests, by operation name.
     pub fuse_requests: Vec<(String, u64)>,
+    /// How long FUSE requests took, by operation name.
+    pub fuse_latency: Vec<Latency>,
     /// FUSE transport in use (`dev`).
     pub transport: String,
     /// Seconds since the data plane started.

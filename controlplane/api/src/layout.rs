@@ -3,6 +3,9 @@
 
 use crate::{Layout, Run, Version};
 
+/// What the device allocates at least, bytes.
+const ALLOCATION: u64 = 4096;
+
 impl Layout {
     /// The version and valid bytes of a chunk; `None` for a hole.
     pub fn chunk(&self, index: u32, chunk_size: u32) -> Option<(Version, u32)> {
@@ -79,6 +82,16 @@ impl Layout {
                 )
             })
         })
+    }
+
+    /// Bytes that are not holes, each chunk in whole blocks of 4 KiB. A chunk counts up to its valid length: holes
+    /// inside it are not told apart here, so the number is the same wherever the chunk is.
+    pub fn allocated(&self, chunk_size: u32) -> u64 {
+        let of = |r: &Run| {
+            let last = u64::from(r.valid).next_multiple_of(ALLOCATION);
+            u64::from(r.count - 1) * u64::from(chunk_size) + last
+        };
+        self.runs.iter().map(of).sum()
     }
 
     /// Removes the chunks `from..=to`; a run cut before its last chunk ends in a whole chunk.
@@ -176,5 +189,6 @@ mod tests {
         l.lay(&[run(0, 3, 1, 7)], C);
         l.lay(&[run(1, 1, 0, 0)], C);
         assert_eq!(l.runs, vec![run(0, 1, 1, C), run(2, 1, 1, 7)]);
+        assert_eq!(l.allocated(C), u64::from(C) * 2);
     }
 }

@@ -1,17 +1,24 @@
 //! What the planes and nodes say to each other: ids, namespace operations, control messages, gRPC. No I/O.
 
+mod audit;
 pub mod control;
 mod errno;
 mod ids;
+mod key;
 mod layout;
 pub mod ns;
+pub mod path;
+pub mod settings;
 
+pub use audit::{Audited, AuditedRef, Flaw, RefUse};
 pub use errno::Errno;
 pub use ids::{COUNTER_BITS, ChunkId, ChunkKey, Ino, OpId, Time, Version};
+pub use key::{API_KEY_HEADER, ApiKey};
 pub use ns::*;
 
-/// Version of the namespace operations as they travel and stand in the log. 1: first.
-pub const NS_VERSION: u32 = 1;
+/// Version of the namespace operations as they travel and stand in the log. 1: first. 2: audits, conditions, the history
+/// in the bucket.
+pub const NS_VERSION: u32 = 2;
 
 /// The generated gRPC types and services (proto/fastcache.proto).
 #[allow(

@@ -14,6 +14,11 @@ pub const SYMLINK_MAX: usize = 4095;
 pub const XATTR_VALUE_MAX: usize = 65536;
 /// Longest name of an extended attribute, bytes (Linux XATTR_NAME_MAX).
 pub const XATTR_NAME_MAX: usize = 255;
+/// Most bytes of the names of one inode's extended attributes, each with its NUL (Linux XATTR_LIST_MAX): more could
+/// not be listed.
+pub const XATTR_LIST_MAX: usize = 65536;
+/// Most bytes of one inode's extended attributes, names and values: they are read and written as one by backups.
+pub const XATTR_TOTAL_MAX: usize = 1 << 20;
 /// Most links to one inode.
 pub const LINK_MAX: u32 = 1_000_000;
 /// Largest file, bytes: 2^32 chunks would be more, but offsets are signed 64-bit in the kernel.
@@ -57,6 +62,8 @@ pub struct Attr {
     pub rdev: u32,
     /// Bytes. For a symbolic link the length of its target.
     pub size: u64,
+    /// Bytes of a file that are not holes, in whole blocks ([`Layout::allocated`]); else 0.
+    pub allocated: u64,
     /// Last access, as set by utimens or creation (reads do not update it).
     pub atime: Time,
     /// Last change of contents.
@@ -358,7 +365,8 @@ pub enum NsOp {
         /// Name.
         name: Vec<u8>,
     },
-    /// Set an extended attribute. Answer: `Done`.
+    /// Set an extended attribute. Answer: `Done`; EEXIST, ENODATA by `mode`; ENOSPC when the inode would have more
+    /// than [`XATTR_TOTAL_MAX`] or [`XATTR_LIST_MAX`].
     SetXattr {
         /// Inode.
         ino: Ino,
@@ -405,6 +413,79 @@ pub enum NsOp {
     TakeGarbage {
         /// At most this many.
         max: u32,
+        /// Only numbers up to this. The coordinator lowers it to what a snapshot in the bucket covers.
+        upto: u64,
+    },
+
+    // ---- the whole, for `gc` and `fsck`; here because the order of operations is the format of the log ----
+    /// Check the inodes after one, in order of their numbers; the first page also looks for orphans that are no
+    /// inodes. A read. Answer: `Audit`.
+    Audit {
+        /// After this inode; 0 for the first.
+        after: Ino,
+        /// At most this many (1 to 1024).
+        max: u32,
+    },
+    /// Cloud refs of all inodes, in order of their chunk keys. A read. Answer: `AllRefs`.
+    AllRefs {
+        /// After this chunk.
+        after: Option<crate::ChunkKey>,
+        /// At most this many (1 to 10,000).
+        max: u32,
+    },
+    /// Objects that wait in the deletion queue, and stay there. A read. Answer: `QueuedGarbage`.
+    QueuedGarbage {
+        /// After this number; 0 for the first.
+        after: u64,
+        /// At most this many (1 to 10,000).
+        max: u32,
+    },
+    /// Objects of chunk versions that no layout names: their refs are dropped where there are any, and they go to the
+    /// deletion queue. Those whose version a layout names are left alone. A change. Answer: `Discarded`.
+    Discard {
+        /// Each chunk with its object.
+        objects: Vec<(crate::ChunkKey, String)>,
+    },
+
+    // ---- the history in the bucket ----
+    /// An epoch begins: the first record of every start of a coordinator, made by itself and refused from anybody
+    /// else. The first one of all makes the root.
+    Begin {
+        /// Number of the file system; the first one given stays.
+        file_system: u64,
+    },
+    /// How far the history in the bucket is, and whether it covers an inode. A read. Answer: `History`.
+    History {
+        /// The inode, and with it the directories its path leads through.
+        ino: Option<Ino>,
+    },
+    /// Wait until the log is in the bucket up to a position. A read. Answer: `History`, also when that is not so
+    /// after 5 s, or cannot be: the caller looks, and asks again.
+    Persist {
+        /// The position; 0: everything acknowledged so far.
+        upto: u64,
+    },
+
+    // ---- under a condition (REST `If-Match`): the check and the change are one ----
+    /// [`NsOp::LinkReplace`] when the name is what is expected, else ESTALE. A change.
+    LinkReplaceIf {
+        /// The orphan.
+        ino: Ino,
+        /// Directory.
+        parent: Ino,
+        /// Name.
+        name: Vec<u8>,
+        /// The inode and layout version the name has to lead to; `None`: there must be no such name.
+        expected: Option<(Ino, Version)>,
+    },
+    /// [`NsOp::Unlink`] when the name is what is expected, else ESTALE. A change.
+    UnlinkIf {
+        /// Directory.
+        parent: Ino,
+        /// Name.
+        name: Vec<u8>,
+        /// The inode and layout version the name has to lead to.
+        expected: (Ino, Version),
     },
 }
 
@@ -425,6 +506,11 @@ impl NsOp {
                 | NsOp::CloudRefs { .. }
                 | NsOp::Resolve { .. }
                 | NsOp::PathOf { .. }
+                | NsOp::Audit { .. }
+                | NsOp::AllRefs { .. }
+                | NsOp::QueuedGarbage { .. }
+                | NsOp::History { .. }
+                | NsOp::Persist { .. }
         )
     }
 }
@@ -434,7 +520,7 @@ impl NsOp {
 pub struct Statfs {
     /// Inodes that exist.
     pub inodes: u64,
-    /// Bytes of all files (sizes, holes included).
+    /// Bytes of all files, without holes.
     pub bytes: u64,
 }
 
@@ -485,6 +571,74 @@ pub enum NsAnswer {
     },
     /// Object keys to delete.
     Garbage(Vec<String>),
+    /// Part of the inodes.
+    Audit {
+        /// The inodes.
+        inodes: Vec<crate::Audited>,
+        /// What is wrong and belongs to none of them.
+        flaws: Vec<crate::Flaw>,
+        /// Nothing comes after these.
+        is_end: bool,
+        /// The namespace's epoch: no inode or version of a later one exists.
+        epoch: u64,
+        /// The log position this tells of.
+        position: u64,
+    },
+    /// Part of the cloud refs.
+    AllRefs {
+        /// The refs.
+        refs: Vec<crate::AuditedRef>,
+        /// Nothing comes after these.
+        is_end: bool,
+    },
+    /// Part of the deletion queue: number and object key.
+    QueuedGarbage {
+        /// The objects.
+        objects: Vec<(u64, String)>,
+        /// Nothing comes after these.
+        is_end: bool,
+    },
+    /// How many objects were queued for deletion.
+    Discarded(u64),
+    /// How far the history in the bucket is.
+    History(HistoryStatus),
+}
+
+/// What the coordinator does about the history in the bucket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HistoryState {
+    /// Nothing: it was given no bucket.
+    #[default]
+    Off,
+    /// It has not reached the bucket yet since its start.
+    Claiming,
+    /// It writes the log there.
+    Shipping,
+    /// Never again in this run: somebody else writes this history, or the bucket has another one.
+    Stopped,
+}
+
+/// How far the history in the bucket is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HistoryStatus {
+    /// What the coordinator does about it.
+    pub state: HistoryState,
+    /// Number of the file system; the objects of the history carry it.
+    pub file_system: u64,
+    /// The last record of the log.
+    pub log_position: u64,
+    /// The last record that is in the bucket.
+    pub shipped_position: u64,
+    /// The last record of the last whole snapshot in the bucket. An object that a record up to here dropped is named
+    /// by nothing that could be rebuilt.
+    pub snapshot_position: u64,
+    /// How long the oldest record that is not in the bucket has been waiting, ms; `None` when there is none.
+    pub lag_ms: Option<u64>,
+    /// Why it is stopped, or why the last write to the bucket failed.
+    pub error: Option<String>,
+    /// The inode that was asked about, with its path and cloud refs, is in the bucket as it is now.
+    pub is_covered: bool,
 }
 
 /// A question to the namespace.

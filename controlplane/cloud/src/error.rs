@@ -17,14 +17,31 @@ pub enum CloudError {
     /// The credentials do not suffice: an administrator has to act. Try again rarely.
     #[error("access denied: {0}")]
     Denied(String),
+    /// What came is not what was uploaded, also when it was asked for again: the object was altered, or something between
+    /// here and the store alters it. Names the object.
+    #[error("altered: {0}")]
+    Altered(String),
     /// Wrong settings: an administrator has to act.
     #[error("{0}")]
     Config(String),
 }
 
 impl CloudError {
+    /// The same as [`CloudError::of`], naming the object also where the store's own words do not.
+    pub(crate) fn about(object: &str, error: Error) -> CloudError {
+        let mut text = chain(&error);
+        if !text.contains(object) {
+            text = format!("object {object}: {text}");
+        }
+        CloudError::with_text(error, text)
+    }
+
     pub(crate) fn of(error: Error) -> CloudError {
         let text = chain(&error);
+        CloudError::with_text(error, text)
+    }
+
+    fn with_text(error: Error, text: String) -> CloudError {
         match error {
             Error::NotFound { .. } => CloudError::NotFound(text),
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
@@ -42,7 +59,7 @@ impl CloudError {
             {
                 CloudError::NotFound(text)
             }
-            _ if says(&text, &["403 Forbidden", "401 Unauthorized"]) => CloudError::Denied(text),
+            _ if says(&text, &REFUSED) => CloudError::Denied(text),
             _ if says(
                 &text,
                 &["SlowDown", "429 Too Many", "503 Service", "ServerBusy"],
@@ -60,6 +77,16 @@ impl CloudError {
         matches!(self, CloudError::Throttled(_) | CloudError::Transient(_))
     }
 }
+
+/// What stores answer to wrong credentials; tokens that are over come as 400.
+const REFUSED: [&str; 6] = [
+    "403 Forbidden",
+    "401 Unauthorized",
+    "ExpiredToken",
+    "InvalidToken",
+    "InvalidAccessKeyId",
+    "AuthenticationFailed",
+];
 
 /// What stores answer when region, endpoint or name are wrong.
 const WRONG_SETTINGS: [&str; 4] = [

@@ -20,7 +20,7 @@ use crate::leases::LeaseTable;
 use crate::locations::Locations;
 use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
 use crate::revocation::{Effect, is_cached, revealed};
-use crate::{Engine, EngineError};
+use crate::{Engine, EngineError, HistoryConfig};
 use fastcache_api::{Attr, Ino, NS_VERSION, NsOp, NsReply, NsRequest, grpc};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -142,6 +142,23 @@ impl Coordinator {
     /// See [`EngineError`].
     pub fn open(state_dir: &Path, options: Options) -> Result<Coordinator, EngineError> {
         let engine = Engine::open(&state_dir.join("namespace"))?;
+        Coordinator::on(engine, state_dir, options)
+    }
+
+    /// [`Coordinator::open`], with the history of the namespace written to a bucket.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn start(
+        state_dir: &Path,
+        options: Options,
+        history: Option<HistoryConfig>,
+    ) -> Result<Coordinator, EngineError> {
+        let engine = Engine::start(&state_dir.join("namespace"), history).await?;
+        Coordinator::on(engine, state_dir, options)
+    }
+
+    fn on(engine: Engine, state_dir: &Path, options: Options) -> Result<Coordinator, EngineError> {
         let stats = engine.stats();
         let registry = Registry::open(
             state_dir,
@@ -416,6 +433,11 @@ impl Coordinator {
         }))
         .await;
         reply
+    }
+
+    /// Whether a session is one of this run's.
+    pub(crate) fn check(&self, session: u64) -> Result<(), UnknownSession> {
+        self.tables().registry.check(session)
     }
 
     /// The nodes of this run.

@@ -7,18 +7,29 @@
 //! Changes are made one after the other under one lock, in the thread that asks: each takes microseconds, and
 //! handing it to another thread would cost more than it does.
 
-use fastcache_api::{Errno, NsOp, NsReply, NsRequest, Time};
+mod log;
+mod restore;
+
+pub(crate) use log::{Frozen, WeakEngine};
+pub(crate) use restore::{Target, check_unused, is_there};
+
+use crate::history::{self, HistoryConfig, HistoryError, Progress};
+use fastcache_api::{Errno, HistoryState, NsOp, NsReply, NsRequest, Time};
 use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
 
 /// How long an acknowledged change may wait for stable storage.
 pub const SYNC_EVERY: Duration = Duration::from_millis(50);
-/// Records of the log that are kept: what a consumer that was away may still read.
+/// Records of the log that are kept: what a consumer that was away may still read. More, when the bucket does not have
+/// them yet.
 pub const LOG_KEPT: u64 = 1_000_000;
+/// Old records that a change removes, at most: what piled up while the bucket was away goes little by little.
+const TRIM_AT_ONCE: u64 = 4;
 /// Cache of the embedded store, bytes.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -51,6 +62,9 @@ pub enum EngineError {
         /// Why.
         error: std::io::Error,
     },
+    /// Its history in the bucket cannot be written.
+    #[error(transparent)]
+    History(#[from] HistoryError),
 }
 
 /// Counters of a namespace.
@@ -72,6 +86,12 @@ pub struct EngineStats {
     pub reads: u64,
     /// Bytes the store takes on disk.
     pub disk_bytes: u64,
+    /// Whether the history is written to a bucket now.
+    pub is_shipping: bool,
+    /// Position of the last record that is in the bucket.
+    pub shipped_position: u64,
+    /// How long the oldest record that is not there waits, ms; 0 without any, or without a bucket.
+    pub history_lag_ms: u64,
 }
 
 struct Inner {
@@ -88,6 +108,17 @@ struct Inner {
     changes: AtomicU64,
     reads: AtomicU64,
     epoch: u64,
+    file_system: u64,
+    /// What this start found: the highest epoch and the last record before it.
+    before: (u64, u64),
+    /// Position of the first record in the log; above the last one when there is none.
+    log_begins: AtomicU64,
+    /// What is known of the history in the bucket, kept across starts.
+    notes: Keyspace,
+    progress: Mutex<Progress>,
+    /// The history got further, or stopped.
+    moved: watch::Sender<()>,
+    hurry: Arc<Notify>,
 }
 
 /// A namespace and its log in a directory. Clones share it.
@@ -174,13 +205,31 @@ impl Engine {
         let log = db
             .keyspace("log", KeyspaceCreateOptions::default)
             .map_err(wrong)?;
+        let notes = db
+            .keyspace("history", KeyspaceCreateOptions::default)
+            .map_err(wrong)?;
         let state = StateKv(state);
-        let epoch = fastcache_namespace::counters(&state)?.epoch + 1;
-        let changes = fastcache_namespace::begin_epoch(&state, epoch, Time::now())?;
+        let counters = fastcache_namespace::counters(&state)?;
+        let floor = log::note(&notes, log::EPOCH_FLOOR).map_err(wrong)?;
+        let before = (counters.epoch.max(floor), counters.position);
+        let epoch = before.0 + 1;
+        let number = match fastcache_namespace::file_system(&state)? {
+            Some(number) => number,
+            None => rand::random(),
+        };
+        let (record, changes) =
+            fastcache_namespace::begin_epoch(&state, epoch, number, Time::now())?;
+        let position = record.position;
+        let bytes = record.encode().map_err(|e| EngineError::Store {
+            path: path.clone(),
+            error: e.to_string(),
+        })?;
         let mut batch = db.batch().durability(Some(PersistMode::SyncAll));
+        batch.insert(&log, position.to_be_bytes().to_vec(), bytes);
         fill(&mut batch, &state.0, changes);
         batch.commit().map_err(wrong)?;
-        let position = fastcache_namespace::counters(&state)?.position;
+        let log_begins = log::first(&log).map_err(wrong)?.unwrap_or(position);
+        let progress = Progress::new(HistoryState::Off, position, 0, Instant::now());
         let engine = Engine {
             inner: Arc::new(Inner {
                 db,
@@ -194,9 +243,42 @@ impl Engine {
                 changes: AtomicU64::new(0),
                 reads: AtomicU64::new(0),
                 epoch,
+                file_system: number,
+                before,
+                log_begins: AtomicU64::new(log_begins),
+                notes,
+                progress: Mutex::new(progress),
+                moved: watch::Sender::new(()),
+                hurry: Arc::new(Notify::new()),
             }),
         };
         tokio::spawn(keep_synced(Arc::downgrade(&engine.inner)));
+        Ok(engine)
+    }
+
+    /// Opens the namespace and writes its history to a bucket, if there is one. A bucket that is away is tried again in
+    /// the background; only for a new namespace it must be there.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn start(
+        state_dir: &Path,
+        history: Option<HistoryConfig>,
+    ) -> Result<Engine, EngineError> {
+        if let Some(config) = &history
+            && !is_there(state_dir)
+        {
+            history::expect_free(&config.cloud).await?;
+        }
+        let path = state_dir.to_path_buf();
+        let opened = tokio::task::spawn_blocking(move || Engine::open(&path)).await;
+        let engine = opened.map_err(|e| EngineError::Store {
+            path: state_dir.to_path_buf(),
+            error: e.to_string(),
+        })??;
+        if let Some(config) = history {
+            engine.write_history(config).await?;
+        }
         Ok(engine)
     }
 
@@ -208,10 +290,17 @@ impl Engine {
                 Err(()) => failed(),
             };
         }
-        if request.op.is_change() {
-            self.change(&request)
-        } else {
-            self.query(&request.op)
+        match request.op {
+            NsOp::Persist { upto } => self.persist(upto).await,
+            NsOp::History { ino } => self.history(ino),
+            NsOp::TakeGarbage { max, upto } => {
+                // What no snapshot covers may still be named by a state that is rebuilt.
+                let upto = upto.min(self.garbage_released());
+                let op = NsOp::TakeGarbage { max, upto };
+                self.change(&NsRequest { op, ..request })
+            }
+            _ if request.op.is_change() => self.change(&request),
+            _ => self.query(&request.op),
         }
     }
 
@@ -233,7 +322,15 @@ impl Engine {
         match fastcache_namespace::change(&inner.state, request) {
             Ok(Outcome::Answered(reply)) => reply,
             Ok(Outcome::Applied(record, changes, reply)) => match self.write(&record, changes) {
-                Ok(()) => reply,
+                Ok(()) => {
+                    let inos = fastcache_namespace::concerned(&record.op, &reply);
+                    let mut progress = self.progress();
+                    if progress.state != HistoryState::Off {
+                        progress.noted(record.position, inos, Instant::now());
+                    }
+                    drop(progress);
+                    reply
+                }
                 Err(error) => {
                     tracing::error!(target: "namespace", %error, "the log cannot be written: changes fail until the process is started again");
                     failed()
@@ -251,18 +348,22 @@ impl Engine {
         let bytes = record.encode().map_err(|e| e.to_string())?;
         let mut batch = inner.db.batch();
         batch.insert(&inner.log, record.position.to_be_bytes().to_vec(), bytes);
-        if let Some(old) = record.position.checked_sub(LOG_KEPT) {
+        let begins = inner.log_begins.load(Ordering::Relaxed);
+        let keep = self.log_kept_from(record.position);
+        let trimmed = keep.clamp(begins, begins + TRIM_AT_ONCE);
+        for old in begins..trimmed {
             batch.remove(&inner.log, old.to_be_bytes().to_vec());
         }
         fill(&mut batch, &inner.state.0, changes);
         batch.commit().map_err(|e| e.to_string())?;
+        inner.log_begins.store(trimmed, Ordering::Relaxed);
         inner.written.store(record.position, Ordering::Release);
         inner.changes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     /// Waits until everything written so far is on stable storage; callers share one sync.
-    async fn sync(&self) -> Result<(), ()> {
+    pub(crate) async fn sync(&self) -> Result<(), ()> {
         let want = self.inner.written.load(Ordering::Acquire);
         let _one_at_a_time = self.inner.syncing.lock().await;
         if self.inner.synced.load(Ordering::Acquire) >= want {
@@ -286,38 +387,20 @@ impl Engine {
         }
     }
 
-    /// Puts everything on stable storage; for an ordered end.
+    /// Puts everything on stable storage, and into the bucket if that works at once; for an ordered end.
     pub async fn close(&self) {
         // The failure is logged in there, and there is nothing else to do about it here.
         let _ = self.sync().await;
-    }
-
-    /// Records from a position on, at most `max`, for consumers of the log.
-    ///
-    /// # Errors
-    /// When the log cannot be read, or holds a record this version does not know.
-    pub fn records(&self, from: u64, max: usize) -> Result<Vec<Record>, EngineError> {
-        let wrong = |error: String| EngineError::Store {
-            path: self.inner.path.clone(),
-            error,
-        };
-        let mut out = Vec::new();
-        for guard in self
-            .inner
-            .log
-            .range(from.to_be_bytes().to_vec()..)
-            .take(max)
-        {
-            let (_, value) = guard.into_inner().map_err(|e| wrong(e.to_string()))?;
-            out.push(Record::decode(&value).map_err(|e| wrong(e.to_string()))?);
+        if self.progress().state == HistoryState::Shipping {
+            self.persist(0).await;
         }
-        Ok(out)
     }
 
     /// Counters now.
     pub fn stats(&self) -> EngineStats {
         let inner = &self.inner;
         let counters = fastcache_namespace::counters(&inner.state).unwrap_or_default();
+        let history = self.history_status(None).unwrap_or_default();
         EngineStats {
             log_position: counters.position,
             synced_position: inner.synced.load(Ordering::Relaxed),
@@ -327,6 +410,9 @@ impl Engine {
             changes: inner.changes.load(Ordering::Relaxed),
             reads: inner.reads.load(Ordering::Relaxed),
             disk_bytes: inner.db.disk_space().unwrap_or(0),
+            is_shipping: history.state == HistoryState::Shipping,
+            shipped_position: history.shipped_position,
+            history_lag_ms: history.lag_ms.unwrap_or(0),
         }
     }
 }
@@ -412,6 +498,7 @@ mod tests {
         assert_eq!(engine.call(make(1, "a")).await, first);
         let stats = engine.stats();
         assert_eq!((stats.epoch, stats.inodes), (2, 2));
-        assert_eq!(engine.records(0, 10).unwrap().len(), 1);
+        // Begin, the change, begin again.
+        assert_eq!((stats.log_position, engine.log_begins()), (3, 1));
     }
 }

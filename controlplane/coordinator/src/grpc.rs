@@ -6,8 +6,8 @@ use crate::registry::{RegisterError, UnknownSession};
 use fastcache_api::control::FRAME_MAX;
 use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
-    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, RegisterReply,
-    RegisterRequest, WatchRequest,
+    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, PeersReply,
+    PeersRequest, RegisterReply, RegisterRequest, WatchRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -96,5 +96,10 @@ impl coordinator_server::Coordinator for Service {
         let request = request.into_inner();
         self.0.acknowledge(request.session, request.number);
         Ok(Response::new(AckReply {}))
+    }
+    async fn peers(&self, request: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {
+        self.0.check(request.into_inner().session)?;
+        let peers = self.0.peers().into_iter().map(Into::into).collect();
+        Ok(Response::new(PeersReply { peers }))
     }
 }

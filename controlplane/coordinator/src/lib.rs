@@ -21,6 +21,7 @@
 mod coordinator;
 mod engine;
 mod grpc;
+mod history;
 mod leases;
 mod locations;
 mod namespace;
@@ -35,6 +36,10 @@ pub use coordinator::{
     STALE_AFTER,
 };
 pub use engine::{Engine, EngineError, EngineStats, LOG_KEPT, SYNC_EVERY};
+pub use history::{
+    HistoryConfig, HistoryError, HistoryOptions, RebuildError, RebuildOptions, Rebuilt, Step,
+    rebuild,
+};
 pub use namespace::Namespace;
 pub use registry::{PEER_ID_MAX, PEERS_MAX, Peer, RegisterError, UnknownSession};
 pub use remote::{RemoteError, RemoteNamespace, Revocation};

@@ -72,6 +72,24 @@ pub struct Peer {
     pub last_heartbeat_ms: u64,
 }
 
+impl From<Peer> for grpc::Peer {
+    fn from(p: Peer) -> grpc::Peer {
+        grpc::Peer {
+            is_live: p.state == "live",
+            last_heartbeat_ms: p.last_heartbeat_ms,
+            node: Some(grpc::Node {
+                peer_id: p.peer_id,
+                rest_address: p.rest_address,
+                peer_address: p.peer_address,
+                capacity_bytes: p.capacity_bytes,
+                used_bytes: p.used_bytes,
+                dirty_bytes: p.dirty_bytes,
+                version: p.version,
+            }),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     node: grpc::Node,

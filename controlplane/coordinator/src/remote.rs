@@ -14,13 +14,16 @@ use fastcache_api::grpc::coordinator_client::CoordinatorClient;
 use fastcache_api::grpc::{
     AckRequest, CallRequest, HeartbeatRequest, Node, RegisterReply, RegisterRequest, WatchRequest,
 };
-use fastcache_api::{Attr, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
+use fastcache_api::{API_KEY_HEADER, Attr, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -45,7 +48,20 @@ const REVOCATIONS_WAITING: usize = 1024;
 const NONE: u64 = 0;
 const CLOSED: u64 = u64::MAX;
 
-type Client = CoordinatorClient<Channel>;
+type Client = CoordinatorClient<InterceptedService<Channel, ShowKey>>;
+
+/// Sends the API key with every call.
+#[derive(Clone)]
+struct ShowKey(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for ShowKey {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, Status> {
+        if let Some(key) = &self.0 {
+            request.metadata_mut().insert(API_KEY_HEADER, key.clone());
+        }
+        Ok(request)
+    }
+}
 
 /// Why a coordinator cannot be used at all.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +69,9 @@ pub enum RemoteError {
     /// Not an address.
     #[error("{0:?} is not a coordinator's address (host:port)")]
     Address(String),
+    /// Not a key.
+    #[error("the API key cannot be sent: it may only have printable ASCII characters")]
+    Key,
     /// It refuses this node, and would again.
     #[error("the coordinator {coordinator} refuses this node: {why}")]
     Refused {
@@ -135,13 +154,15 @@ impl Drop for RemoteNamespace {
 
 impl RemoteNamespace {
     /// Registers `node` with the coordinator at `host:port`. Returns when that has worked: it tries 5 times fast, then
-    /// every 5 s for ever, logging each time. The receiver gets the revocations; the first is of `everything`.
+    /// every 5 s for ever, logging each time. The receiver gets the revocations; the first is of `everything`. `key` is
+    /// what the coordinator wants as its `--api-key`.
     ///
     /// # Errors
     /// When trying again cannot help.
     pub async fn connect(
         coordinator: &str,
         node: Node,
+        key: Option<&str>,
     ) -> Result<(RemoteNamespace, mpsc::Receiver<Revocation>), RemoteError> {
         let wrong = || RemoteError::Address(coordinator.to_owned());
         let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
@@ -151,7 +172,16 @@ impl RemoteNamespace {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
-        let client = CoordinatorClient::new(endpoint.connect_lazy())
+        let key = match key.map(MetadataValue::try_from).transpose() {
+            Ok(mut key) => {
+                if let Some(key) = &mut key {
+                    key.set_sensitive(true);
+                }
+                key
+            }
+            Err(_) => return Err(RemoteError::Key),
+        };
+        let client = CoordinatorClient::with_interceptor(endpoint.connect_lazy(), ShowKey(key))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         let shared = Arc::new(Shared {
@@ -189,6 +219,38 @@ impl RemoteNamespace {
     /// The coordinator knows this node now.
     pub fn is_connected(&self) -> bool {
         !matches!(*self.shared.session.borrow(), NONE | CLOSED)
+    }
+
+    /// Sends a heartbeat now. What went wrong, for people.
+    pub async fn heartbeat(&self) -> Result<(), String> {
+        let session = self.session()?;
+        let node = self
+            .shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let mut client = self.shared.client.clone();
+        let asked = client.heartbeat(HeartbeatRequest {
+            session,
+            node: Some(node),
+        });
+        answer(asked).await.map(|_| ())
+    }
+
+    /// The nodes, as the coordinator knows them. What went wrong, for people.
+    pub async fn peers(&self) -> Result<Vec<grpc::Peer>, String> {
+        let session = self.session()?;
+        let mut client = self.shared.client.clone();
+        let asked = client.peers(grpc::PeersRequest { session });
+        Ok(answer(asked).await?.peers)
+    }
+
+    fn session(&self) -> Result<u64, String> {
+        match *self.shared.session.borrow() {
+            NONE | CLOSED => Err("this node is not registered with the coordinator now".to_owned()),
+            session => Ok(session),
+        }
     }
 
     /// Ends the session's task; calls fail from then on.
@@ -269,11 +331,28 @@ impl RemoteNamespace {
     }
 }
 
+/// An answer within [`ANSWER_WITHIN`].
+async fn answer<T>(
+    asked: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(ANSWER_WITHIN, asked).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) => Err(format!("the coordinator said: {}", status.message())),
+        Err(_) => Err(format!(
+            "the coordinator did not answer within {ANSWER_WITHIN:?}"
+        )),
+    }
+}
+
 /// Whether the same request would get the same answer again.
 fn is_for_good(code: Code) -> bool {
     matches!(
         code,
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Unimplemented | Code::OutOfRange
+        Code::InvalidArgument
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::Unimplemented
+            | Code::OutOfRange
     )
 }
 

@@ -1,101 +1,63 @@
 //! The coordinator's REST interface: decodes, calls, encodes. Errors are `{"error":{"code":"…","message":"…"}}`.
+//!
+//! What there is stands in `rest/openapi.json`, which is served as `/openapi.json`; a test compares it with [`table`].
 
-use crate::registry::{RegisterError, UnknownSession};
+mod error;
+mod key;
+mod metrics;
+#[cfg(test)]
+mod tests;
+
 use crate::{Coordinator, EngineStats};
-use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
+use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
+use error::{ApiError, from_errno};
+use fastcache_api::path::{FilePath, parameter};
 use fastcache_api::{Attr, Errno, Kind, NS_VERSION, NsAnswer, NsOp, NsRequest, Time, grpc};
-use serde::{Deserialize, Serialize};
+pub(crate) use key::want_key;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
-use std::fmt::Write;
 
 /// Longest body, bytes.
 const BODY_MAX: usize = 64 << 10;
 
+/// Every endpoint.
+fn table() -> Vec<(&'static str, MethodRouter<Coordinator>)> {
+    vec![
+        ("/api/peers/register", post(register)),
+        ("/api/peers", get(peers)),
+        ("/api/peers/status", put(status)),
+        ("/api/files/location", get(location).put(set_location)),
+        ("/api/stats", get(stats)),
+        ("/api/health", get(health)),
+        ("/metrics", get(metrics::metrics)),
+        ("/openapi.json", get(openapi)),
+    ]
+}
+
 /// The routes.
 pub(crate) fn routes(coordinator: Coordinator) -> Router {
-    Router::new()
-        .route("/api/peers/register", post(register))
-        .route("/api/peers", get(peers))
-        .route("/api/peers/status", put(status))
-        .route("/api/files/location", get(location).put(set_location))
-        .route("/api/stats", get(stats))
-        .route("/api/health", get(health))
-        .route("/metrics", get(metrics))
+    let mut router = Router::new();
+    for (path, methods) in table() {
+        router = router.route(path, methods);
+    }
+    router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(axum::extract::DefaultBodyLimit::max(BODY_MAX))
         .with_state(coordinator)
 }
 
-/// An answer that is not a success.
-struct ApiError(StatusCode, &'static str, String);
-
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        let body = json!({ "error": { "code": self.1, "message": self.2 } });
-        (self.0, Json(body)).into_response()
-    }
-}
-
-impl From<JsonRejection> for ApiError {
-    fn from(e: JsonRejection) -> ApiError {
-        ApiError(e.status(), "bad_request", e.body_text())
-    }
-}
-
-impl From<QueryRejection> for ApiError {
-    fn from(e: QueryRejection) -> ApiError {
-        ApiError(e.status(), "bad_request", e.body_text())
-    }
-}
-
-impl From<UnknownSession> for ApiError {
-    fn from(e: UnknownSession) -> ApiError {
-        ApiError(StatusCode::NOT_FOUND, "unknown_session", e.to_string())
-    }
-}
-
-impl From<RegisterError> for ApiError {
-    fn from(e: RegisterError) -> ApiError {
-        let text = e.to_string();
-        let (status, code) = match e {
-            RegisterError::PeerId | RegisterError::Version { .. } => {
-                (StatusCode::BAD_REQUEST, "bad_request")
-            }
-            RegisterError::Taken(_) => (StatusCode::CONFLICT, "peer_id_taken"),
-            RegisterError::Full => (StatusCode::SERVICE_UNAVAILABLE, "too_many_peers"),
-            RegisterError::Io(_) => (StatusCode::INTERNAL_SERVER_ERROR, "io"),
-        };
-        ApiError(status, code, text)
-    }
-}
-
-fn from_errno(errno: Errno, path: &str) -> ApiError {
-    match errno {
-        Errno::ENOENT | Errno::ENOTDIR => ApiError(
-            StatusCode::NOT_FOUND,
-            "not_found",
-            format!("there is no {path}"),
-        ),
-        Errno::ENAMETOOLONG | Errno::EINVAL => ApiError(
-            StatusCode::BAD_REQUEST,
-            "bad_request",
-            format!("{path:?} is not a path"),
-        ),
-        other => ApiError(StatusCode::INTERNAL_SERVER_ERROR, "io", other.to_string()),
-    }
-}
-
 async fn no_such_path() -> ApiError {
     ApiError(
         StatusCode::NOT_FOUND,
         "not_found",
-        "there is no such endpoint".to_owned(),
+        "there is no such endpoint; /openapi.json lists them".to_owned(),
     )
 }
 
@@ -104,21 +66,44 @@ async fn no_such_method() -> ApiError {
     ApiError(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", text)
 }
 
+/// The description of this interface.
+const OPENAPI: &str = include_str!("rest/openapi.json");
+
+async fn openapi() -> Response {
+    let text = OPENAPI.replacen(
+        "\"0.0.0\"",
+        concat!("\"", env!("CARGO_PKG_VERSION"), "\""),
+        1,
+    );
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
+}
+
+/// A number of 64 bits. JSON knows one kind of numbers: `5.0` is 5.
+fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    let number = serde_json::Number::deserialize(from)?;
+    let of_float = || {
+        let float = number.as_f64().filter(|f| f.fract() == 0.0)?;
+        format!("{float:.0}").parse().ok()
+    };
+    let whole = number.as_u64().or_else(of_float);
+    whole.ok_or_else(|| D::Error::custom("this is a whole number from 0 to 2^64 - 1"))
+}
+
 /// A node's own account of itself.
 #[derive(Deserialize)]
 struct NodeBody {
     peer_id: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     session: u64,
     #[serde(default)]
     rest_address: String,
     #[serde(default)]
     peer_address: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     capacity_bytes: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     used_bytes: u64,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole")]
     dirty_bytes: u64,
     #[serde(default)]
     version: String,
@@ -171,11 +156,6 @@ async fn status(
 }
 
 #[derive(Deserialize)]
-struct PathQuery {
-    path: String,
-}
-
-#[derive(Deserialize)]
 struct LocationBody {
     peer_id: String,
     #[serde(default = "yes")]
@@ -198,17 +178,22 @@ async fn ask(coordinator: &Coordinator, op: NsOp) -> Result<NsAnswer, Errno> {
         .result
 }
 
-/// The file at a path from the root. One `/` in front is allowed.
-async fn file_at(coordinator: &Coordinator, path: &str) -> Result<Attr, ApiError> {
-    let names: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
-    if names
-        .iter()
-        .any(|n| matches!(*n, "" | "." | "..") || n.contains('\0'))
-    {
-        return Err(from_errno(Errno::EINVAL, path));
-    }
-    let path_names = names.iter().map(|n| n.as_bytes().to_vec()).collect();
-    match ask(coordinator, NsOp::Resolve { path: path_names }).await {
+/// What `?path=` names: a path from the root, without a slash in front.
+fn path_of(uri: &Uri) -> Result<FilePath, ApiError> {
+    let path = parameter(uri.query(), "path")?.ok_or_else(|| {
+        ApiError(
+            StatusCode::BAD_REQUEST,
+            "bad_request",
+            "`path` is missing: ?path=DIR/FILE".to_owned(),
+        )
+    })?;
+    Ok(FilePath::from_bytes(&path)?)
+}
+
+/// The file at a path from the root.
+async fn file_at(coordinator: &Coordinator, path: &FilePath) -> Result<Attr, ApiError> {
+    let names = path.names().to_vec();
+    match ask(coordinator, NsOp::Resolve { path: names }).await {
         Ok(NsAnswer::Entry(attr)) if attr.kind == Kind::File => Ok(attr),
         Ok(_) => {
             let text = format!("{path} is not a file");
@@ -220,19 +205,15 @@ async fn file_at(coordinator: &Coordinator, path: &str) -> Result<Attr, ApiError
 
 async fn location(
     State(coordinator): State<Coordinator>,
-    query: Result<Query<PathQuery>, QueryRejection>,
+    uri: Uri,
 ) -> Result<Json<Value>, ApiError> {
-    let Query(PathQuery { path }) = query?;
+    let path = path_of(&uri)?;
     let attr = file_at(&coordinator, &path).await?;
-    let refs = match ask(
-        &coordinator,
-        NsOp::CloudRefs {
-            ino: attr.ino,
-            only: None,
-        },
-    )
-    .await
-    {
+    let of_file = NsOp::CloudRefs {
+        ino: attr.ino,
+        only: None,
+    };
+    let refs = match ask(&coordinator, of_file).await {
         Ok(NsAnswer::CloudRefs(refs)) => refs.len(),
         Ok(_) => 0,
         Err(errno) => return Err(from_errno(errno, &path)),
@@ -244,8 +225,9 @@ async fn location(
         .filter(|p| holders.contains(&p.peer_id))
         .collect();
     Ok(Json(json!({
-        "path": path,
-        "ino": attr.ino.0,
+        "path": path.to_string(),
+        // as text: JSON numbers end at 2^53
+        "ino": format!("{:x}", attr.ino.0),
         "size": attr.size,
         "chunk_size": attr.chunk_size,
         "cloud_chunks": refs,
@@ -255,10 +237,10 @@ async fn location(
 
 async fn set_location(
     State(coordinator): State<Coordinator>,
-    query: Result<Query<PathQuery>, QueryRejection>,
+    uri: Uri,
     body: Result<Json<LocationBody>, JsonRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    let Query(PathQuery { path }) = query?;
+    let path = path_of(&uri)?;
     let Json(body) = body?;
     if !coordinator
         .peers()
@@ -272,9 +254,11 @@ async fn set_location(
     coordinator
         .locations()
         .set(attr.ino, &body.peer_id, body.present);
-    Ok(Json(
-        json!({ "path": path, "peer_id": body.peer_id, "present": body.present }),
-    ))
+    Ok(Json(json!({
+        "path": path.to_string(),
+        "peer_id": body.peer_id,
+        "present": body.present,
+    })))
 }
 
 #[derive(Serialize)]
@@ -293,90 +277,4 @@ async fn stats(State(coordinator): State<Coordinator>) -> Json<Stats> {
 
 async fn health() -> Json<Value> {
     Json(json!({ "status": "ok" }))
-}
-
-async fn metrics(State(coordinator): State<Coordinator>) -> Response {
-    let namespace = coordinator.engine().stats();
-    let own = coordinator.stats();
-    let mut text = String::new();
-    let mut one = |name: &str, kind: &str, help: &str, value: u64| {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
-            "# HELP fastcache_{name} {help}\n# TYPE fastcache_{name} {kind}\nfastcache_{name} {value}\n"
-        );
-    };
-    one(
-        "coordinator_peers",
-        "gauge",
-        "Nodes registered in this run.",
-        own.peers as u64,
-    );
-    one(
-        "coordinator_peers_live",
-        "gauge",
-        "Nodes that are live.",
-        own.peers_live as u64,
-    );
-    one(
-        "coordinator_leases",
-        "gauge",
-        "Leases noted.",
-        own.leases as u64,
-    );
-    one(
-        "coordinator_revocations_total",
-        "counter",
-        "Revocations sent.",
-        own.revocations,
-    );
-    one(
-        "coordinator_revocations_unanswered_total",
-        "counter",
-        "Revocations that were not acknowledged within a lease.",
-        own.revocations_unanswered,
-    );
-    one(
-        "namespace_inodes",
-        "gauge",
-        "Inodes that exist.",
-        namespace.inodes,
-    );
-    one(
-        "namespace_bytes",
-        "gauge",
-        "Bytes of all files.",
-        namespace.bytes,
-    );
-    one(
-        "namespace_log_position",
-        "gauge",
-        "Position of the last record.",
-        namespace.log_position,
-    );
-    one(
-        "namespace_log_synced_position",
-        "gauge",
-        "Position up to which the log is on stable storage.",
-        namespace.synced_position,
-    );
-    one(
-        "namespace_changes_total",
-        "counter",
-        "Changes since the start.",
-        namespace.changes,
-    );
-    one(
-        "namespace_reads_total",
-        "counter",
-        "Reads since the start.",
-        namespace.reads,
-    );
-    one(
-        "namespace_disk_bytes",
-        "gauge",
-        "Bytes the store takes on disk.",
-        namespace.disk_bytes,
-    );
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

@@ -33,7 +33,9 @@ impl Effect {
             | NsOp::Unlink { parent, name }
             | NsOp::Rmdir { parent, name }
             | NsOp::Link { parent, name, .. }
-            | NsOp::LinkReplace { parent, name, .. } => {
+            | NsOp::LinkReplace { parent, name, .. }
+            | NsOp::LinkReplaceIf { parent, name, .. }
+            | NsOp::UnlinkIf { parent, name, .. } => {
                 effect.entries.push((*parent, name.clone()));
             }
             NsOp::Rename {

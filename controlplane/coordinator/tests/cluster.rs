@@ -5,7 +5,8 @@
 
 use fastcache_api::grpc::Node;
 use fastcache_api::{
-    Attr, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId, SetAttr, Time,
+    ApiKey, Attr, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
+    SetAttr, Time,
 };
 use fastcache_coordinator::{
     Coordinator, Namespace, Options, RemoteError, RemoteNamespace, Revocation, serve,
@@ -33,6 +34,15 @@ struct Server {
 
 impl Server {
     async fn start(dir: &Path, lease_ms: u64, at: Option<SocketAddr>) -> Server {
+        Server::start_with_key(dir, lease_ms, at, None).await
+    }
+
+    async fn start_with_key(
+        dir: &Path,
+        lease_ms: u64,
+        at: Option<SocketAddr>,
+        key: Option<ApiKey>,
+    ) -> Server {
         let lease = Duration::from_millis(lease_ms);
         let options = Options {
             lease,
@@ -52,7 +62,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async move { drop(stopped.await) };
-        let task = tokio::spawn(serve(coordinator.clone(), listener, shutdown));
+        let task = tokio::spawn(serve(coordinator.clone(), listener, key, shutdown));
         Server {
             address,
             coordinator,
@@ -73,7 +83,7 @@ impl Server {
             peer_id: id.to_owned(),
             ..Default::default()
         };
-        let (remote, mut revocations) = within(RemoteNamespace::connect(&address, node))
+        let (remote, mut revocations) = within(RemoteNamespace::connect(&address, node, None))
             .await
             .unwrap();
         let first = within(revocations.recv()).await.unwrap();
@@ -186,7 +196,11 @@ async fn a_change_waits_until_the_other_node_has_forgotten() {
             peer_id: "b".to_owned(),
             ..Default::default()
         };
-        async move { RemoteNamespace::connect(&address, node).await.unwrap() }
+        async move {
+            RemoteNamespace::connect(&address, node, None)
+                .await
+                .unwrap()
+        }
     });
     let all = within(a_revoked.recv()).await.unwrap();
     assert!(all.everything && !second.is_finished());
@@ -328,7 +342,7 @@ async fn an_id_belongs_to_one_live_node() {
         ..Default::default()
     };
     let address = server.address.to_string();
-    let other = RemoteNamespace::connect(&address, node);
+    let other = RemoteNamespace::connect(&address, node, None);
     assert!(
         tokio::time::timeout(Duration::from_millis(500), other)
             .await
@@ -341,10 +355,57 @@ async fn an_id_belongs_to_one_live_node() {
         peer_id: "no id".to_owned(),
         ..Default::default()
     };
-    let refused = RemoteNamespace::connect(&address, bad).await;
+    let refused = RemoteNamespace::connect(&address, bad, None).await;
     assert!(matches!(refused, Err(RemoteError::Refused { .. })));
-    let nowhere = RemoteNamespace::connect("no address", Node::default()).await;
+    let nowhere = RemoteNamespace::connect("no address", Node::default(), None).await;
     assert!(matches!(nowhere, Err(RemoteError::Address(_))));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_key_nothing_but_health_is_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = Some(ApiKey::new("right"));
+    let server = Server::start_with_key(dir.path(), 10_000, None, key).await;
+    assert_eq!(server.http("GET", "/api/health", None).await.0, 200);
+    for path in ["/api/peers", "/metrics", "/openapi.json", "/nothing"] {
+        let (status, error, text) = server.http("GET", path, None).await;
+        assert_eq!(
+            (status, &error["error"]["code"]),
+            (401, &json!("unauthorized"))
+        );
+        assert!(!text.contains("right"), "{text}");
+    }
+    let node = json!({"peer_id": "n1"});
+    let refused = server.http("POST", "/api/peers/register", Some(node)).await;
+    assert_eq!(refused.0, 401);
+    let address = server.address.to_string();
+    for key in [None, Some("wrong"), Some("")] {
+        let node = Node {
+            peer_id: "n1".to_owned(),
+            ..Default::default()
+        };
+        let refused = within(RemoteNamespace::connect(&address, node, key)).await;
+        assert!(
+            matches!(&refused, Err(RemoteError::Refused { why, .. }) if why.contains("--api-key")),
+            "{:?}",
+            refused.err()
+        );
+    }
+    let unsendable = RemoteNamespace::connect(&address, Node::default(), Some("\n")).await;
+    assert!(matches!(unsendable, Err(RemoteError::Key)));
+    let node = Node {
+        peer_id: "n1".to_owned(),
+        ..Default::default()
+    };
+    let (remote, mut revocations) = within(RemoteNamespace::connect(&address, node, Some("right")))
+        .await
+        .unwrap();
+    within(revocations.recv()).await.unwrap().ack().await;
+    let root = read(NsOp::GetAttr { ino: Ino::ROOT });
+    assert!(within(remote.call(root)).await.result.is_ok());
+    within(remote.heartbeat()).await.unwrap();
+    drop(remote);
     server.end().await;
 }
 
@@ -389,7 +450,7 @@ async fn rest_tells_nodes_files_and_counters() {
         .unwrap()
         .result
         .unwrap();
-    let at = "/api/files/location?path=/a%20file";
+    let at = "/api/files/location?path=a%20file";
     let here = json!({"peer_id": "n1"});
     assert_eq!(server.http("PUT", at, Some(here)).await.0, 200);
     let (status, place, _) = server.http("GET", at, None).await;
@@ -401,6 +462,8 @@ async fn rest_tells_nodes_files_and_counters() {
     assert_eq!(server.http("PUT", at, Some(stranger)).await.0, 404);
     for (path, expected) in [
         ("nothing", 404),
+        ("%ff", 404),
+        ("/a%20file", 400),
         ("../x", 400),
         ("a//b", 400),
         ("", 400),

@@ -2,7 +2,8 @@
 
 use crate::cli::AgentFlags;
 use crate::output::bytes;
-use crate::settings::{AgentSettings, Defaults, FileConfig, environment};
+use crate::rebuild;
+use crate::settings::{AgentSettings, Defaults, FileConfig, UsageError, environment};
 use anyhow::Context;
 use fastcache_agent::{Node, rest};
 use std::time::Duration;
@@ -16,6 +17,13 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     let file = FileConfig::read(flags.config.as_deref())?;
     let settings = AgentSettings::resolve(flags, &file, &environment, &Defaults::default())?;
     let mut stop = Stop::new()?;
+    if flags.rebuild {
+        if settings.coordinator.is_some() {
+            let text = "--rebuild is for the coordinator: it keeps the namespace";
+            return Err(UsageError(text.to_owned()).into());
+        }
+        rebuild::if_empty(&settings.to_config().cloud, &settings.state_dir).await?;
+    }
     let node = tokio::select! {
         node = Node::start(settings.to_config()) => node?,
         () = stop.asked() => return Ok(()),

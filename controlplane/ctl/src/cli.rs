@@ -1,6 +1,10 @@
 //! The command line: every flag and subcommand, with what `--help` says. Nothing is decided here; an absent flag is
 //! `None`, so that [`crate::settings`] can lay flags over environment, file and defaults.
 
+use crate::commands::check::{FsckFlags, GcFlags};
+use crate::commands::stats::StatsFlags;
+use crate::commands::tune::TuneFlags;
+use crate::settings::cloud::CloudFlags;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fastcache_agent::Secret;
 use std::convert::Infallible;
@@ -34,19 +38,29 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the cluster's registry and namespace.
-    Coordinator(CoordinatorFlags),
+    Coordinator(Box<CoordinatorFlags>),
     /// Run a whole node: both planes, supervised, with everything it keeps in one directory.
     Up(Box<UpFlags>),
     /// Stop the node that `up` started: flush, unmount, upload what can be.
     Down(DownFlags),
-    /// How the node is.
+    /// Whether the node is healthy, how full, how dirty, and which tier answers reads; ends with 1 when it is not
     Status(NodeFlags),
+    /// What the node does now: rates, line by line
+    Stats(StatsFlags),
     /// Where a file is safe: dirty, replicated N or persisted, with its chunks and objects.
     State(StateFlags),
     /// Upload what is dirty, of one file or everything.
     Flush(FlushFlags),
     /// Evict clean chunks, of one file or directory or all, and the kernel's pages of those files.
     Evict(EvictFlags),
+    /// Find objects in the bucket that nothing names, and with --delete delete them
+    Gc(GcFlags),
+    /// Check metadata, objects and this node's chunks against each other
+    Fsck(FsckFlags),
+    /// Which limits of this machine cost speed, and with --apply change them
+    Tune(TuneFlags),
+    /// Restore the namespace of a stopped node or coordinator from the bucket.
+    Rebuild(Box<RebuildFlags>),
     /// Print the agent's effective settings; secrets are shown as ***.
     Config(Box<ConfigFlags>),
 }
@@ -77,8 +91,48 @@ pub enum Fsync {
     Cloud,
 }
 
-fn secret(text: &str) -> Result<Secret, Infallible> {
+pub(crate) fn secret(text: &str) -> Result<Secret, Infallible> {
     Ok(Secret::new(text))
+}
+
+/// Which object store: the same for every process that uses one.
+#[derive(Clone, Debug, Default, Args)]
+pub struct StoreFlags {
+    /// The object store [default: s3; `up`: dir]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PROVIDER",
+        env = "FASTCACHE_CLOUD_PROVIDER"
+    )]
+    pub cloud_provider: Option<Provider>,
+    /// Bucket; it must exist [default: fuse-client-cache]. Credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
+    #[arg(long, value_name = "NAME", env = "FASTCACHE_S3_BUCKET")]
+    pub s3_bucket: Option<String>,
+    /// Region [also: AWS_REGION; default: us-east-1]
+    #[arg(long, value_name = "REGION", env = "FASTCACHE_S3_REGION")]
+    pub s3_region: Option<String>,
+    /// http(s)://HOST:PORT of an S3 server that is not Amazon's [also: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL]
+    #[arg(long, value_name = "URL", env = "FASTCACHE_S3_ENDPOINT")]
+    pub s3_endpoint: Option<String>,
+    /// Storage account [also: AZURE_STORAGE_ACCOUNT]
+    #[arg(long, value_name = "NAME", env = "FASTCACHE_AZURE_ACCOUNT")]
+    pub azure_account: Option<String>,
+    /// Its key; better in AZURE_STORAGE_KEY, where the process list does not show it
+    #[arg(long, value_name = "KEY", env = "FASTCACHE_AZURE_KEY", hide_env_values = true, value_parser = secret)]
+    pub azure_key: Option<Secret>,
+    /// Container; it must exist [also: AZURE_CONTAINER_NAME; default: fuse-cache]
+    #[arg(long, value_name = "NAME", env = "FASTCACHE_AZURE_CONTAINER")]
+    pub azure_container: Option<String>,
+    /// URL of an Azure server that is not Microsoft's
+    #[arg(long, value_name = "URL", env = "FASTCACHE_AZURE_ENDPOINT")]
+    pub azure_endpoint: Option<String>,
+    /// Directory of the provider `dir` [`up`: DIR/cloud]
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_CLOUD_DIR")]
+    pub cloud_dir: Option<PathBuf>,
+    /// The object store beyond its name.
+    #[command(flatten)]
+    pub cloud: CloudFlags,
 }
 
 /// Settings of the agent.
@@ -105,44 +159,18 @@ pub struct AgentFlags {
     /// Key that REST wants in X-API-Key [default: none]
     #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
     pub api_key: Option<Secret>,
-    /// The object store [default: s3; `up`: dir]
-    #[arg(
-        long,
-        value_enum,
-        value_name = "PROVIDER",
-        env = "FASTCACHE_CLOUD_PROVIDER"
-    )]
-    pub cloud_provider: Option<Provider>,
-    /// Bucket; it must exist [default: fuse-client-cache]. Credentials: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY
-    #[arg(long, value_name = "NAME", env = "FASTCACHE_S3_BUCKET")]
-    pub s3_bucket: Option<String>,
-    /// Region [also: AWS_REGION; default: us-east-1]
-    #[arg(long, value_name = "REGION", env = "FASTCACHE_S3_REGION")]
-    pub s3_region: Option<String>,
-    /// http(s)://HOST:PORT of an S3 server that is not Amazon's
-    #[arg(long, value_name = "URL", env = "FASTCACHE_S3_ENDPOINT")]
-    pub s3_endpoint: Option<String>,
-    /// Storage account [also: AZURE_STORAGE_ACCOUNT]
-    #[arg(long, value_name = "NAME", env = "FASTCACHE_AZURE_ACCOUNT")]
-    pub azure_account: Option<String>,
-    /// Its key; better in AZURE_STORAGE_KEY, where the process list does not show it
-    #[arg(long, value_name = "KEY", env = "FASTCACHE_AZURE_KEY", hide_env_values = true, value_parser = secret)]
-    pub azure_key: Option<Secret>,
-    /// Container; it must exist [also: AZURE_CONTAINER_NAME; default: fuse-cache]
-    #[arg(long, value_name = "NAME", env = "FASTCACHE_AZURE_CONTAINER")]
-    pub azure_container: Option<String>,
-    /// URL of an Azure server that is not Microsoft's
-    #[arg(long, value_name = "URL", env = "FASTCACHE_AZURE_ENDPOINT")]
-    pub azure_endpoint: Option<String>,
-    /// Directory of the provider `dir` [`up`: DIR/cloud]
-    #[arg(long, value_name = "DIR", env = "FASTCACHE_CLOUD_DIR")]
-    pub cloud_dir: Option<PathBuf>,
+    /// Which object store.
+    #[command(flatten)]
+    pub store: StoreFlags,
     /// What an fsync waits for [default: local]
     #[arg(long, value_enum, value_name = "LEVEL", env = "FASTCACHE_FSYNC")]
     pub fsync: Option<Fsync>,
     /// Directory for the peer id and the embedded namespace [default: /var/lib/fastcache; `up`: DIR/state]
     #[arg(long, value_name = "DIR", env = "FASTCACHE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Where there is no namespace yet, restore it from the bucket first
+    #[arg(long, env = "FASTCACHE_REBUILD")]
+    pub rebuild: bool,
     /// Largest body of a REST PUT, such as 1GiB [default: 100MiB]
     #[arg(long, value_name = "SIZE", env = "FASTCACHE_PUT_LIMIT")]
     pub put_limit: Option<String>,
@@ -216,6 +244,18 @@ pub struct CoordinatorFlags {
         env = "FASTCACHE_STATE_DIR"
     )]
     pub state_dir: PathBuf,
+    /// The bucket its nodes use: the history of the namespace goes there. Without one nothing is ever persisted.
+    #[command(flatten)]
+    pub store: StoreFlags,
+    /// Where there is no namespace yet, restore it from the bucket first
+    #[arg(long, env = "FASTCACHE_REBUILD")]
+    pub rebuild: bool,
+    /// Configuration file (TOML) with the same names as the flags
+    #[arg(long, value_name = "FILE", env = "FASTCACHE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Key that REST and the nodes' gRPC have to show; nodes show their own --api-key [default: none]
+    #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
+    pub api_key: Option<Secret>,
 }
 
 /// Which node, and how to answer.
@@ -288,6 +328,26 @@ pub struct EvictFlags {
     /// Which node.
     #[command(flatten)]
     pub node: NodeFlags,
+}
+
+/// `rebuild`.
+#[derive(Clone, Debug, Args)]
+pub struct RebuildFlags {
+    /// The DIR of a node that `up` starts; else the state directory is --state-dir
+    #[arg(long, value_name = "DIR", env = "FASTCACHE_DIR")]
+    pub dir: Option<PathBuf>,
+    /// Replace a namespace that is there; it is put aside, not deleted
+    #[arg(long)]
+    pub force: bool,
+    /// Where the history is damaged or has a gap, end there
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// State directory and bucket, as the agent has them.
+    #[command(flatten)]
+    pub agent: AgentFlags,
+    /// Answer with JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `config`.

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use fastcache_agent::Secret;
 use fastcache_agent::rest::types::{ErrorBody, encode_path};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -96,6 +97,37 @@ impl Api {
         self.call(Method::POST, path, bound).await
     }
 
+    /// `POST` whose answer is a line of JSON now and then; `on` gets each. For as long as it takes.
+    pub async fn post_lines<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut on: impl FnMut(T),
+    ) -> Result<(), CallError> {
+        let answer = self.send(Method::POST, path).await?;
+        let status = answer.status();
+        if !status.is_success() {
+            let body = self.whole(answer).await?;
+            return Err(self.refused(status, &body));
+        }
+        let mut body = answer.into_body();
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| self.unreachable(e.to_string()))?;
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
+            text.extend_from_slice(&data);
+            while let Some(end) = text.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                on(serde_json::from_slice(&line).map_err(|e| self.strange(e.to_string()))?);
+            }
+            if text.len() > BODY_MAX {
+                return Err(self.strange("a line without an end".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether the node says it is healthy, within a short time.
     pub async fn is_healthy(&self) -> bool {
         let asked = self.raw(Method::GET, "/api/health");
@@ -117,24 +149,34 @@ impl Api {
                 .map_err(|_| self.unreachable(format!("no answer within {bound:?}")))??,
         };
         if !status.is_success() {
-            return Err(match serde_json::from_slice::<ErrorBody>(&body) {
-                Ok(e) => CallError::Refused {
-                    status,
-                    code: e.error.code,
-                    message: match status {
-                        StatusCode::UNAUTHORIZED => {
-                            "the node wants its API key: --api-key, or FASTCACHE_API_KEY".to_owned()
-                        }
-                        _ => e.error.message,
-                    },
-                },
-                Err(_) => self.strange(format!("status {status}")),
-            });
+            return Err(self.refused(status, &body));
         }
         serde_json::from_slice(&body).map_err(|e| self.strange(e.to_string()))
     }
 
+    /// What an answer that is no success says.
+    fn refused(&self, status: StatusCode, body: &[u8]) -> CallError {
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(e) => CallError::Refused {
+                status,
+                code: e.error.code,
+                message: match status {
+                    StatusCode::UNAUTHORIZED => {
+                        "the node wants its API key: --api-key, or FASTCACHE_API_KEY".to_owned()
+                    }
+                    _ => e.error.message,
+                },
+            },
+            Err(_) => self.strange(format!("status {status}")),
+        }
+    }
+
     async fn raw(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes), CallError> {
+        let answer = self.send(method, path).await?;
+        Ok((answer.status(), self.whole(answer).await?))
+    }
+
+    async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, CallError> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("http://127.0.0.1:{}{path}", self.port));
@@ -144,18 +186,18 @@ impl Api {
         let request = request
             .body(Full::default())
             .map_err(|e| self.strange(format!("the API key cannot be sent: {e}")))?;
-        let answer = self
-            .client
+        self.client
             .request(request)
             .await
-            .map_err(|e| self.unreachable(root_of(&e)))?;
-        let status = answer.status();
+            .map_err(|e| self.unreachable(root_of(&e)))
+    }
+
+    async fn whole(&self, answer: Response<Incoming>) -> Result<Bytes, CallError> {
         let body = Limited::new(answer.into_body(), BODY_MAX)
             .collect()
             .await
-            .map_err(|e| self.unreachable(e.to_string()))?
-            .to_bytes();
-        Ok((status, body))
+            .map_err(|e| self.unreachable(e.to_string()))?;
+        Ok(body.to_bytes())
     }
 
     fn unreachable(&self, why: String) -> CallError {

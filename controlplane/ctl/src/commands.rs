@@ -1,11 +1,16 @@
-//! `status`, `state`, `flush`, `evict`: ask a node, tell people or programs.
+//! What an operator asks of a node, told to people or programs. A file for each group of commands; `state`, `flush` and
+//! `evict` are here.
 
-use crate::cli::{EvictFlags, FlushFlags, NodeFlags, StateFlags};
+pub mod check;
+pub mod stats;
+pub mod status;
+pub mod tune;
+
+use crate::cli::{EvictFlags, FlushFlags, StateFlags};
 use crate::client::{CallError, Target};
-use crate::output::{bytes, duration, say, seconds};
-use fastcache_agent::rest::types::{EvictBody, FlushBody, QueueBody, StateBody, StatusBody};
+use crate::output::{bytes, duration, say};
+use fastcache_agent::rest::types::{EvictBody, FlushBody, QueueBody, StateBody};
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -14,116 +19,20 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 /// How long `flush --wait` puts up with a node that is away: its supervisor restarts planes within seconds.
 const AWAY_MAX: Duration = Duration::from_secs(60);
 
+/// Exit code of a command that found something wrong.
+pub const NOT_WELL: u8 = 1;
+/// Exit code of a check that could not be made.
+pub const NOT_CHECKED: u8 = 2;
+
+/// A document on a line of its own.
+fn print_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    say!("{}", serde_json::to_string(value)?);
+    Ok(())
+}
+
 fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
-}
-
-/// `status`.
-pub async fn status(flags: &NodeFlags) -> anyhow::Result<()> {
-    let target = Target::find(flags)?;
-    let status: StatusBody = target.api.get("/api/admin/status").await?;
-    if flags.json {
-        let mut value = serde_json::to_value(&status)?;
-        value["port"] = json!(target.port);
-        value["mount"] = json!(target.mount);
-        return print_json(&value);
-    }
-    let line = |name: &str, text: String| say!("{name:<12}{text}");
-    line(
-        "node",
-        format!(
-            "{} (fastcache {}), up {}",
-            status.peer_id,
-            status.version,
-            duration(seconds(status.uptime_seconds))
-        ),
-    );
-    if let Some(mount) = &target.mount {
-        line("mount", mount.display().to_string());
-    }
-    line("rest", format!("http://127.0.0.1:{}", target.port));
-    line("cloud", status.cloud_place.clone());
-    line("namespace", {
-        let counts = status.stats.namespace.map_or_else(
-            || "does not answer".to_owned(),
-            |n| format!("{} inodes, {}", n.inodes, bytes(n.bytes)),
-        );
-        format!("{counts} (coordinator: {})", status.coordinator)
-    });
-    match &status.stats.nvme {
-        None => line("data plane", "not connected".to_owned()),
-        Some(data) => {
-            line(
-                "data plane",
-                format!(
-                    "connected, up {}, transport {}",
-                    duration(Duration::from_secs(data.uptime_s)),
-                    data.transport
-                ),
-            );
-            line(
-                "nvme",
-                format!(
-                    "{} of {} used, {} chunks",
-                    bytes(data.used_bytes),
-                    bytes(data.capacity_bytes),
-                    data.chunks
-                ),
-            );
-            line(
-                "reads",
-                format!(
-                    "{} hits ({}), {} misses, {} fetched ({})",
-                    data.nvme_hits,
-                    bytes(data.nvme_hit_bytes),
-                    data.misses,
-                    data.fetched_chunks,
-                    bytes(data.fetched_bytes)
-                ),
-            );
-            line(
-                "evicted",
-                format!(
-                    "{} chunks ({})",
-                    data.evicted_chunks,
-                    bytes(data.evicted_bytes)
-                ),
-            );
-            let trouble = [
-                (data.checksum_errors, "checksum errors"),
-                (data.device_errors, "device errors"),
-                (data.conflict_files, "conflict files"),
-                (data.uncommitted_files, "files not committed yet"),
-            ];
-            for (count, what) in trouble.into_iter().filter(|(count, _)| *count > 0) {
-                line("attention", format!("{count} {what}"));
-            }
-        }
-    }
-    line("dirty", describe(&status.stats.queue));
-    Ok(())
-}
-
-/// The persist queue in a line.
-fn describe(queue: &QueueBody) -> String {
-    if queue.dirty_chunks == 0 {
-        return "nothing: everything is in the cloud".to_owned();
-    }
-    let age = queue
-        .oldest_dirty_age_seconds
-        .map(|s| format!(", the oldest for {}", duration(seconds(s))))
-        .unwrap_or_default();
-    let failing = queue
-        .failing
-        .as_ref()
-        .map(|e| format!("; uploads fail: {e}"))
-        .unwrap_or_default();
-    format!(
-        "{} in {} chunks{age}{failing}",
-        bytes(queue.dirty_bytes),
-        queue.dirty_chunks
-    )
 }
 
 /// `state PATH`.

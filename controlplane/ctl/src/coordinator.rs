@@ -1,20 +1,43 @@
 //! `coordinator`: the cluster's registry and namespace.
 
 use crate::agent::Stop;
-use crate::cli::CoordinatorFlags;
+use crate::cli::{AgentFlags, CoordinatorFlags, Provider};
+use crate::rebuild;
+use crate::settings::{AgentSettings, Defaults, FileConfig, UsageError, environment};
 use anyhow::Context;
-use fastcache_coordinator::{Coordinator, Options, serve};
+use fastcache_api::ApiKey;
+use fastcache_cloud::{Cloud, CloudConfig};
+use fastcache_coordinator::{Coordinator, HistoryConfig, HistoryOptions, Options, serve};
 use tokio::net::TcpListener;
 
 /// Runs the coordinator until a signal ends it.
 pub async fn run(flags: CoordinatorFlags) -> anyhow::Result<()> {
     let mut stop = Stop::new()?;
-    let listener = TcpListener::bind(&flags.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", flags.listen))?;
+    let listener = TcpListener::bind(&flags.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}: choose another --listen, or stop who has it",
+            flags.listen
+        )
+    })?;
     std::fs::create_dir_all(&flags.state_dir)
         .with_context(|| format!("cannot make {}", flags.state_dir.display()))?;
-    let coordinator = Coordinator::open(&flags.state_dir, Options::default())?;
+    let bucket = bucket(&flags)?;
+    if flags.rebuild {
+        rebuild::if_empty(&bucket, &flags.state_dir).await?;
+    }
+    let history = Cloud::open(&bucket)?.map(|cloud| HistoryConfig {
+        cloud,
+        options: HistoryOptions::default(),
+    });
+    if history.is_none() {
+        tracing::warn!(target: "history",
+            "no bucket: the namespace is on this disk alone, and nothing is ever persisted; name the nodes' bucket with \
+             --cloud-provider and its flags");
+    }
+    let coordinator = tokio::select! {
+        started = Coordinator::start(&flags.state_dir, Options::default(), history) => started?,
+        () = stop.asked() => return Ok(()),
+    };
     tracing::info!(
         target: "registry",
         address = %listener.local_addr()?,
@@ -22,7 +45,28 @@ pub async fn run(flags: CoordinatorFlags) -> anyhow::Result<()> {
         version = env!("CARGO_PKG_VERSION"),
         "coordinator runs"
     );
-    serve(coordinator, listener, async move { stop.asked().await })
-        .await
-        .context("the coordinator's listener failed")
+    let key = flags.api_key.as_ref().map(|key| ApiKey::new(key.expose()));
+    serve(
+        coordinator,
+        listener,
+        key,
+        async move { stop.asked().await },
+    )
+    .await
+    .context("the coordinator's listener failed")
+}
+
+/// The bucket, by the same rules as the agent's; none unless one is named.
+fn bucket(flags: &CoordinatorFlags) -> Result<CloudConfig, UsageError> {
+    let file = FileConfig::read(flags.config.as_deref())?;
+    let agent = AgentFlags {
+        store: flags.store.clone(),
+        ..AgentFlags::default()
+    };
+    let defaults = Defaults {
+        provider: Provider::None,
+        ..Defaults::default()
+    };
+    let settings = AgentSettings::resolve(&agent, &file, &environment, &defaults)?;
+    Ok(settings.to_config().cloud)
 }

@@ -20,6 +20,7 @@ mod coordinator;
 mod node_file;
 mod output;
 mod path;
+mod rebuild;
 mod settings;
 mod up;
 
@@ -53,23 +54,29 @@ fn main() -> ExitCode {
     // what still runs is a call that hangs on a dead mount: it ends with the process
     runtime.shutdown_background();
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => failed(&error),
     }
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
-    match cli.command {
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let done = match cli.command {
+        Some(Command::Status(flags)) => return commands::status::status(&flags).await,
+        Some(Command::Stats(flags)) => return commands::stats::stats(&flags).await,
+        Some(Command::Gc(flags)) => return Ok(commands::check::gc(&flags).await),
+        Some(Command::Fsck(flags)) => return Ok(commands::check::fsck(&flags).await),
+        Some(Command::Tune(flags)) => return commands::tune::tune(&flags),
         None => agent::run(&cli.agent).await,
-        Some(Command::Coordinator(flags)) => coordinator::run(flags).await,
+        Some(Command::Coordinator(flags)) => coordinator::run(*flags).await,
+        Some(Command::Rebuild(flags)) => rebuild::run(*flags).await,
         Some(Command::Up(flags)) => up::run(*flags).await,
         Some(Command::Down(flags)) => up::down(flags).await,
-        Some(Command::Status(flags)) => commands::status(&flags).await,
         Some(Command::State(flags)) => commands::state(&flags).await,
         Some(Command::Flush(flags)) => commands::flush(&flags).await,
         Some(Command::Evict(flags)) => commands::evict(&flags).await,
         Some(Command::Config(flags)) => config_command::run(&flags),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 fn failed(error: &anyhow::Error) -> ExitCode {

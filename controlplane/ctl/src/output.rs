@@ -35,6 +35,19 @@ pub fn bytes(n: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
+/// A part of a whole: `12 %`, `99.7 %`; `-` of nothing.
+pub fn percent(part: u64, whole: u64) -> String {
+    if whole == 0 {
+        return "-".to_owned();
+    }
+    let tenths = u128::from(part) * 1000 / u128::from(whole);
+    match tenths {
+        0 if part > 0 => "<0.1 %".to_owned(),
+        t if t % 10 == 0 => format!("{} %", t / 10),
+        t => format!("{}.{} %", t / 10, t % 10),
+    }
+}
+
 /// A duration in its two largest units: `3 d 4 h`, `2 min 5 s`, `0.4 s`.
 pub fn duration(d: Duration) -> String {
     let s = d.as_secs();
@@ -69,6 +82,10 @@ mod tests {
         for (n, text) in table {
             assert_eq!(bytes(n), text);
         }
+        assert_eq!(percent(0, 0), "-");
+        assert_eq!(percent(1, 3), "33.3 %");
+        assert_eq!(percent(1, 100_000), "<0.1 %");
+        assert_eq!(percent(5, 5), "100 %");
         assert_eq!(duration(Duration::from_millis(400)), "0.4 s");
         assert_eq!(duration(Duration::from_secs(125)), "2 min 5 s");
         assert_eq!(duration(Duration::from_secs(90_000)), "1 d 1 h");

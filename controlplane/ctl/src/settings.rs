@@ -1,7 +1,13 @@
 //! Effective settings: flag, else environment, else configuration file, else default. Secrets are never printed.
 
+pub(crate) mod cloud;
+
 use crate::cli::{AgentFlags, DataFlags, Fsync, Provider};
-use fastcache_agent::{AgentConfig, CloudConfig, FsyncLevel, PUT_LIMIT_DEFAULT, Secret};
+use cloud::{Addressing, CloudSettings, EncryptionKind};
+use fastcache_agent::{
+    AgentConfig, AzureConfig, CloudConfig, Environment as CloudEnvironment, FsyncLevel,
+    PUT_LIMIT_DEFAULT, S3Config, Secret,
+};
 use serde::Deserialize;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr};
@@ -36,6 +42,23 @@ pub struct FileConfig {
     azure_container: Option<String>,
     azure_endpoint: Option<String>,
     cloud_dir: Option<PathBuf>,
+    cloud_prefix: Option<String>,
+    cloud_ca: Option<PathBuf>,
+    cloud_uploads: Option<u32>,
+    s3_access_key: Option<String>,
+    s3_secret_key: Option<String>,
+    s3_session_token: Option<String>,
+    s3_profile: Option<String>,
+    s3_addressing: Option<Addressing>,
+    s3_encryption: Option<EncryptionKind>,
+    s3_kms_key: Option<String>,
+    s3_bucket_key: Option<bool>,
+    s3_customer_key: Option<String>,
+    azure_sas: Option<String>,
+    azure_client_id: Option<String>,
+    azure_client_secret: Option<String>,
+    azure_tenant_id: Option<String>,
+    azure_token_file: Option<PathBuf>,
     fsync: Option<Fsync>,
     state_dir: Option<PathBuf>,
     put_limit: Option<String>,
@@ -56,9 +79,14 @@ impl FileConfig {
         let Some(path) = path else {
             return Ok(FileConfig::default());
         };
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| UsageError(format!("{}: {e}", path.display())))?;
-        FileConfig::parse(&text).map_err(|e| UsageError(format!("{}: {e}", path.display())))
+        let text = std::fs::read_to_string(path).map_err(|e| {
+            let at = path.display();
+            UsageError(format!(
+                "the configuration file {at} cannot be read: {e}; check what --config names"
+            ))
+        })?;
+        FileConfig::parse(&text)
+            .map_err(|e| UsageError(format!("the configuration file {}: {e}", path.display())))
     }
 
     fn parse(text: &str) -> Result<FileConfig, String> {
@@ -67,9 +95,14 @@ impl FileConfig {
             let line = e
                 .span()
                 .map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+            let message = fastcache_api::settings::explain(e.message());
             match line {
-                Some(line) => format!("line {line}: {}", e.message()),
-                None => e.message().to_owned(),
+                // The key, but not its value, which may be a secret.
+                Some(line) => match text.lines().nth(line - 1).and_then(|l| l.split_once('=')) {
+                    Some((key, _)) => format!("line {line}, `{}`: {message}", key.trim()),
+                    None => format!("line {line}: {message}"),
+                },
+                None => message,
             }
         })
     }
@@ -140,10 +173,6 @@ pub struct AgentSettings {
     pub s3_region: String,
     /// Other server than Amazon's.
     pub s3_endpoint: Option<String>,
-    /// `AWS_ACCESS_KEY_ID`.
-    pub s3_access_key: Option<String>,
-    /// `AWS_SECRET_ACCESS_KEY`.
-    pub s3_secret_key: Option<Secret>,
     /// Account.
     pub azure_account: Option<String>,
     /// Its key.
@@ -154,6 +183,10 @@ pub struct AgentSettings {
     pub azure_endpoint: Option<String>,
     /// Directory of the provider `dir`.
     pub cloud_dir: Option<PathBuf>,
+    /// The object store beyond its name.
+    pub cloud: CloudSettings,
+    /// Access key, secret key and session token, of settings or of AWS's variables.
+    pub s3_keys: (Option<String>, Option<Secret>, Option<Secret>),
     /// What an fsync waits for.
     pub fsync: Fsync,
     /// State directory.
@@ -198,6 +231,7 @@ impl AgentSettings {
             flag.filter(|s| !s.expose().is_empty())
                 .or_else(|| text(None, variable, file).map(Secret::new))
         };
+        let cloud = CloudSettings::resolve(flags.store.cloud, &file)?;
         let put_limit = match flags.put_limit.or(file.put_limit) {
             None => PUT_LIMIT_DEFAULT,
             Some(size) => parse_size(&size).map_err(|e| UsageError(format!("--put-limit: {e}")))?,
@@ -214,30 +248,37 @@ impl AgentSettings {
             chunk_size: flags.chunk_size.or(file.chunk_size).unwrap_or(4),
             api_key: secret(flags.api_key, None, file.api_key),
             provider: flags
+                .store
                 .cloud_provider
                 .or(file.cloud_provider)
                 .unwrap_or(defaults.provider),
-            s3_bucket: text(flags.s3_bucket, None, file.s3_bucket)
+            s3_bucket: text(flags.store.s3_bucket, None, file.s3_bucket)
                 .unwrap_or_else(|| "fuse-client-cache".to_owned()),
-            s3_region: text(flags.s3_region, Some("AWS_REGION"), file.s3_region)
+            s3_region: text(flags.store.s3_region, Some("AWS_REGION"), file.s3_region)
                 .unwrap_or_else(|| "us-east-1".to_owned()),
-            s3_endpoint: text(flags.s3_endpoint, None, file.s3_endpoint),
-            s3_access_key: filled(env("AWS_ACCESS_KEY_ID")),
-            s3_secret_key: filled(env("AWS_SECRET_ACCESS_KEY")).map(Secret::new),
+            s3_endpoint: text(flags.store.s3_endpoint, Some("AWS_ENDPOINT_URL_S3"), None)
+                .or_else(|| text(None, Some("AWS_ENDPOINT_URL"), file.s3_endpoint)),
+            s3_keys: cloud.keys_of(env),
+            cloud,
             azure_account: text(
-                flags.azure_account,
+                flags.store.azure_account,
                 Some("AZURE_STORAGE_ACCOUNT"),
                 file.azure_account,
             ),
-            azure_key: secret(flags.azure_key, Some("AZURE_STORAGE_KEY"), file.azure_key),
+            azure_key: secret(
+                flags.store.azure_key,
+                Some("AZURE_STORAGE_KEY"),
+                file.azure_key,
+            ),
             azure_container: text(
-                flags.azure_container,
+                flags.store.azure_container,
                 Some("AZURE_CONTAINER_NAME"),
                 file.azure_container,
             )
             .unwrap_or_else(|| "fuse-cache".to_owned()),
-            azure_endpoint: text(flags.azure_endpoint, None, file.azure_endpoint),
+            azure_endpoint: text(flags.store.azure_endpoint, None, file.azure_endpoint),
             cloud_dir: flags
+                .store
                 .cloud_dir
                 .or(file.cloud_dir)
                 .or_else(|| defaults.cloud_dir.clone()),
@@ -271,7 +312,7 @@ impl AgentSettings {
             Provider::Azure if self.azure_account.is_none() => {
                 wrong("--cloud-provider azure wants --azure-account, or AZURE_STORAGE_ACCOUNT")
             }
-            Provider::S3 if self.s3_access_key.is_some() != self.s3_secret_key.is_some() => {
+            Provider::S3 if self.s3_keys.0.is_some() != self.s3_keys.1.is_some() => {
                 wrong("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY both, or neither")
             }
             Provider::None if self.fsync == Fsync::Cloud => {
@@ -284,22 +325,43 @@ impl AgentSettings {
     /// For [`fastcache_agent::Node::start`].
     pub fn to_config(&self) -> AgentConfig {
         let cloud = match self.provider {
-            Provider::S3 => CloudConfig::S3 {
+            Provider::S3 => CloudConfig::S3(Box::new(S3Config {
                 bucket: self.s3_bucket.clone(),
                 region: self.s3_region.clone(),
                 endpoint: self.s3_endpoint.clone(),
-                access_key: self.s3_access_key.clone(),
-                secret_key: self.s3_secret_key.clone(),
-            },
-            Provider::Azure => CloudConfig::Azure {
+                is_virtual_hosted: self.cloud.s3_addressing == Addressing::Virtual,
+                prefix: self.cloud.prefix.clone(),
+                access_key: self.s3_keys.0.clone(),
+                secret_key: self.s3_keys.1.clone(),
+                session_token: self.s3_keys.2.clone(),
+                profile: self.cloud.s3_profile.clone(),
+                encryption: self.cloud.encryption(),
+                ca_file: self.cloud.ca_file.clone(),
+                environment: CloudEnvironment::of_process(),
+            })),
+            Provider::Azure => CloudConfig::Azure(Box::new(AzureConfig {
                 account: self.azure_account.clone().unwrap_or_default(),
-                key: self.azure_key.clone(),
                 container: self.azure_container.clone(),
                 endpoint: self.azure_endpoint.clone(),
-            },
-            Provider::Dir => CloudConfig::Dir {
-                path: self.cloud_dir.clone().unwrap_or_default(),
-            },
+                prefix: self.cloud.prefix.clone(),
+                key: self.azure_key.clone(),
+                sas: self.cloud.azure_sas.clone(),
+                client_id: self.cloud.azure_client_id.clone(),
+                client_secret: self.cloud.azure_client_secret.clone(),
+                tenant_id: self.cloud.azure_tenant_id.clone(),
+                federated_token_file: self.cloud.azure_token_file.clone(),
+                ca_file: self.cloud.ca_file.clone(),
+                environment: CloudEnvironment::of_process(),
+            })),
+            Provider::Dir => {
+                let path = self.cloud_dir.clone().unwrap_or_default();
+                CloudConfig::Dir {
+                    path: match &self.cloud.prefix {
+                        Some(prefix) => path.join(prefix),
+                        None => path,
+                    },
+                }
+            }
             Provider::None => CloudConfig::None,
         };
         AgentConfig {
@@ -319,6 +381,7 @@ impl AgentSettings {
             },
             pod_ip: self.pod_ip.clone(),
             put_limit: self.put_limit,
+            upload_parallel: self.cloud.uploads,
             ..AgentConfig::default()
         }
     }
@@ -351,20 +414,46 @@ impl AgentSettings {
             ),
         ];
         list.into_iter()
+            .chain(self.cloud.public())
             .filter_map(|(name, value)| value.map(|v| (name, v)))
             .collect()
     }
 
     /// Which secrets are set, and what one may see of them.
     pub fn secrets(&self) -> Vec<(&'static str, String)> {
-        let list = [
-            ("api-key", self.api_key.as_ref()),
-            ("s3-secret-key", self.s3_secret_key.as_ref()),
-            ("azure-key", self.azure_key.as_ref()),
+        let of_env = [
+            (
+                "s3-secret-key",
+                self.s3_keys
+                    .1
+                    .as_ref()
+                    .filter(|_| self.cloud.s3_secret_key.is_none()),
+            ),
+            (
+                "s3-session-token",
+                self.s3_keys
+                    .2
+                    .as_ref()
+                    .filter(|_| self.cloud.s3_access_key.is_none()),
+            ),
         ];
-        list.into_iter()
+        let flags = self.secret_flags();
+        flags
+            .into_iter()
+            .map(|(flag, value)| (flag.trim_start_matches('-'), value))
+            .chain(of_env)
             .filter_map(|(name, value)| value.map(|v| (name, v.to_string())))
             .collect()
+    }
+
+    /// Flag and value of every secret that a setting may hold.
+    fn secret_flags(&self) -> Vec<(&'static str, Option<&Secret>)> {
+        let mut list = vec![
+            ("--api-key", self.api_key.as_ref()),
+            ("--azure-key", self.azure_key.as_ref()),
+        ];
+        list.extend(self.cloud.secrets());
+        list
     }
 
     /// The command line of an agent with these settings, and the environment that carries its secrets: a process
@@ -377,6 +466,13 @@ impl AgentSettings {
                 "socket" => self.socket.clone().into(),
                 "state-dir" => self.state_dir.clone().into(),
                 "cloud-dir" => self.cloud_dir.clone().unwrap_or_default().into(),
+                "cloud-ca" => self.cloud.ca_file.clone().unwrap_or_default().into(),
+                "azure-token-file" => self
+                    .cloud
+                    .azure_token_file
+                    .clone()
+                    .unwrap_or_default()
+                    .into(),
                 _ => value.into(),
             };
             // in one word: a value may begin with a dash
@@ -384,13 +480,17 @@ impl AgentSettings {
             arg.push(value);
             args.push(arg);
         }
-        let secrets = [
-            ("FASTCACHE_API_KEY", &self.api_key),
-            ("FASTCACHE_AZURE_KEY", &self.azure_key),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| value.as_ref().map(|v| (name, v.expose().to_owned())))
-        .collect();
+        let variable = |flag: &str| {
+            cloud::SECRET_FLAGS
+                .iter()
+                .find(|(f, _)| *f == flag)
+                .map(|(_, v)| *v)
+        };
+        let secrets = self
+            .secret_flags()
+            .into_iter()
+            .filter_map(|(flag, value)| Some((variable(flag)?, value?.expose().to_owned())));
+        let secrets = secrets.collect();
         (args, secrets)
     }
 }

@@ -23,6 +23,8 @@ use crate::cli::{DownFlags, UpFlags};
 use crate::client::Api;
 use crate::node_file::{Lock, NodeFile, Phase};
 use crate::output::{bytes, say};
+use crate::rebuild;
+use crate::settings::cloud::SECRET_FLAGS;
 use crate::settings::{AgentSettings, DataSettings, Defaults, FileConfig, UsageError, environment};
 use anyhow::{Context, bail, ensure};
 use mount_point::MountPoint;
@@ -49,6 +51,8 @@ const POLL: Duration = Duration::from_millis(50);
 const TAIL_LINES: usize = 15;
 /// A log larger than this is put aside at the next start, bytes.
 const LOG_MAX: u64 = 16 << 20;
+/// How long a port may still be taken by a process that was just killed.
+const PORT_WAIT: Duration = Duration::from_secs(3);
 /// Port of REST that is tried first.
 const PORT_FIRST: u16 = 8081;
 
@@ -81,9 +85,25 @@ pub async fn run(flags: UpFlags) -> anyhow::Result<()> {
     if let Some(cloud) = &agent.cloud_dir {
         agent.cloud_dir = Some(absolute(cloud, "--cloud-dir")?);
     }
+    let files = [
+        (&mut agent.cloud.ca_file, "--cloud-ca"),
+        (&mut agent.cloud.azure_token_file, "--azure-token-file"),
+    ];
+    for (file, flag) in files {
+        if let Some(path) = file {
+            *path = absolute(path, flag)?;
+        }
+    }
     for made in ["run", "log", "state"] {
         std::fs::create_dir_all(dir.join(made))
             .with_context(|| format!("cannot make {}", dir.join(made).display()))?;
+    }
+    if flags.agent.rebuild && !is_detached {
+        if agent.coordinator.is_some() {
+            let text = "--rebuild is for the coordinator: it keeps the namespace";
+            return Err(UsageError(text.to_owned()).into());
+        }
+        rebuild::if_empty(&agent.to_config().cloud, &agent.state_dir).await?;
     }
     if flags.detach && !is_detached {
         return detach(&dir).await;
@@ -98,7 +118,16 @@ pub async fn run(flags: UpFlags) -> anyhow::Result<()> {
             dir.display()
         );
     };
-    agent.port = Some(free_port(&agent)?);
+    // They may have the port.
+    supervise::stop_leftovers(&dir).await?;
+    let start = Instant::now();
+    agent.port = Some(loop {
+        match free_port(&agent) {
+            // An agent that was just killed has it for a moment longer.
+            Err(_) if start.elapsed() < PORT_WAIT => tokio::time::sleep(POLL).await,
+            found => break found?,
+        }
+    });
     let done = supervise::run(Plan {
         dir,
         mount,
@@ -204,14 +233,10 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
 fn without_secrets(
     args: impl Iterator<Item = OsString>,
 ) -> (Vec<OsString>, Vec<(&'static str, OsString)>) {
-    const SECRETS: [(&str, &str); 2] = [
-        ("--api-key", "FASTCACHE_API_KEY"),
-        ("--azure-key", "FASTCACHE_AZURE_KEY"),
-    ];
     let (mut kept, mut secrets) = (Vec::new(), Vec::new());
     let mut args = args;
     'args: while let Some(arg) = args.next() {
-        for (flag, variable) in SECRETS {
+        for (flag, variable) in SECRET_FLAGS {
             if arg == flag {
                 secrets.extend(args.next().map(|value| (variable, value)));
                 continue 'args;

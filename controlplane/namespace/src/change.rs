@@ -4,8 +4,8 @@ use crate::kv::Kv;
 use crate::state::{Dirent, Done, Fault, State, check_name};
 use fastcache_api::{
     Attr, Commit, Errno, FILE_SIZE_MAX, Ino, Kind, LINK_MAX, Layout, NewInode, NsAnswer, NsOp,
-    PersistedChunk, RenameMode, SYMLINK_MAX, SetAttr, Time, Version, XATTR_NAME_MAX,
-    XATTR_VALUE_MAX, XattrMode,
+    PersistedChunk, RenameMode, SYMLINK_MAX, SetAttr, Time, Version, XATTR_LIST_MAX,
+    XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX, XattrMode,
 };
 
 /// Most garbage taken at once.
@@ -40,6 +40,23 @@ impl<K: Kv> State<'_, K> {
             NsOp::LinkReplace { ino, parent, name } => {
                 self.link_replace(*ino, (*parent, name), now)
             }
+            NsOp::LinkReplaceIf {
+                ino,
+                parent,
+                name,
+                expected,
+            } => {
+                self.expect((*parent, name), *expected)?;
+                self.link_replace(*ino, (*parent, name), now)
+            }
+            NsOp::UnlinkIf {
+                parent,
+                name,
+                expected,
+            } => {
+                self.expect((*parent, name), Some(*expected))?;
+                self.unlink((*parent, name), now)
+            }
             NsOp::SetXattr {
                 ino,
                 name,
@@ -70,10 +87,20 @@ impl<K: Kv> State<'_, K> {
                     count,
                 })
             }
-            NsOp::TakeGarbage { max } => {
+            NsOp::TakeGarbage { max, upto } => {
                 let max = (*max).min(GARBAGE_MAX) as usize;
-                Ok(NsAnswer::Garbage(self.take_garbage(max)?))
+                Ok(NsAnswer::Garbage(self.take_garbage(max, *upto)?))
             }
+            NsOp::Begin { file_system } => {
+                if self.file_system()?.is_none() {
+                    self.put_file_system(*file_system)?;
+                }
+                if self.counters.inodes == 0 {
+                    self.make_root(now)?;
+                }
+                Ok(NsAnswer::Done)
+            }
+            NsOp::Discard { objects } => self.discard(objects),
             _ => Err(Errno::EINVAL.into()),
         }
     }
@@ -136,6 +163,7 @@ impl<K: Kv> State<'_, K> {
             } else {
                 0
             },
+            allocated: 0,
             atime: now,
             mtime: now,
             ctime: now,
@@ -379,6 +407,20 @@ impl<K: Kv> State<'_, K> {
         Ok(answer)
     }
 
+    /// ESTALE unless a name leads to this inode with this layout version, or (`None`) does not exist.
+    fn expect(&self, place: Place<'_>, expected: Option<(Ino, Version)>) -> Done<()> {
+        self.dir(place.0)?;
+        let found = match self.entry(place.0, place.1)? {
+            Some(entry) => Some((entry.ino, self.attr(entry.ino)?.layout_version)),
+            None => None,
+        };
+        if found == expected {
+            Ok(())
+        } else {
+            Err(Errno::ESTALE.into())
+        }
+    }
+
     fn set_xattr(
         &mut self,
         ino: Ino,
@@ -399,6 +441,12 @@ impl<K: Kv> State<'_, K> {
             XattrMode::Create if exists => return Err(Errno::EEXIST.into()),
             XattrMode::Replace if !exists => return Err(Errno::ENODATA.into()),
             _ => {}
+        }
+        let (list, total) = self.xattr_space(ino, name)?;
+        if list + name.len() + 1 > XATTR_LIST_MAX
+            || total + name.len() + value.len() > XATTR_TOTAL_MAX
+        {
+            return Err(Errno::ENOSPC.into());
         }
         self.put_xattr(ino, name, value.to_vec());
         attr.ctime = now;
@@ -460,7 +508,9 @@ impl<K: Kv> State<'_, K> {
             }
         }
         self.put_layout(commit.ino, &layout)?;
-        self.counters.bytes = self.counters.bytes.saturating_sub(attr.size) + commit.size;
+        let allocated = layout.allocated(attr.chunk_size);
+        self.counters.bytes = self.counters.bytes.saturating_sub(attr.allocated) + allocated;
+        attr.allocated = allocated;
         attr.size = commit.size;
         attr.mtime = commit.mtime;
         attr.ctime = attr.ctime.max(now);
@@ -505,6 +555,7 @@ impl<K: Kv> State<'_, K> {
             gid: 0,
             rdev: 0,
             size: 0,
+            allocated: 0,
             atime: now,
             mtime: now,
             ctime: now,
@@ -554,7 +605,9 @@ pub(crate) fn check_names(op: &NsOp) -> Result<(), Errno> {
         | NsOp::Unlink { name, .. }
         | NsOp::Rmdir { name, .. }
         | NsOp::Link { name, .. }
-        | NsOp::LinkReplace { name, .. } => check_name(name),
+        | NsOp::LinkReplace { name, .. }
+        | NsOp::LinkReplaceIf { name, .. }
+        | NsOp::UnlinkIf { name, .. } => check_name(name),
         NsOp::Rename { name, new_name, .. } => check_name(name).and_then(|()| check_name(new_name)),
         _ => Ok(()),
     }

@@ -14,6 +14,7 @@
 //! | `g` | number | object key to delete |
 //! | `q` | client, sequence number | the reply that was given |
 //! | `m` | nothing | [`Counters`](crate::state::Counters) |
+//! | `f` | nothing | number of the file system |
 
 use fastcache_api::{Ino, OpId, Version};
 
@@ -42,6 +43,9 @@ pub(crate) fn cookie(parent: Ino, cookie: u64) -> Vec<u8> {
 pub(crate) fn cookies(parent: Ino) -> Vec<u8> {
     key(b'c', &[parent.0], &[])
 }
+pub(crate) fn dirents(parent: Ino) -> Vec<u8> {
+    key(b'd', &[parent.0], &[])
+}
 pub(crate) fn link(ino: Ino, parent: Ino, name: &[u8]) -> Vec<u8> {
     key(b'p', &[ino.0, parent.0], name)
 }
@@ -53,6 +57,12 @@ pub(crate) fn layout(ino: Ino) -> Vec<u8> {
 }
 pub(crate) fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
     key(b'x', &[ino.0], name)
+}
+pub(crate) fn attrs() -> Vec<u8> {
+    vec![b'a']
+}
+pub(crate) fn all_cloud_refs() -> Vec<u8> {
+    vec![b'r']
 }
 pub(crate) fn cloud_refs(ino: Ino) -> Vec<u8> {
     key(b'r', &[ino.0], &[])
@@ -84,6 +94,12 @@ pub(crate) fn reply(id: OpId) -> Vec<u8> {
 }
 pub(crate) fn counters() -> Vec<u8> {
     vec![b'm']
+}
+pub(crate) fn layouts() -> Vec<u8> {
+    vec![b'l']
+}
+pub(crate) fn file_system() -> Vec<u8> {
+    vec![b'f']
 }
 
 /// Chunk index and version at the end of a cloud ref's key.

@@ -15,7 +15,9 @@
     )
 )]
 
+mod audit;
 mod change;
+mod incomplete;
 mod keys;
 mod kv;
 mod query;
@@ -23,15 +25,17 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use incomplete::incomplete;
 pub use kv::{Changes, Kv, KvError, MemoryKv, Pair};
 pub use state::{Counters, Dirent, Fault, REPLIES_KEPT};
 
-use fastcache_api::{Errno, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
+use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
 use serde::{Deserialize, Serialize};
 use state::{Done, State};
 
-/// Version of the records in the log. 1: first.
-pub const RECORD_VERSION: u8 = 1;
+/// Version of the records in the log. 1: first. 2: the begin of an epoch is a record, and the deletion queue is taken up
+/// to a number.
+pub const RECORD_VERSION: u8 = 2;
 
 /// One change, as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,20 +100,70 @@ pub fn counters(kv: &impl Kv) -> Done<Counters> {
     Ok(State::new(kv)?.counters)
 }
 
-/// What a start does to the state: the epoch rises, and an empty file system gets its root.
+/// What a start does: a record that begins an epoch, as its first. The first one of all names the file system and makes
+/// its root.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn begin_epoch(kv: &impl Kv, epoch: u64, now: Time) -> Done<Changes> {
-    let mut state = State::new(kv)?;
-    state.counters.epoch = epoch;
-    state.counters.ino = 0;
-    state.counters.version = 0;
-    if state.counters.inodes == 0 {
-        state.counters.position += 1;
-        state.make_root(now)?;
+pub fn begin_epoch(
+    kv: &impl Kv,
+    epoch: u64,
+    file_system: u64,
+    now: Time,
+) -> Done<(Record, Changes)> {
+    let record = Record {
+        position: counters(kv)?.position + 1,
+        epoch,
+        id: None,
+        now,
+        op: NsOp::Begin { file_system },
+    };
+    let changes = replay(kv, &record)?;
+    Ok((record, changes))
+}
+
+/// The number of the file system; `None` before its first epoch.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn file_system(kv: &impl Kv) -> Done<Option<u64>> {
+    State::new(kv)?.file_system()
+}
+
+/// The inodes whose identity, path, attributes or contents an applied record concerns (directories whose entries changed
+/// are not among them), of its reply.
+pub fn concerned(op: &NsOp, reply: &NsReply) -> Vec<Ino> {
+    let dirs = match op {
+        NsOp::Make {
+            at: Some((parent, _)),
+            ..
+        }
+        | NsOp::Unlink { parent, .. }
+        | NsOp::Rmdir { parent, .. }
+        | NsOp::Link { parent, .. }
+        | NsOp::LinkReplace { parent, .. }
+        | NsOp::LinkReplaceIf { parent, .. }
+        | NsOp::UnlinkIf { parent, .. } => [Some(*parent), None],
+        NsOp::Rename {
+            parent, new_parent, ..
+        } => [Some(*parent), Some(*new_parent)],
+        _ => [None, None],
+    };
+    let touched = reply.touched.iter().map(|a| a.ino);
+    let mut inos: Vec<Ino> = touched.filter(|i| !dirs.contains(&Some(*i))).collect();
+    if let NsOp::Persisted { chunks } = op {
+        inos.extend(chunks.iter().map(|c| c.key.ino));
+        inos.dedup();
     }
-    state.finish()
+    inos
+}
+
+/// An inode and every directory that one of its paths leads through, the root last; empty when there is no such inode.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn lineage(kv: &impl Kv, ino: Ino) -> Done<Vec<Ino>> {
+    State::new(kv)?.lineage(ino)
 }
 
 /// What became of a change.
@@ -126,6 +180,9 @@ pub enum Outcome {
 /// # Errors
 /// When the store cannot be read or holds damaged values; nothing has changed then.
 pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
+    if matches!(request.op, NsOp::Begin { .. }) {
+        return Ok(Outcome::Answered(refused(Errno::EPERM)));
+    }
     let mut state = State::new(kv)?;
     if let Some(id) = request.id
         && let Some(reply) = state.reply(id)?
@@ -140,8 +197,19 @@ pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
         now: request.now,
         op: request.op.clone(),
     };
+    let before = state.counters;
     match run(&mut state, &record) {
-        Ok(reply) => Ok(Outcome::Applied(Box::new(record), state.finish()?, reply)),
+        // Nothing to log: asked again, it would be the same.
+        Ok(reply) if !state.is_changed(&before) => Ok(Outcome::Answered(NsReply {
+            log_position: 0,
+            ..reply
+        })),
+        Ok(reply) => {
+            if let Some(id) = record.id {
+                state.put_reply(id, &reply)?;
+            }
+            Ok(Outcome::Applied(Box::new(record), state.finish()?, reply))
+        }
         Err(Fault::Refused(errno)) => Ok(Outcome::Answered(refused(errno))),
         Err(fault) => Err(fault),
     }
@@ -159,7 +227,10 @@ pub fn replay(kv: &impl Kv, record: &Record) -> Done<Changes> {
         state.counters.version = 0;
     }
     state.counters.position = record.position;
-    run(&mut state, record)?;
+    let reply = run(&mut state, record)?;
+    if let Some(id) = record.id {
+        state.put_reply(id, &reply)?;
+    }
     state.finish()
 }
 
@@ -170,16 +241,12 @@ fn run<K: Kv>(state: &mut State<'_, K>, record: &Record) -> Done<NsReply> {
     for ino in state.touched.clone() {
         touched.push(state.attr(ino)?);
     }
-    let reply = NsReply {
+    Ok(NsReply {
         result: Ok(answer),
         touched,
         log_position: record.position,
         lease_ms: None,
-    };
-    if let Some(id) = record.id {
-        state.put_reply(id, &reply)?;
-    }
-    Ok(reply)
+    })
 }
 
 /// Answers a read.

@@ -72,6 +72,9 @@ impl<K: Kv> State<'_, K> {
                 Ok(NsAnswer::Entry(self.attr(at)?))
             }
             NsOp::PathOf { ino } => self.path_of(*ino),
+            NsOp::Audit { after, max } => self.audit(*after, *max),
+            NsOp::AllRefs { after, max } => self.all_refs(*after, *max),
+            NsOp::QueuedGarbage { after, max } => self.queued_garbage(*after, *max),
             _ => Err(Errno::EINVAL.into()),
         }
     }

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// Answers kept for each client, so that a request sent twice is done once. More than a client may have in flight.
 pub const REPLIES_KEPT: u64 = 4096;
 
+/// Deepest path that is followed upwards, directories.
+const LINEAGE_MAX: usize = 100_000;
+
 /// A directory entry in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dirent {
@@ -39,7 +42,7 @@ pub struct Counters {
     pub position: u64,
     /// Inodes that exist.
     pub inodes: u64,
-    /// Sum of the sizes of all files.
+    /// Bytes of all files, without holes.
     pub bytes: u64,
 }
 
@@ -64,7 +67,7 @@ pub enum Fault {
 
 pub(crate) type Done<T> = Result<T, Fault>;
 
-fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Done<T> {
+pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Done<T> {
     postcard::from_bytes(value).map_err(|error| Fault::Damaged {
         table: key.first().map_or('?', |b| char::from(*b)),
         error,
@@ -80,7 +83,7 @@ pub(crate) type Listed = (u64, Vec<u8>, Ino, Kind);
 
 /// A view of the state, with the changes of one operation.
 pub(crate) struct State<'a, K: Kv> {
-    kv: Overlay<'a, K>,
+    pub(crate) kv: Overlay<'a, K>,
     pub counters: Counters,
     /// Inodes whose attributes changed, in order.
     pub touched: Vec<Ino>,
@@ -99,13 +102,18 @@ impl<'a, K: Kv> State<'a, K> {
         })
     }
 
+    /// Whether anything differs from the state before, of which these are the counters.
+    pub fn is_changed(&self, before: &Counters) -> bool {
+        !self.kv.changes.is_empty() || self.counters != *before
+    }
+
     pub fn finish(mut self) -> Done<Changes> {
         let counters = encode(&self.counters)?;
         self.kv.put(keys::counters(), counters);
         Ok(self.kv.changes)
     }
 
-    fn load<T: DeserializeOwned>(&self, key: &[u8]) -> Done<Option<T>> {
+    pub(crate) fn load<T: DeserializeOwned>(&self, key: &[u8]) -> Done<Option<T>> {
         match self.kv.get(key)? {
             Some(v) => Ok(Some(decode(key, &v)?)),
             None => Ok(None),
@@ -206,7 +214,7 @@ impl<'a, K: Kv> State<'a, K> {
         self.touched.retain(|t| *t != ino);
         self.counters.inodes = self.counters.inodes.saturating_sub(1);
         if attr.kind == Kind::File {
-            self.counters.bytes = self.counters.bytes.saturating_sub(attr.size);
+            self.counters.bytes = self.counters.bytes.saturating_sub(attr.allocated);
         }
         Ok(())
     }
@@ -270,6 +278,31 @@ impl<'a, K: Kv> State<'a, K> {
         Ok(self.a_name(dir)?.map_or(Ino::ROOT, |(parent, _)| parent))
     }
 
+    /// An inode and the directories that lead to it by one of its names.
+    pub fn lineage(&self, ino: Ino) -> Done<Vec<Ino>> {
+        let mut out = Vec::new();
+        let mut at = ino;
+        match self.attr(ino) {
+            Ok(_) => out.push(ino),
+            Err(Fault::Refused(_)) => return Ok(out),
+            Err(e) => return Err(e),
+        }
+        while at != Ino::ROOT && out.len() < LINEAGE_MAX {
+            at = self.parent_of(at)?;
+            out.push(at);
+        }
+        Ok(out)
+    }
+
+    /// The number of the file system; `None` before its first epoch.
+    pub fn file_system(&self) -> Done<Option<u64>> {
+        self.load(&keys::file_system())
+    }
+
+    pub fn put_file_system(&mut self, number: u64) -> Done<()> {
+        self.store(keys::file_system(), &number)
+    }
+
     // ---- contents ----
 
     pub fn layout(&self, ino: Ino) -> Done<Layout> {
@@ -324,9 +357,13 @@ impl<'a, K: Kv> State<'a, K> {
             .put(keys::garbage(self.counters.garbage), object.into_bytes());
     }
 
-    pub fn take_garbage(&mut self, max: usize) -> Done<Vec<String>> {
+    /// Takes from the front of the deletion queue, numbers up to `upto`.
+    pub fn take_garbage(&mut self, max: usize, upto: u64) -> Done<Vec<String>> {
         let mut out = Vec::new();
         for (key, value) in self.kv.scan(&keys::all_garbage(), &[], max)? {
+            if keys::number_at(&key, 1).is_none_or(|number| number > upto) {
+                break;
+            }
             self.kv.remove(key);
             out.push(String::from_utf8_lossy(&value).into_owned());
         }
@@ -345,6 +382,20 @@ impl<'a, K: Kv> State<'a, K> {
             .iter()
             .filter_map(|(k, _)| k.get(9..).map(<[u8]>::to_vec))
             .collect())
+    }
+
+    /// Bytes of the names as listxattr(2) tells them, and bytes of names and values, without the attribute `but`.
+    pub fn xattr_space(&self, ino: Ino, but: &[u8]) -> Done<(usize, usize)> {
+        let prefix = keys::xattr(ino, b"").len();
+        let (mut list, mut total) = (0, 0);
+        for (key, value) in self.kv.scan(&keys::xattr(ino, b""), &[], usize::MAX)? {
+            if key.get(prefix..) != Some(but) {
+                let name = key.len().saturating_sub(prefix);
+                list += name + 1;
+                total += name + value.len();
+            }
+        }
+        Ok((list, total))
     }
 
     pub fn put_xattr(&mut self, ino: Ino, name: &[u8], value: Vec<u8>) {

@@ -1,6 +1,7 @@
 //! The rules of the tree: each operation by a table of cases, and invariants of the whole tree under random operations.
 //! After every test the log is replayed on an empty state, which has to end up the same, byte for byte.
 
+mod audit;
 mod contents;
 mod names;
 mod random;
@@ -24,8 +25,8 @@ const CHUNK: u32 = 4096;
 struct Tree {
     kv: MemoryKv,
     log: Vec<Record>,
-    /// How many records there were when each epoch began.
-    epochs: Vec<usize>,
+    /// Epochs that began.
+    epochs: u64,
     seq: u64,
 }
 
@@ -34,7 +35,7 @@ impl Tree {
         let mut tree = Tree {
             kv: MemoryKv::default(),
             log: Vec::new(),
-            epochs: Vec::new(),
+            epochs: 0,
             seq: 0,
         };
         tree.begin_epoch();
@@ -42,9 +43,10 @@ impl Tree {
     }
 
     fn begin_epoch(&mut self) {
-        self.epochs.push(self.log.len());
-        let changes = begin_epoch(&self.kv, self.epochs.len() as u64, BEGIN).unwrap();
+        self.epochs += 1;
+        let (record, changes) = begin_epoch(&self.kv, self.epochs, 77, BEGIN).unwrap();
         self.kv.apply(changes);
+        self.log.push(record);
     }
 
     fn reply(&mut self, request: &NsRequest) -> NsReply {
@@ -134,7 +136,10 @@ impl Tree {
     }
 
     fn garbage(&mut self) -> Vec<String> {
-        match self.ask(NsOp::TakeGarbage { max: 100 }) {
+        match self.ask(NsOp::TakeGarbage {
+            max: 100,
+            upto: u64::MAX,
+        }) {
             Ok(NsAnswer::Garbage(objects)) => objects,
             other => panic!("{other:?}"),
         }
@@ -222,24 +227,20 @@ impl Tree {
         let counters = counters(&self.kv).unwrap();
         assert_eq!(counters.inodes, attrs.len() as u64);
         let files = attrs.values().filter(|a| a.kind == Kind::File);
-        assert_eq!(counters.bytes, files.map(|a| a.size).sum::<u64>());
+        assert_eq!(counters.bytes, files.map(|a| a.allocated).sum::<u64>());
+        assert_eq!(
+            self.flaws(),
+            vec![],
+            "the audit finds something in a sound tree"
+        );
         self.check_replay();
     }
 
     fn check_replay(&self) {
         let mut kv = MemoryKv::default();
-        for (epoch, from) in self.epochs.iter().enumerate() {
-            let changes = begin_epoch(&kv, epoch as u64 + 1, BEGIN).unwrap();
+        for record in &self.log {
+            let changes = replay(&kv, record).unwrap();
             kv.apply(changes);
-            let to = self
-                .epochs
-                .get(epoch + 1)
-                .copied()
-                .unwrap_or(self.log.len());
-            for record in &self.log[*from..to] {
-                let changes = replay(&kv, record).unwrap();
-                kv.apply(changes);
-            }
         }
         assert_eq!(kv, self.kv, "the replayed log leads elsewhere");
     }

@@ -77,7 +77,11 @@ impl FileSystem {
         if let Some(attr) = &mut state.attr {
             attr.size = size;
         }
-        state.touch(kill_suid);
+        let is_killed = state.touch(kill_suid);
+        drop(state);
+        if is_killed {
+            self.mode_changed(inode.ino);
+        }
         Ok(())
     }
 
@@ -89,6 +93,7 @@ impl FileSystem {
         mode: i32,
         offset: u64,
         len: u64,
+        kill_suid: bool,
     ) -> Result<()> {
         let inode = self.with_layout(ino, true).await?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
@@ -107,9 +112,9 @@ impl FileSystem {
             _ => return Err(Errno::ENOTSUP),
         }
         if !keeps_size && end > size {
-            self.truncate_open(&inode, end, false).await?;
-        } else {
-            lock(&inode.state).touch(false);
+            self.truncate_open(&inode, end, kill_suid).await?;
+        } else if lock(&inode.state).touch(kill_suid) {
+            self.mode_changed(ino);
         }
         Ok(())
     }
@@ -195,7 +200,7 @@ impl FileSystem {
         }
         if first < last {
             let _one_at_a_time = inode.seal_lock.lock().await;
-            let chunk = self.open_chunk(inode, index, first, 0).await?;
+            let chunk = self.open_chunk(inode, index).await?;
             self.punch_blocks(&chunk, first / BLOCK, last / BLOCK)
                 .await?;
             lock(&inode.state).touch(false);
@@ -266,6 +271,7 @@ impl FileSystem {
         to: Ino,
         to_offset: u64,
         len: u64,
+        kill_suid: bool,
     ) -> Result<u64> {
         if from == to && from_offset < to_offset + len && to_offset < from_offset + len {
             return Err(Errno::EINVAL);
@@ -286,7 +292,7 @@ impl FileSystem {
                 break;
             }
             let _rest = buf.split_off(n);
-            self.write_inode(&target, to_offset + done, buf, false)
+            self.write_inode(&target, to_offset + done, buf, kill_suid)
                 .await
                 .0?;
             done += n as u64;

@@ -13,8 +13,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Times a fetch is tried again because the agent went away under it.
+/// Times a fetch is tried again because the agent went away under it, or the device did not keep it.
 const FETCH_TRIES: usize = 5;
+/// A fetch that failed after this long answers those who ask again at once, for a moment: the kernel does so, page by
+/// page, when a readahead failed, and each would wait for the whole deadline.
+const FAILED_SLOWLY: Duration = Duration::from_secs(1);
+/// That moment.
+const FAILED_KEEP: Duration = Duration::from_millis(250);
 /// Pause between them.
 const FETCH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -39,6 +44,13 @@ impl Default for Flights {
             map: Mutex::default(),
             slots: async_lock::Semaphore::new(FETCH_SLOTS),
         }
+    }
+}
+
+impl Flights {
+    /// How many chunks are being fetched or promoted.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.map).len()
     }
 }
 
@@ -73,7 +85,19 @@ impl FileSystem {
         id: ChunkId,
         version: Version,
         within: usize,
+        buf: IoBuf,
+    ) -> (Result<()>, IoBuf) {
+        self.read_fetched_again(id, version, within, buf, FETCH_TRIES)
+            .await
+    }
+
+    async fn read_fetched_again(
+        &self,
+        id: ChunkId,
+        version: Version,
+        within: usize,
         mut buf: IoBuf,
+        tries: usize,
     ) -> (Result<()>, IoBuf) {
         let key = ChunkKey {
             ino: id.ino,
@@ -107,13 +131,22 @@ impl FileSystem {
         }
         // Promoted before we looked: it is in the store now (or was evicted at once: then the caller's caller asks again).
         let Some(body) = self.inner.store.get(id).filter(|b| b.key() == key) else {
-            return Box::pin(self.read_fetched(id, version, within, buf)).await;
+            let again = self.read_fetched_again(id, version, within, buf, tries);
+            return Box::pin(again).await;
         };
         let Ok(first) = u32::try_from(within / BLOCK) else {
             return (Err(Errno::EFBIG), buf);
         };
         let (result, buf) = self.inner.store.read(&body, first, buf).await;
-        (result.map_err(|e| device_error(&e)), buf)
+        match result {
+            Ok(()) => (Ok(()), buf),
+            // Just written, and not readable: the next flight answers from memory.
+            Err(error) if tries > 0 && self.drop_unreadable(&body, &error).await => {
+                let again = self.read_fetched_again(id, version, within, buf, tries - 1);
+                Box::pin(again).await
+            }
+            Err(error) => (Err(device_error(&error)), buf),
+        }
     }
 
     /// Brings a chunk into the store and waits until it is there. ENOSPC when it cannot be made to fit.
@@ -155,7 +188,7 @@ impl FileSystem {
         let mut map = lock(&self.inner.flights.map);
         if let Some(flight) = map.get(&key) {
             let mut state = lock(&flight.state);
-            if !matches!(state.stage, Stage::Over | Stage::Failed(_)) {
+            if !matches!(state.stage, Stage::Over) {
                 state.readers += 1;
                 drop(state);
                 return Arc::clone(flight);
@@ -171,7 +204,8 @@ impl FileSystem {
     }
 
     async fn fly(&self, key: ChunkKey, flight: &Arc<Flight>) {
-        let _slot = self.inner.flights.slots.acquire().await;
+        let slot = self.inner.flights.slots.acquire().await;
+        let since = fastcache_reactor::now();
         let fetched = self.fetch(key).await;
         match fetched {
             Ok((buf, len)) => {
@@ -202,6 +236,11 @@ impl FileSystem {
             Err(error) => {
                 tracing::warn!(target: "cache", %key, %error, "a chunk could not be fetched from any tier");
                 lock(&flight.state).stage = Stage::Failed(error);
+                flight.changed.notify(usize::MAX);
+                drop(slot);
+                if since.elapsed() >= FAILED_SLOWLY {
+                    fastcache_reactor::sleep(FAILED_KEEP).await;
+                }
             }
         }
         {
@@ -281,18 +320,5 @@ impl FileSystem {
                 tracing::error!(target: "nvme", %key, %error, "a fetched chunk could not be kept")
             }
         }
-    }
-
-    /// A chunk in the store cannot be read: when the cloud has it, it is dropped here and fetched again.
-    /// Answers whether that is so; a dirty chunk has no other copy, and stays for a later try.
-    pub(crate) async fn drop_unreadable(&self, body: &Arc<ChunkBody>, error: &StoreError) -> bool {
-        let key = body.key();
-        if body.is_dirty() {
-            tracing::error!(target: "nvme", %key, %error, "a chunk that is not in the cloud yet cannot be read: EIO");
-            return false;
-        }
-        tracing::warn!(target: "nvme", %key, %error, "a cached chunk cannot be read: it is fetched again");
-        self.drop_keys(key.ino, &[key]).await;
-        true
     }
 }

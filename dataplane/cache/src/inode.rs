@@ -7,6 +7,7 @@ use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
 use fastcache_reactor::Instant;
+use fastcache_types::{BLOCK, BLOCK_U64};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
@@ -103,6 +104,10 @@ pub(crate) struct InodeState {
     pub commits: VecDeque<PendingCommit>,
     /// A task sends `commits`.
     pub is_committing: bool,
+    /// A change that is not committed yet takes setuid and setgid away; until then the coordinator tells the old mode.
+    pub kills_suid: bool,
+    /// The device may lose what was sealed last: it has to be in the cloud before `close` says that it is safe.
+    pub is_volatile: bool,
     /// Why the last commit was refused; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
@@ -169,6 +174,21 @@ impl InodeState {
         self.unsealed.is_dirty || self.is_sealing || !self.commits.is_empty()
     }
 
+    /// The attributes as they are to be told: what is open here counts as allocated.
+    pub fn told(&self) -> Option<Attr> {
+        let mut attr = self.attr.clone()?;
+        if let (true, Some(layout)) = (self.has_local_changes(), &self.layout) {
+            attr.allocated = layout.allocated(attr.chunk_size);
+            for (index, chunk) in &self.open_chunks {
+                let sealed = layout.chunk(*index, attr.chunk_size).map_or(0, |(_, n)| n);
+                let sealed = u64::from(sealed).next_multiple_of(BLOCK_U64);
+                let open = lock(&chunk.state).len.next_multiple_of(BLOCK) as u64;
+                attr.allocated += open.saturating_sub(sealed);
+            }
+        }
+        Some(attr)
+    }
+
     /// Takes newer attributes from the coordinator; size, times of contents and layout version stay local while
     /// there are local changes.
     pub fn learn(&mut self, new: &Attr, deadline: Option<Instant>) {
@@ -186,8 +206,12 @@ impl InodeState {
                 *old = new.clone();
                 (old.size, old.mtime, old.ctime, old.layout_version) =
                     (size, mtime, ctime, version);
+                if self.kills_suid {
+                    old.mode = without_suid(old.mode);
+                }
             }
             Some(old) => {
+                self.kills_suid = false;
                 if old.layout_version != new.layout_version {
                     self.layout = None;
                 }
@@ -197,17 +221,19 @@ impl InodeState {
         }
     }
 
-    /// Notes a change of contents now.
-    pub fn touch(&mut self, kill_suid: bool) {
+    /// Notes a change of contents now. True when that took setuid or setgid away, which the kernel does not expect of a
+    /// write: it has to be told ([`FileSystem::mode_changed`]).
+    pub fn touch(&mut self, kill_suid: bool) -> bool {
         let now = Time::now();
+        let mut is_killed = false;
         if let Some(attr) = &mut self.attr {
             attr.mtime = now;
             attr.ctime = now;
             if kill_suid {
-                attr.mode &= !0o4000;
-                if attr.mode & 0o010 != 0 {
-                    attr.mode &= !0o2000;
-                }
+                let before = attr.mode;
+                attr.mode = without_suid(before);
+                is_killed = attr.mode != before;
+                self.kills_suid = true;
             }
         }
         self.unsealed.is_dirty = true;
@@ -215,10 +241,18 @@ impl InodeState {
         self.unsealed
             .since
             .get_or_insert_with(fastcache_reactor::now);
+        is_killed
     }
 }
 
 impl FileSystem {
+    /// Has the kernel forget the mode it knows: it would go on to run a program that was overwritten as its owner.
+    pub(crate) fn mode_changed(&self, ino: Ino) {
+        if let Some(notify) = self.inner.notify.get() {
+            notify.inval_attr(ino);
+        }
+    }
+
     /// When attributes that were just told stop being valid.
     pub(crate) fn deadline_of(&self, lease_ms: Option<u32>) -> Option<Instant> {
         self.inner.lease_ms.store(
@@ -242,8 +276,14 @@ impl FileSystem {
     /// The inode with attributes that may be used now.
     pub(crate) async fn with_attr(&self, ino: Ino) -> Result<(Arc<Inode>, Attr)> {
         let inode = self.inner.inodes.get_or_insert(ino);
-        if let Some(attr) = usable_attr(&lock(&inode.state)) {
-            return Ok((Arc::clone(&inode), attr));
+        {
+            let state = lock(&inode.state);
+            if usable_attr(&state).is_some()
+                && let Some(attr) = state.told()
+            {
+                drop(state);
+                return Ok((inode, attr));
+            }
         }
         let reply = self.inner.link.ns(NsOp::GetAttr { ino }).await;
         let reply = match reply {
@@ -259,7 +299,7 @@ impl FileSystem {
         let attr = expect_answer!(reply, NsAnswer::Attr(attr) | NsAnswer::Entry(attr) => attr)?;
         let mut state = lock(&inode.state);
         state.learn(&attr, deadline);
-        let attr = state.attr.clone().unwrap_or(attr);
+        let attr = state.told().unwrap_or(attr);
         drop(state);
         Ok((inode, attr))
     }
@@ -301,6 +341,16 @@ impl FileSystem {
             return Box::pin(self.with_layout(ino, write)).await;
         }
         Ok(inode)
+    }
+}
+
+/// A mode without setuid, and without setgid where the group may execute (write(2)).
+fn without_suid(mode: u32) -> u32 {
+    let mode = mode & !0o4000;
+    if mode & 0o010 != 0 {
+        mode & !0o2000
+    } else {
+        mode
     }
 }
 

@@ -17,6 +17,7 @@ mod open_chunk;
 mod read;
 mod seal;
 mod serve;
+mod sick;
 mod space;
 mod versions;
 mod write;
@@ -92,6 +93,8 @@ pub struct StatfsOut {
 pub trait KernelNotify: Send + Sync {
     /// Forget the attributes and pages of an inode.
     fn inval_inode(&self, ino: Ino);
+    /// Forget the attributes of an inode; its pages are right.
+    fn inval_attr(&self, ino: Ino);
     /// Forget a directory entry.
     fn inval_entry(&self, parent: Ino, name: &[u8]);
     /// Calls `done` when everything queued before has been delivered.
@@ -134,6 +137,7 @@ pub(crate) struct Inner {
     pub inodes: InodeTable,
     pub versions: versions::Versions,
     pub flights: fetch::Flights,
+    pub unreadable: sick::Unreadable,
     pub space: space::Space,
     pub counters: Counters,
     pub notify: OnceLock<Box<dyn KernelNotify>>,
@@ -141,6 +145,8 @@ pub(crate) struct Inner {
     pub chunk_size: AtomicU32,
     /// Length of the lease that answers came with, ms; `ENDLESS_MS`: without end.
     pub lease_ms: AtomicU32,
+    /// Dirty chunks are uploaded some time; the agent says it at the handshake.
+    pub has_cloud: AtomicBool,
     pub orphans: Mutex<Vec<Ino>>,
     pub is_stopping: AtomicBool,
     pub started: fastcache_reactor::Instant,
@@ -158,11 +164,13 @@ impl FileSystem {
                 inodes: InodeTable::default(),
                 versions: versions::Versions::default(),
                 flights: fetch::Flights::default(),
+                unreadable: sick::Unreadable::default(),
                 space: space::Space::default(),
                 counters: Counters::default(),
                 notify: OnceLock::new(),
                 chunk_size: AtomicU32::new(4 << 20),
                 lease_ms: AtomicU32::new(ENDLESS_MS),
+                has_cloud: AtomicBool::new(true),
                 orphans: Mutex::new(Vec::new()),
                 is_stopping: AtomicBool::new(false),
                 started: fastcache_reactor::now(),
@@ -184,6 +192,11 @@ impl FileSystem {
     /// Sets the chunk size of new files, bytes (what the agent said at the handshake).
     pub fn set_chunk_size(&self, bytes: u32) {
         self.inner.chunk_size.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Sets whether chunks can become clean by an upload (what the agent said at the handshake).
+    pub fn set_has_cloud(&self, has_cloud: bool) {
+        self.inner.has_cloud.store(has_cloud, Ordering::Relaxed);
     }
 
     /// Replaces the arena: a new agent session has begun.

@@ -31,7 +31,7 @@ impl FileSystem {
             let mut state = lock(&inode.state);
             state.lookups += 1;
             state.learn(&attr, deadline);
-            state.attr.clone().unwrap_or(attr)
+            state.told().unwrap_or(attr)
         };
         let valid = self.lease();
         Entry {
@@ -95,27 +95,46 @@ impl FileSystem {
         };
         let is_size_only = set == fastcache_api::SetAttr::default();
         if !is_size_only || (request.set.kill_suid && request.size.is_none()) {
-            // A commit that is on its way would set the time of the last write over the one set here.
-            if let Some(inode) = self.inner.inodes.get(ino) {
-                self.commits_sent(&inode).await?;
-            }
-            let op = NsOp::SetAttr {
-                ino,
-                set: request.set,
-            };
-            let reply = self.inner.link.ns(op).await?;
+            self.set_attributes(ino, request.set).await?;
+        }
+        self.getattr(ino).await
+    }
+
+    /// Changes attributes other than the size.
+    async fn set_attributes(&self, ino: Ino, set: fastcache_api::SetAttr) -> Result<()> {
+        let inode = self.inner.inodes.get_or_insert(ino);
+        // A seal or a commit that is on its way would set the time of the last write over the one set here, and take
+        // setuid and setgid from the mode set here.
+        let _one_at_a_time = inode.seal_lock.lock().await;
+        self.commits_sent(&inode).await?;
+        let had_kill = {
+            let mut state = lock(&inode.state);
+            let kill = set.mode.is_some() && std::mem::take(&mut state.unsealed.kill_suid);
+            state.kills_suid &= set.mode.is_none();
+            kill
+        };
+        let reply = self.inner.link.ns(NsOp::SetAttr { ino, set }).await;
+        let told = reply.and_then(|reply| {
             self.learn_touched(&reply);
             let deadline = self.deadline_of(reply.lease_ms);
             let attr = expect_answer!(reply, NsAnswer::Attr(a) => a)?;
-            if let Some(inode) = self.inner.inodes.get(ino) {
-                let mut state = lock(&inode.state);
+            Ok((attr, deadline))
+        });
+        let mut state = lock(&inode.state);
+        match told {
+            Ok((attr, deadline)) => {
                 state.learn(&attr, deadline);
                 if let (Some(local), Some(mtime)) = (&mut state.attr, set.mtime) {
                     local.mtime = mtime;
                 }
+                Ok(())
+            }
+            Err(e) => {
+                state.unsealed.kill_suid |= had_kill;
+                state.kills_suid |= had_kill;
+                Err(e)
             }
         }
-        self.getattr(ino).await
     }
 
     /// Makes a node, directory or symbolic link.
@@ -244,6 +263,17 @@ impl FileSystem {
         expect_answer!(reply, NsAnswer::Dir { entries, is_end } => (entries, is_end))
     }
 
+    /// The folder that a folder is in; the root is in itself.
+    pub async fn parent_of(&self, ino: Ino) -> Result<Ino> {
+        let name = b"..".to_vec();
+        let reply = self
+            .inner
+            .link
+            .ns(NsOp::Lookup { parent: ino, name })
+            .await?;
+        expect_answer!(reply, NsAnswer::Entry(a) => a.ino)
+    }
+
     async fn remove(&self, op: NsOp) -> Result<()> {
         let reply = self.inner.link.ns(op).await?;
         self.name_went(reply)
@@ -322,6 +352,42 @@ impl FileSystem {
         if let Err(error) = sent.and_then(|r| r.result) {
             tracing::warn!(target: "cache", %error, "orphans of the run before could not be reaped; the next start does it");
         }
+    }
+
+    /// A new agent session begins: files that the one before was making without a name (REST PUT) are nobody's. To be
+    /// called before the session serves, so that it has none of its own yet.
+    pub fn drop_nameless(&self) {
+        let is_nameless = |inode: &Arc<Inode>| {
+            let state = lock(&inode.state);
+            let has_no_link = state.attr.as_ref().is_some_and(|a| a.nlink == 0);
+            has_no_link && state.opens == 0 && !state.is_orphan
+        };
+        let all = self.inner.inodes.all();
+        let inos: Vec<Ino> = all
+            .iter()
+            .filter(|i| is_nameless(i))
+            .map(|i| i.ino)
+            .collect();
+        if inos.is_empty() {
+            return;
+        }
+        let fs = self.clone();
+        fastcache_reactor::spawn(async move {
+            let link = &fs.inner.link;
+            // The coordinator decides: one of them may have got its name in the last moment of that session.
+            let reaped = link.ns(NsOp::Reap { inos: inos.clone() }).await;
+            if let Err(error) = reaped.and_then(|r| r.result) {
+                tracing::warn!(target: "cache", %error, "files that a PUT left without a name stay until the next start");
+                return;
+            }
+            for ino in inos {
+                let is_there = link.ns(NsOp::GetAttr { ino }).await;
+                if matches!(is_there.and_then(|r| r.result), Err(Errno::ENOENT)) {
+                    fs.orphaned(ino);
+                }
+            }
+        })
+        .detach();
     }
 
     /// Removes a name that is not a directory's.

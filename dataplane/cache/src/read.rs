@@ -213,22 +213,18 @@ impl FileSystem {
         self.read_fetched(id, version, within, buf).await
     }
 
-    /// The sealed chunk in the store, fetched and promoted first when it is not there; for writers, who need it there.
-    pub(crate) async fn local_chunk(&self, id: ChunkId, version: Version) -> Result<Local> {
-        loop {
-            if let Some(body) = self.inner.store.get(id)
-                && body.key().version == version
-            {
-                match self.inner.store.meta(&body).await {
-                    Ok(meta) => return Ok(Local { body, meta }),
-                    Err(error) => {
-                        if !self.drop_unreadable(&body, &error).await {
-                            return Err(Errno::EIO);
-                        }
-                    }
-                }
-            }
-            self.promote(id, version).await?;
+    /// This version of a chunk, when it is in the store and can be read; for writers, who need it there.
+    pub(crate) async fn chunk_here(&self, id: ChunkId, version: Version) -> Result<Option<Local>> {
+        let Some(body) = self.inner.store.get(id) else {
+            return Ok(None);
+        };
+        if body.key().version != version {
+            return Ok(None);
+        }
+        match self.inner.store.meta(&body).await {
+            Ok(meta) => Ok(Some(Local { body, meta })),
+            Err(error) if self.drop_unreadable(&body, &error).await => Ok(None),
+            Err(_) => Err(Errno::EIO),
         }
     }
 }

@@ -24,6 +24,7 @@ impl FileSystem {
             return Ok(());
         };
         self.seal_file(&inode, false).await?;
+        self.safe_somewhere(&inode).await?;
         lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
     }
 
@@ -35,6 +36,7 @@ impl FileSystem {
             if lock(&inode.state).is_orphan {
                 return Ok(());
             }
+            self.safe_somewhere(&inode).await?;
         }
         match self.inner.link.call(NodeCall::Fsync { ino }).await? {
             NodeAnswer::Done => Ok(()),
@@ -52,11 +54,8 @@ impl FileSystem {
                 result = Err(e);
             }
         }
-        self.inner
-            .store
-            .flush()
-            .await
-            .map_err(|e| device_error(&e))?;
+        self.flush_device().await?;
+        self.all_safe_somewhere().await?;
         result
     }
 
@@ -88,12 +87,9 @@ impl FileSystem {
         let _one_at_a_time = inode.seal_lock.lock().await;
         let sealed = self.seal_locked(inode).await;
         if sealed.is_ok() && is_durable {
-            self.inner
-                .store
-                .flush()
-                .await
-                .map_err(|e| device_error(&e))?;
+            self.flush_device().await?;
         }
+        self.note_volatile(inode);
         sealed
     }
 
@@ -246,7 +242,13 @@ impl FileSystem {
             if let Some(layout) = &mut state.layout {
                 layout.lay(&[run], chunk_size);
             }
-            state.unsealed.runs.push(run);
+            // A file that is written over and over while it is open must not have a commit that grows and grows.
+            let runs = &mut state.unsealed.runs;
+            let is_same = |r: &Run| r.first == run.first && r.count == 1;
+            if let Some(old) = runs.iter().rposition(is_same) {
+                runs.remove(old);
+            }
+            runs.push(run);
             state.open_chunks.remove(&chunk.index);
         }
         close(std::slice::from_ref(chunk));

@@ -21,13 +21,14 @@ impl FileSystem {
                 let chunks = bodies.iter().map(|b| local_chunk(b)).collect();
                 Ok(DataAnswer::Inventory { chunks, next })
             }
-            DataCall::ReadChunk { key } => self.read_for_upload(key).await,
+            DataCall::ReadChunk { key, is_patient } => self.read_for_upload(key, is_patient).await,
             DataCall::MarkClean { keys } => {
                 self.inner
                     .store
                     .mark_clean(&keys)
                     .await
                     .map_err(|e| device_error(&e))?;
+                self.give_up_spilled(&keys);
                 self.inner.space.freed.notify(usize::MAX);
                 Ok(DataAnswer::Done)
             }
@@ -70,6 +71,10 @@ impl FileSystem {
                 self.seal_for_agent(ino, is_durable).await?;
                 Ok(DataAnswer::Done)
             }
+            DataCall::Abandon { ino } => {
+                self.orphaned(ino);
+                Ok(DataAnswer::Done)
+            }
             DataCall::Stats => Ok(DataAnswer::Stats(Box::new(self.stats()))),
         }
     }
@@ -84,7 +89,10 @@ impl FileSystem {
         drop(lock_read(&self.inner.arena).reclaim(index));
     }
 
-    async fn read_for_upload(&self, key: ChunkKey) -> Result<DataAnswer> {
+    async fn read_for_upload(&self, key: ChunkKey, is_patient: bool) -> Result<DataAnswer> {
+        if is_patient && self.is_being_rewritten(key.id()) {
+            return Err(Errno::EAGAIN);
+        }
         let body = self
             .inner
             .store
@@ -95,13 +103,21 @@ impl FileSystem {
         let len = body.len() as usize;
         let rest = buf.split_off(len.next_multiple_of(BLOCK).min(buf.len()));
         let (result, mut buf) = self.inner.store.read(&body, 0, buf).await;
-        result.map_err(|e| device_error(&e))?;
+        result.map_err(|e| self.upload_error(&body, &e))?;
         let crc32c = crc_all(&buf[..len]);
         buf.unsplit(rest).map_err(|_| Errno::EIO)?;
         Ok(DataAnswer::Slot {
             slot: filled(slot, buf).lend(),
             len: body.len(),
             crc32c,
+        })
+    }
+
+    /// Whether a next version of a chunk is open and has bytes already.
+    fn is_being_rewritten(&self, id: ChunkId) -> bool {
+        self.inner.inodes.get(id.ino).is_some_and(|inode| {
+            let open = lock(&inode.state).open_chunks.get(&id.index).cloned();
+            open.is_some_and(|chunk| lock(&chunk.state).is_dirty)
         })
     }
 
@@ -146,14 +162,11 @@ impl FileSystem {
             self.seal_file(inode, false).await?;
         }
         if is_durable {
-            self.inner
-                .store
-                .flush()
-                .await
-                .map_err(|e| device_error(&e))?;
+            self.flush_device().await?;
         }
         for inode in inodes {
             self.commits_done(&inode).await?;
+            self.safe_somewhere(&inode).await?;
             let ino = inode.ino;
             drop(inode);
             self.inner.inodes.drop_if_idle(ino);
@@ -255,6 +268,8 @@ impl FileSystem {
     pub fn stats(&self) -> DataStats {
         let usage = self.inner.store.usage();
         let errors = self.inner.store.errors();
+        let health = self.inner.store.health();
+        let arena = lock_read(&self.inner.arena).clone();
         let c = &self.inner.counters;
         let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
         let mut stats = DataStats {
@@ -273,10 +288,18 @@ impl FileSystem {
             written_bytes: get(&c.written_bytes),
             checksum_errors: errors.checksum_errors,
             device_errors: errors.device_errors,
+            is_device_lost: health.is_lost,
+            spilled_bytes: health.spilled_bytes,
+            bad_bytes: health.bad_bytes,
+            unreadable_chunks: self.unreadable_chunks(),
             write_stalls: get(&c.write_stalls),
             uncommitted_files: get(&c.uncommitted_files),
             conflict_files: get(&c.conflict_files),
+            arena_slots: u64::try_from(arena.slots()).unwrap_or(0),
+            arena_free: u64::try_from(arena.free()).unwrap_or(0),
+            fetching_chunks: u64::try_from(self.inner.flights.count()).unwrap_or(0),
             fuse_requests: Vec::new(),
+            fuse_latency: Vec::new(),
             transport: String::new(),
             uptime_s: fastcache_reactor::now()
                 .duration_since(self.inner.started)

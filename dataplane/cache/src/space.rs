@@ -17,6 +17,8 @@ const FULL_PERCENT: u64 = 90;
 const DIRTY_PERCENT: u64 = 75;
 /// How long a writer waits for room while nothing moves, before ENOSPC.
 const STALL_MAX: Duration = Duration::from_secs(60);
+/// The same without a cloud tier: only a removal, or what a seal does not need after all, makes room then.
+const STALL_MAX_ALONE: Duration = Duration::from_secs(2);
 /// How often a waiting writer looks again even when nobody woke it.
 const STALL_LOOK: Duration = Duration::from_millis(50);
 /// Most reads noted between two reports; further ones of that time are not reported (the order is approximate).
@@ -140,6 +142,15 @@ impl FileSystem {
         usage.free_bytes > usage.capacity_bytes / 4
     }
 
+    /// How long a writer waits while nothing moves.
+    fn stall_max(&self) -> Duration {
+        if self.inner.has_cloud.load(Ordering::Relaxed) {
+            STALL_MAX
+        } else {
+            STALL_MAX_ALONE
+        }
+    }
+
     /// Tries to make room for `blocks` without waiting for uploads.
     pub(crate) async fn make_room_now(&self, blocks: u32) -> bool {
         let want = u64::from(blocks) * 4096;
@@ -177,7 +188,7 @@ impl FileSystem {
             if now_dirty < dirty {
                 dirty = now_dirty;
                 since = fastcache_reactor::now();
-            } else if fastcache_reactor::now().duration_since(since) > STALL_MAX {
+            } else if fastcache_reactor::now().duration_since(since) > self.stall_max() {
                 self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
                 tracing::error!(target: "cache", "the store is full of data that is not in the cloud, and no upload succeeds: ENOSPC");
                 return Err(Errno::ENOSPC);
@@ -203,8 +214,8 @@ impl FileSystem {
         self.make_room(blocks).await
     }
 
-    /// Holds writers back while too much is dirty.
-    pub(crate) async fn await_dirty_room(&self, bytes: u64) -> Result<()> {
+    /// Holds writers back while too much is dirty. ENOSPC when nothing moves for a minute.
+    pub async fn await_dirty_room(&self, bytes: u64) -> Result<()> {
         let mut is_counted = false;
         let mut since = fastcache_reactor::now();
         let mut least = u64::MAX;
@@ -222,7 +233,7 @@ impl FileSystem {
             if usage.dirty_bytes < least {
                 least = usage.dirty_bytes;
                 since = fastcache_reactor::now();
-            } else if fastcache_reactor::now().duration_since(since) > STALL_MAX {
+            } else if fastcache_reactor::now().duration_since(since) > self.stall_max() {
                 tracing::error!(target: "cache", dirty_bytes = usage.dirty_bytes, "the dirty cap is reached and no upload succeeds: ENOSPC");
                 break Err(Errno::ENOSPC);
             }

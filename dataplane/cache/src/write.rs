@@ -6,7 +6,7 @@ use crate::inode::Inode;
 use crate::open_chunk::{Closed, OpenChunk};
 use crate::seal::ready_for_early_seal;
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino};
+use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino, Version};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
@@ -19,6 +19,44 @@ pub(crate) fn locate(offset: u64, chunk_size: u32) -> Result<(u32, usize)> {
     let index = u32::try_from(offset / u64::from(chunk_size)).map_err(|_| Errno::EFBIG)?;
     let within = usize::try_from(offset % u64::from(chunk_size)).map_err(|_| Errno::EFBIG)?;
     Ok((index, within))
+}
+
+/// Where a write goes.
+enum ToWrite {
+    /// To the file's open chunk.
+    Open(Arc<OpenChunk>),
+    /// To a chunk that is not the file's yet.
+    Cover(Cover),
+}
+
+/// A chunk that takes the place of sealed bytes elsewhere once it is written. Nobody else sees it until then.
+struct Cover {
+    chunk: Arc<OpenChunk>,
+    /// Version and valid bytes of what it covers.
+    over: (Version, u32),
+}
+
+/// The version of a sealed chunk that the file has now.
+fn version_now(inode: &Inode, index: u32) -> Option<Version> {
+    let state = lock(&inode.state);
+    let chunk_size = state.attr.as_ref()?.chunk_size;
+    let (version, _) = state.layout.as_ref()?.chunk(index, chunk_size)?;
+    Some(version)
+}
+
+/// Makes a written chunk the file's. False when what it covers is not what the file has any more.
+fn show(inode: &Inode, cover: &Cover) -> bool {
+    let mut state = lock(&inode.state);
+    let index = cover.chunk.index;
+    let now = match (&state.attr, &state.layout) {
+        (Some(attr), Some(layout)) => layout.chunk(index, attr.chunk_size),
+        _ => None,
+    };
+    let is_same = now == Some(cover.over) && !state.open_chunks.contains_key(&index);
+    if is_same {
+        state.open_chunks.insert(index, Arc::clone(&cover.chunk));
+    }
+    is_same
 }
 
 impl FileSystem {
@@ -85,7 +123,11 @@ impl FileSystem {
             if let Some(attr) = &mut state.attr {
                 attr.size = attr.size.max(at);
             }
-            state.touch(kill_suid);
+            let is_killed = state.touch(kill_suid);
+            drop(state);
+            if is_killed {
+                self.mode_changed(inode.ino);
+            }
         }
         if !data.is_empty() {
             put_back(&mut done, data);
@@ -105,14 +147,35 @@ impl FileSystem {
         mut piece: IoBuf,
         chunk_size: u32,
     ) -> (Result<()>, IoBuf) {
+        let start = within;
         let mut done: Option<IoBuf> = None;
+        // What covers bytes that are elsewhere, until all of it is written.
+        let mut cover: Option<Cover> = None;
         let result = loop {
             if piece.is_empty() {
-                break Ok(());
+                let Some(cover) = cover.take() else {
+                    break Ok(());
+                };
+                if show(inode, &cover) {
+                    if ready_for_early_seal(&cover.chunk, chunk_size as usize) {
+                        self.seal_early(inode, &cover.chunk);
+                    }
+                    break Ok(());
+                }
+                // Others changed the chunk meanwhile: the bytes go to theirs.
+                self.discard(&cover.chunk).await;
+                put_back(&mut done, piece);
+                piece = done.take().unwrap_or_else(|| IoBuf::alloc(0));
+                within = start;
+                continue;
             }
-            let chunk = match self.open_chunk(inode, index, within, piece.len()).await {
-                Ok(chunk) => chunk,
-                Err(e) => break Err(e),
+            let chunk = match &cover {
+                Some(cover) => Arc::clone(&cover.chunk),
+                None => match self.chunk_to_write(inode, index, within, piece.len()).await {
+                    Ok(ToWrite::Open(chunk)) => chunk,
+                    Ok(ToWrite::Cover(new)) => Arc::clone(&cover.insert(new).chunk),
+                    Err(e) => break Err(e),
+                },
             };
             let is_aligned =
                 within.is_multiple_of(BLOCK) && piece.is_aligned() && piece.len() >= BLOCK;
@@ -125,7 +188,7 @@ impl FileSystem {
                     Ok(Ok(())) => {
                         within += whole;
                         put_back(&mut done, blocks);
-                        if ready_for_early_seal(&chunk, chunk_size as usize) {
+                        if cover.is_none() && ready_for_early_seal(&chunk, chunk_size as usize) {
                             self.seal_early(inode, &chunk);
                         }
                     }
@@ -155,7 +218,7 @@ impl FileSystem {
                         if let Err(e) = self.flush_gather(&chunk).await {
                             break Err(e);
                         }
-                        if ready_for_early_seal(&chunk, chunk_size as usize) {
+                        if cover.is_none() && ready_for_early_seal(&chunk, chunk_size as usize) {
                             self.seal_early(inode, &chunk);
                         }
                     }
@@ -163,6 +226,10 @@ impl FileSystem {
                 Err(e) => break Err(e),
             }
         };
+        if let Some(cover) = cover {
+            // It failed half-way: the old bytes stay.
+            self.discard(&cover.chunk).await;
+        }
         if !piece.is_empty() {
             put_back(&mut done, piece);
         } else if done.is_none() {
@@ -171,16 +238,29 @@ impl FileSystem {
         (result, done.unwrap_or_else(|| IoBuf::alloc(0)))
     }
 
-    /// The open chunk, opened over the sealed one when there is one. `within..within + len` is what is about to be
-    /// written: when that covers all valid bytes, the old ones are not fetched for it. Where they are here they are kept
-    /// until the write is done, for it may have to wait, or fail, and others read meanwhile.
+    /// The open chunk, opened over the sealed one when there is one.
     pub(crate) async fn open_chunk(
+        &self,
+        inode: &Arc<Inode>,
+        index: u32,
+    ) -> Result<Arc<OpenChunk>> {
+        match self.chunk_to_write(inode, index, 0, 0).await? {
+            ToWrite::Open(chunk) => Ok(chunk),
+            // Nothing covers a chunk that has bytes.
+            ToWrite::Cover(_) => Err(Errno::EIO),
+        }
+    }
+
+    /// The chunk to write `within..within + len` to: the open one, opened over the sealed one when there is one. When the
+    /// write covers all valid bytes and they are elsewhere, they are not fetched; they stay the file's until the write
+    /// is done, for it may have to wait, or fail, and others read meanwhile.
+    async fn chunk_to_write(
         &self,
         inode: &Arc<Inode>,
         index: u32,
         within: usize,
         len: usize,
-    ) -> Result<Arc<OpenChunk>> {
+    ) -> Result<ToWrite> {
         let id = ChunkId {
             ino: inode.ino,
             index,
@@ -190,7 +270,7 @@ impl FileSystem {
             let sealed = {
                 let mut state = lock(&inode.state);
                 if let Some(chunk) = state.open_chunks.get(&index) {
-                    return Ok(Arc::clone(chunk));
+                    return Ok(ToWrite::Open(Arc::clone(chunk)));
                 }
                 let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;
                 let layout = state.layout.as_ref().ok_or(Errno::ESTALE)?;
@@ -199,16 +279,20 @@ impl FileSystem {
                     body.is_some_and(|b| b.key().version == v)
                 };
                 match layout.chunk(index, chunk_size) {
-                    Some((version, valid)) if within > 0 || len < valid as usize => {
+                    Some((version, valid)) if within > 0 || len == 0 || len < valid as usize => {
                         Some((version, valid))
                     }
                     Some((version, valid)) if is_here(version) => Some((version, valid)),
                     // The old bytes are elsewhere: nothing is gained by fetching them.
                     Some(_) if !has_room && !self.is_roomy() => None,
-                    _ => {
+                    Some(over) => {
+                        let chunk = Arc::new(OpenChunk::empty(inode.ino, index));
+                        return Ok(ToWrite::Cover(Cover { chunk, over }));
+                    }
+                    None => {
                         let chunk = Arc::new(OpenChunk::empty(inode.ino, index));
                         state.open_chunks.insert(index, Arc::clone(&chunk));
-                        return Ok(chunk);
+                        return Ok(ToWrite::Open(chunk));
                     }
                 }
             };
@@ -218,7 +302,16 @@ impl FileSystem {
                 has_room = true;
                 continue;
             };
-            let Local { body, meta } = self.local_chunk(id, version).await?;
+            let Some(Local { body, meta }) = self.chunk_here(id, version).await? else {
+                // Others may give the file a new version of the chunk while the old one is fetched, or drop the old one:
+                // look again, whatever came of the fetch.
+                let fetched = self.promote(id, version).await;
+                let is_current = version_now(inode, index) == Some(version);
+                match fetched {
+                    Err(e) if is_current => return Err(e),
+                    _ => continue,
+                }
+            };
             let valid = valid.min(body.len()) as usize;
             let mut tail = None;
             if !valid.is_multiple_of(BLOCK) && valid < body.len() as usize {
@@ -244,7 +337,7 @@ impl FileSystem {
             let is_same = now.is_some_and(|(v, n)| v == version && n as usize >= valid);
             if is_same && !state.open_chunks.contains_key(&index) {
                 state.open_chunks.insert(index, Arc::clone(&chunk));
-                return Ok(chunk);
+                return Ok(ToWrite::Open(chunk));
             }
         }
     }

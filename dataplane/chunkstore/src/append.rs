@@ -2,6 +2,7 @@
 //! future of a caller, so that a caller who goes away never leaves a group half written.
 
 use crate::error::StoreError;
+use crate::index::STRIPES;
 use crate::journal::{Admission, Group, Journal, encode_group, submission_blocks};
 use crate::store::{Inner, Store};
 use event_listener::Event;
@@ -10,7 +11,7 @@ use fastcache_types::BLOCK;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How often a group is written before the store gives up sealing.
+/// How often a group is written before the journal is given up.
 const WRITE_ATTEMPTS: usize = 3;
 
 #[derive(Default)]
@@ -73,7 +74,7 @@ impl Store {
     /// Starts the appending task if there is work and it does not run.
     pub(crate) fn kick(&self) {
         let mut st = self.inner.journal.lock();
-        if st.is_appending || st.is_sick || st.is_idle() {
+        if st.is_appending || st.is_idle() {
             return;
         }
         st.is_appending = true;
@@ -86,18 +87,19 @@ impl Store {
         let journal = &self.inner.journal;
         let guard = Appending(journal);
         loop {
-            while let Some(group) = journal.take_group() {
-                let result = self.inner.write_group(&group).await;
-                journal.end_group(&group, result.is_ok());
-                if let Err(error) = result {
-                    tracing::error!(target: "nvme", %error, "the journal cannot be written; nothing can be sealed any more");
-                    return;
+            while !journal.drop_queue()
+                && let Some(group) = journal.take_group()
+            {
+                match self.inner.write_group(&group).await {
+                    Ok(()) => journal.end_group(&group),
+                    Err(error) => self.inner.lose_journal(&error),
                 }
                 journal.event.notify(usize::MAX);
                 if journal.wants_checkpoint() {
                     self.start_checkpoint();
                 }
             }
+            journal.event.notify(usize::MAX);
             // Whoever queues after this look finds the task ended and starts another.
             let mut st = journal.lock();
             if st.is_idle() {
@@ -109,16 +111,16 @@ impl Store {
     }
 
     /// Waits for room in the journal for a submission of so many bytes.
-    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admission<'_>, StoreError> {
+    pub(crate) async fn admit(&self, bytes: usize) -> Admission<'_> {
         self.admit_blocks(submission_blocks(bytes)).await
     }
 
     /// Waits for room in the journal for so many blocks.
-    pub(crate) async fn admit_blocks(&self, blocks: u32) -> Result<Admission<'_>, StoreError> {
+    pub(crate) async fn admit_blocks(&self, blocks: u32) -> Admission<'_> {
         loop {
             let listener = self.inner.journal.event.listen();
-            if let Some(admission) = self.inner.journal.try_admit(blocks)? {
-                return Ok(admission);
+            if let Some(admission) = self.inner.journal.try_admit(blocks) {
+                return admission;
             }
             // What is queued shrinks when it is written; what is written is forgotten by a checkpoint.
             self.kick();
@@ -127,19 +129,13 @@ impl Store {
         }
     }
 
-    /// Waits until the record with this ticket is in the journal (not flushed).
-    pub(crate) async fn wait_written(&self, ticket: u64) -> Result<(), StoreError> {
+    /// Waits until the record with this ticket is in the journal (not flushed), or the journal is lost.
+    pub(crate) async fn wait_written(&self, ticket: u64) {
         let journal = &self.inner.journal;
         loop {
             let listener = journal.event.listen();
-            {
-                let st = journal.lock();
-                if st.written >= ticket {
-                    return Ok(());
-                }
-                if st.is_sick {
-                    return Err(StoreError::Sick);
-                }
+            if journal.written() >= ticket {
+                return;
             }
             self.kick();
             listener.await;
@@ -150,10 +146,15 @@ impl Store {
     /// the quarantine of what was freed before.
     ///
     /// # Errors
-    /// `Device` when the device cannot flush, `Sick` when the journal cannot be written.
+    /// `Device` when the device cannot flush, `Sick` when the journal is lost: the cloud is then the only safe place.
     pub async fn flush(&self) -> Result<(), StoreError> {
         let ticket = self.inner.journal.last();
-        self.wait_written(ticket).await?;
+        self.wait_written(ticket).await;
+        if self.inner.journal.is_lost() {
+            // Nothing on the device will ever name what was freed: see `lose_journal` for what it names now.
+            self.inner.pool.space.flushed(u64::MAX);
+            return Err(StoreError::Sick);
+        }
         let flusher = &self.inner.flusher;
         let mine = {
             let mut st = flusher.lock();
@@ -204,9 +205,10 @@ impl Store {
             let covered = self.inner.journal.written();
             let result = self.inner.device.sync().await;
             guard.is_started = false;
-            let is_done = result.is_ok();
-            if is_done {
-                self.inner.pool.space.flushed(covered);
+            match &result {
+                Ok(()) => self.inner.pool.space.flushed(covered),
+                // What it should have covered may be gone, whatever a later one says.
+                Err(error) => self.inner.lose_journal(error),
             }
             let mut st = flusher.lock();
             match result {
@@ -221,6 +223,25 @@ impl Store {
 }
 
 impl Inner {
+    /// The journal cannot be written: the next start will find the device's records as they are now. What is dirty in
+    /// them must still be there then, so those chunks keep their blocks until the end of this process.
+    pub(crate) fn lose_journal(&self, error: &StoreError) {
+        if !self.journal.lose() {
+            return;
+        }
+        tracing::error!(target: "nvme", %error, "the journal cannot be made durable: files go to the cloud before they are acknowledged; replace the device");
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for at in 0..STRIPES {
+            let stripe = self.index.stripe(at);
+            let bodies = stripe.current.values();
+            let bodies = bodies.chain(stripe.pending.values().flatten());
+            kept.extend(bodies.filter(|b| b.is_dirty()).cloned());
+        }
+        drop(kept);
+        self.pool.space.keep_quarantine();
+        self.journal.event.notify(usize::MAX);
+    }
+
     /// Writes a group at its place; in two pieces where the ring ends.
     async fn write_group(&self, group: &Group) -> Result<(), StoreError> {
         let mut buf = IoBuf::alloc(group.blocks as usize * BLOCK);

@@ -62,15 +62,20 @@ impl CheckpointHeader {
         out[..h.len()].copy_from_slice(&h);
     }
 
+    /// Whether a block looks like the header of a checkpoint, of whatever store.
+    pub(crate) fn is_one(block: &[u8]) -> bool {
+        Get::new(block).u64() == Some(MAGIC)
+    }
+
     /// `None`: no checkpoint of this store here, or a damaged one.
     pub(crate) fn decode(block: &[u8], store: u64) -> Option<CheckpointHeader> {
         let mut g = Get::new(block);
         if g.u64()? != MAGIC || g.u64()? != store {
             return None;
         }
-        let sequence = g.u64()?;
-        let start = g.u64()?;
-        let next_number = g.u64()?;
+        let sequence = g.count()?;
+        let start = g.count()?;
+        let next_number = g.count()?;
         let generation = g.u32()?;
         let segments = g.u32()?;
         let blocks = g.u32()?;
@@ -194,7 +199,7 @@ impl Store {
     /// Starts a checkpoint if none runs.
     pub(crate) fn start_checkpoint(&self) {
         let mut st = self.inner.journal.lock();
-        if st.is_checkpointing || st.is_sick {
+        if st.is_checkpointing || st.is_lost {
             return;
         }
         st.is_checkpointing = true;
@@ -202,9 +207,7 @@ impl Store {
         let store = self.clone();
         spawn(async move {
             if let Err(error) = store.write_checkpoint().await {
-                tracing::error!(target: "nvme", %error, "no checkpoint can be written; nothing can be sealed any more");
-                store.inner.journal.lock().is_sick = true;
-                store.inner.journal.event.notify(usize::MAX);
+                store.inner.lose_journal(&error);
             }
         })
         .detach();
@@ -217,7 +220,7 @@ impl Store {
             let listener = journal.event.listen();
             {
                 let mut st = journal.lock();
-                if st.is_sick {
+                if st.is_lost {
                     return Err(StoreError::Sick);
                 }
                 if !st.is_checkpointing {

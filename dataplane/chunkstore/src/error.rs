@@ -16,6 +16,26 @@ pub enum StoreError {
         /// Why.
         error: std::io::Error,
     },
+    /// The device takes no writes.
+    #[error(
+        "the device of the chunk store, {}, is read-only: make it writable (blockdev --setrw, or mount its file system read-write), or choose another --nvme", path.display()
+    )]
+    ReadOnly {
+        /// The path.
+        path: std::path::PathBuf,
+    },
+    /// The file cannot be made as large as it was asked for.
+    #[error(
+        "the chunk store cannot be made at {}: its file system has {free} bytes free, --nvme-capacity asks for {wanted}; lower --nvme-capacity or choose another --nvme", path.display()
+    )]
+    NoSpace {
+        /// The path.
+        path: std::path::PathBuf,
+        /// Bytes of the file system that are free.
+        free: u64,
+        /// Bytes asked for.
+        wanted: u64,
+    },
     /// The device failed. Counted; the caller treats a read as a miss.
     #[error(
         "the device of the chunk store failed: {0}; check its cabling, its SMART log and the kernel log"
@@ -61,6 +81,28 @@ pub enum StoreError {
         /// Known here.
         supported: u32,
     },
+    /// The two superblocks belong to two stores.
+    #[error(
+        "the superblocks are those of two different stores (uuid {} and {}): something copied parts of another store over this one; restore the device from a copy, or pass --format --force to erase it (chunks that are not yet in the cloud are lost)",
+        hex(first),
+        hex(second)
+    )]
+    TwoStores {
+        /// Of the first copy.
+        first: [u8; 16],
+        /// Of the second.
+        second: [u8; 16],
+    },
+    /// The device or file is shorter than the store on it.
+    #[error(
+        "the store has {need} bytes, its device only {have}: the file or partition was cut short, or is another one; restore its size or its contents, or pass --format to make an empty store (chunks that are not yet in the cloud are lost)"
+    )]
+    CutShort {
+        /// Its size, bytes.
+        have: u64,
+        /// Of the store, bytes.
+        need: u64,
+    },
     /// The device or file is too small.
     #[error(
         "the device has {have} bytes, the chunk store needs {need}: choose a larger one or raise --nvme-capacity"
@@ -73,7 +115,7 @@ pub enum StoreError {
     },
     /// The device is larger than block numbers can name.
     #[error(
-        "the device has {have} bytes, the chunk store can use at most {most}: make a smaller partition"
+        "the device has {have} bytes, the chunk store can use at most {most}: make a smaller partition, or lower --nvme-capacity"
     )]
     TooLarge {
         /// Its size, bytes.
@@ -96,12 +138,16 @@ pub enum StoreError {
         /// The most.
         most: usize,
     },
-    /// An earlier write to the journal failed, so that nothing can be sealed any more. Reads go on.
+    /// An earlier write to the journal failed, so that nothing can be made durable here any more.
     #[error(
-        "the chunk store accepts no changes since its journal could not be written: replace the device and restart"
+        "the chunk store's journal could not be written: what is new is safe in the cloud alone; replace the device and restart"
     )]
     Sick,
     /// The caller broke the rules of the call; nothing was changed.
     #[error("wrong use of the chunk store: {0}")]
     Invalid(&'static str),
+}
+
+fn hex(uuid: &[u8; 16]) -> String {
+    uuid.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -7,11 +7,13 @@
 //! of an earlier lap a smaller position, and one that was written behind a lost group, by an earlier session, a smaller
 //! generation than the group before it (a generation is durable in the superblock before its session writes a group).
 //!
+//! A journal that cannot be written is *lost*: the index goes on in RAM alone, and nothing is promised any more that a
+//! restart would have to keep (see `Store::is_volatile`).
+//!
 //! Bounds: what is queued, admitted and not yet covered by a checkpoint is at most 3/4 of the ring; callers wait in
 //! `admit` beyond that. Lazy records, which cannot wait, stop at 7/8.
 
 use crate::crc::crc_all;
-use crate::error::StoreError;
 use crate::record::{Record, TICKET_BYTES};
 use crate::wire::{Get, Put};
 use event_listener::Event;
@@ -142,7 +144,8 @@ pub(crate) struct State {
     pub(crate) newest: Newest,
     pub(crate) is_appending: bool,
     pub(crate) is_checkpointing: bool,
-    pub(crate) is_sick: bool,
+    /// See [`Journal::lose`].
+    pub(crate) is_lost: bool,
 }
 
 /// The journal of a store.
@@ -151,7 +154,7 @@ pub(crate) struct Journal {
     pub(crate) store: u64,
     pub(crate) generation: u32,
     state: Mutex<State>,
-    /// Notified when records were written, a checkpoint ended or the journal became sick.
+    /// Notified when records were written, a checkpoint ended or the journal was lost.
     pub(crate) event: Event,
 }
 
@@ -202,7 +205,7 @@ impl Journal {
                 newest,
                 is_appending: false,
                 is_checkpointing: false,
-                is_sick: false,
+                is_lost: false,
             }),
             event: Event::new(),
         }
@@ -222,21 +225,18 @@ impl Journal {
     }
 
     /// Room for so many blocks; `None`: wait for a checkpoint.
-    pub(crate) fn try_admit(&self, blocks: u32) -> Result<Option<Admission<'_>>, StoreError> {
+    pub(crate) fn try_admit(&self, blocks: u32) -> Option<Admission<'_>> {
         let mut st = self.lock();
-        if st.is_sick {
-            return Err(StoreError::Sick);
-        }
         let blocks = u64::from(blocks);
-        if st.in_use() + blocks > self.blocks() / 4 * 3 {
-            return Ok(None);
+        if !st.is_lost && st.in_use() + blocks > self.blocks() / 4 * 3 {
+            return None;
         }
         st.admitted_blocks += blocks;
         drop(st);
-        Ok(Some(Admission {
+        Some(Admission {
             journal: self,
             blocks,
-        }))
+        })
     }
 
     /// Queues records that are written together or not at all, and returns their ticket. The caller holds the lock of
@@ -268,7 +268,7 @@ impl Journal {
     /// Whether a lazy record may be queued.
     pub(crate) fn takes_lazy(&self) -> bool {
         let st = self.lock();
-        !st.is_sick && st.in_use() < self.blocks() / 8 * 7
+        st.is_lost || st.in_use() < self.blocks() / 8 * 7
     }
 
     /// Whether so much is queued that it should be written without anybody asking for it.
@@ -315,21 +315,40 @@ impl Journal {
         Some(group)
     }
 
-    /// A group that `take_group` gave is on the device, or never will be.
-    pub(crate) fn end_group(&self, group: &Group, is_written: bool) {
+    /// A group that `take_group` gave is on the device.
+    pub(crate) fn end_group(&self, group: &Group) {
         let mut st = self.lock();
         st.in_flight = None;
-        if is_written {
-            st.written = group.ticket;
-        } else {
-            st.is_sick = true;
+        st.written = group.ticket;
+    }
+
+    /// The journal cannot be made durable any more: records are dropped from now on, and the device stays as it is now for
+    /// the next start. Whether this is new.
+    pub(crate) fn lose(&self) -> bool {
+        !std::mem::replace(&mut self.lock().is_lost, true)
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lock().is_lost
+    }
+
+    /// Drops what is queued, where the journal is lost. Whether it is.
+    pub(crate) fn drop_queue(&self) -> bool {
+        let mut st = self.lock();
+        if !st.is_lost {
+            return false;
         }
+        st.queue.clear();
+        st.queued_blocks = 0;
+        st.in_flight = None;
+        st.written = st.last;
+        true
     }
 
     /// Whether it is time for a checkpoint; if so, the caller writes it.
     pub(crate) fn wants_checkpoint(&self) -> bool {
         let st = self.lock();
-        !st.is_checkpointing && !st.is_sick && st.head - st.newest.start >= self.blocks() / 4
+        !st.is_checkpointing && !st.is_lost && st.head - st.newest.start >= self.blocks() / 4
     }
 
     /// Where a position is in the ring, block of the device, and how many blocks follow it before the ring's end.

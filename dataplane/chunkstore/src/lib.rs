@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - `superblock`, `signature`, `device`: what the device is, and transfers of blocks.
-//! - `space`: who owns which block. `index`, `slots`: which chunks there are. `body`: one chunk.
+//! - `space`: who owns which block. `spill`: what the device refused. `index`, `slots`: which chunks there are. `body`: one chunk.
 //! - `journal`, `append`, `checkpoint`, `record`: changes of the index on the device.
 //! - `recovery`, `replay`: the index again after a start.
 //! - `seal`, `read`, `store`: what callers see.
@@ -44,6 +44,7 @@ mod seal;
 mod signature;
 mod slots;
 mod space;
+mod spill;
 mod store;
 mod superblock;
 mod wire;
@@ -57,4 +58,4 @@ pub use error::StoreError;
 pub use recovery::Recovered;
 pub use replay::PendingSeal;
 pub use seal::{SealChunk, SealData, SealFile, Sealed};
-pub use store::{ErrorCounters, Store, StoreOptions, Usage};
+pub use store::{ErrorCounters, Health, Store, StoreOptions, Usage};

@@ -173,7 +173,7 @@ impl Record {
                 g.bytes(3)?;
                 let len = g.u32()? as usize;
                 let ino = Ino(g.u64()?);
-                let number = g.u64()?;
+                let number = g.count()?;
                 Record::Seal {
                     ino,
                     number,
@@ -182,20 +182,20 @@ impl Record {
             }
             COMMITTED => {
                 g.bytes(3)?;
-                Record::Committed { number: g.u64()? }
+                Record::Committed { number: g.count()? }
             }
             CLEAN => Record::Clean(get_key(g)?),
             REMOVE => Record::Remove(get_key(g)?),
             TICKET => {
                 g.bytes(3)?;
-                Record::Ticket(g.u64()?)
+                Record::Ticket(g.count()?)
             }
             MARK => {
                 g.u8()?;
                 let stripe = Some(g.u16()?).filter(|&s| s != MARK_SEALS);
                 Record::Mark {
                     stripe,
-                    ticket: g.u64()?,
+                    ticket: g.count()?,
                 }
             }
             _ => return None,

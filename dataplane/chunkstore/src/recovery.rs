@@ -23,6 +23,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Blocks read at once from the journal and by the scan.
 const WINDOW_BLOCKS: u32 = 256;
 
+/// Of the checkpoint that formatting writes.
+const FIRST_SEQUENCE: u64 = 1;
+
 /// What opening found.
 #[derive(Debug)]
 pub struct Recovered {
@@ -79,7 +82,7 @@ impl Store {
         };
         let need = u64::from(superblock.geometry.total_blocks) * BLOCK_U64;
         if device.len() < need {
-            return Err(StoreError::TooSmall {
+            return Err(StoreError::CutShort {
                 have: device.len(),
                 need,
             });
@@ -92,8 +95,10 @@ impl Store {
         let resume = load(&device, &superblock, &mut replay).await?;
         let region = superblock.geometry.data;
         let rebuilt = replay.finish(region);
+        let mut space = Space::new(region, &rebuilt.owned);
+        space.spill = device.spill.clone();
         let pool = Arc::new(Pool {
-            space: Space::new(region, &rebuilt.owned),
+            space,
             crcs: CrcCache::new(options.crc_budget_bytes),
         });
         let index = Index::new();
@@ -136,7 +141,7 @@ impl Store {
         if resume.is_scanned {
             store.checkpoint().await?;
         }
-        store.forget(&rebuilt.dropped).await?;
+        store.forget(&rebuilt.dropped).await;
         let elapsed = now().duration_since(started);
         tracing::info!(target: "nvme", chunks, pending = pending.len(), dropped = rebuilt.dropped.len(),
             ?elapsed, generation = superblock.generation, "chunk store open");
@@ -152,16 +157,16 @@ impl Store {
 
     /// Journals that recovery did not keep these. Before anything else: a later SEAL record of their file would make
     /// them real at the next start.
-    async fn forget(&self, keys: &[ChunkKey]) -> Result<(), StoreError> {
+    async fn forget(&self, keys: &[ChunkKey]) {
         let mut ticket = 0;
         for keys in keys.chunks(100) {
             let mut records = Vec::new();
             keys.iter()
                 .for_each(|&key| Record::Remove(key).encode(&mut records));
-            let _admission = self.admit(records.len()).await?;
+            let _admission = self.admit(records.len()).await;
             ticket = self.inner.journal.enqueue(&self.inner.pool.space, &records);
         }
-        self.wait_written(ticket).await
+        self.wait_written(ticket).await;
     }
 }
 
@@ -178,7 +183,27 @@ async fn look(device: &Device) -> Result<Found, StoreError> {
         .read(0, IoBuf::alloc(HEAD_BLOCKS as usize * BLOCK))
         .await;
     result?;
-    Ok(examine(&head))
+    let found = examine(&head);
+    if matches!(found, Found::Blank) && has_store_behind(device).await? {
+        return Ok(Found::Refused(StoreError::Damaged));
+    }
+    Ok(found)
+}
+
+/// Whether a device that begins with zeros has a checkpoint where a store of its size has one: then the zeros are
+/// damage, and formatting would lose what is not in the cloud.
+async fn has_store_behind(device: &Device) -> Result<bool, StoreError> {
+    let Ok(geometry) = Geometry::new(device.len()) else {
+        return Ok(false);
+    };
+    for area in geometry.checkpoints {
+        let (result, block) = device.read(area.start, IoBuf::alloc(BLOCK)).await;
+        result?;
+        if CheckpointHeader::is_one(&block) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Makes an empty store. The superblock is written by the caller, when everything else is there.
@@ -202,7 +227,7 @@ async fn format(device: &Device) -> Result<Superblock, StoreError> {
         .0?;
     let mut first = IoBuf::alloc(BLOCK);
     let empty = CheckpointHeader {
-        sequence: 1,
+        sequence: FIRST_SEQUENCE,
         start: 0,
         generation: 1,
         segments: 0,
@@ -244,11 +269,18 @@ async fn load(
         let (result, block) = device.read(e.start, IoBuf::alloc(BLOCK)).await;
         if result.is_ok()
             && let Some(header) = CheckpointHeader::decode(&block, store)
+            && header.generation <= superblock.generation
         {
             found.push((area, header));
         }
     }
     found.sort_by_key(|(_, header)| std::cmp::Reverse(header.sequence));
+    // The second checkpoint of a store makes two, for ever.
+    if let [(_, one)] = found.as_slice()
+        && (one.sequence > FIRST_SEQUENCE || one.generation + 1 < superblock.generation)
+    {
+        tracing::error!(target: "nvme", sequence = one.sequence, "a checkpoint cannot be used; trying an older one");
+    }
     // Where a checkpoint that cannot be read says that the journal has been before.
     let mut least_head = 0;
     for (n, &(area, ref header)) in found.iter().enumerate() {
@@ -286,14 +318,16 @@ async fn load(
     tracing::error!(target: "nvme", "no checkpoint can be read; scanning the headers of all chunks");
     *replay = Replay::new();
     scan(device, superblock, replay).await?;
+    // Beyond every sequence and position there was: old groups in the ring must not look like a later lap.
+    let beyond = u64::from(superblock.generation) << 32;
     let newest = Newest {
-        sequence: u64::from(superblock.generation) << 32,
+        sequence: beyond,
         area: 1,
-        start: 0,
+        start: beyond,
     };
     Ok(Resume {
-        head: 0,
-        tail: 0,
+        head: beyond,
+        tail: beyond,
         newest,
         is_scanned: true,
     })

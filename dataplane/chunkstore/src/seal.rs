@@ -142,7 +142,7 @@ impl Store {
     ///
     /// # Errors
     /// `Full`, `Device`, `Invalid`, `CommitTooLong`: nothing was sealed, and the allocated blocks of placed chunks are
-    /// still the caller's. `Sick`: whether it was sealed is decided by the next start; the blocks are the store's.
+    /// still the caller's. A sealed chunk survives the process only when the store is not [volatile](Store::is_volatile).
     pub async fn seal(
         &self,
         chunks: Vec<SealChunk>,
@@ -241,7 +241,7 @@ impl Store {
             let is_early = is_own && file.is_some();
             let total = bytes + with_file.as_ref().map_or(0, |_| seal_len);
             if total > 0 {
-                let admission = self.admit(total).await?;
+                let admission = self.admit(total).await;
                 let mut records = Vec::with_capacity(total);
                 let mut dead = Vec::new();
                 let ino = ino.or(last).unwrap_or(Ino::ROOT);
@@ -315,7 +315,7 @@ impl Store {
                     .insert(chunk.facts.header, chunk.facts.key, meta);
             }
         }
-        self.wait_written(ticket).await?;
+        self.wait_written(ticket).await;
         sealed.bodies = out.into_iter().flatten().collect();
         Ok(sealed)
     }
@@ -492,7 +492,7 @@ impl Inner {
         if is_one_write && let Some(data) = &chunk.buf {
             header[head_bytes..].copy_from_slice(data);
         }
-        let header_write = self.device.write(head.start, header);
+        let header_write = self.device.write_or_keep(head.start, header);
         let data = chunk.buf.take().filter(|_| !is_one_write);
         let Some(mut data) = data else {
             return header_write.await.0;
@@ -500,7 +500,7 @@ impl Inner {
         let mut writes: SmallVec<[_; 4]> = SmallVec::new();
         for run in &facts.runs {
             let piece = data.split_to(run.extent.len as usize * BLOCK);
-            writes.push(self.device.write(run.extent.start, piece));
+            writes.push(self.device.write_or_keep(run.extent.start, piece));
         }
         let (head, pieces) = futures_util::join!(header_write, join_all(writes));
         let mut result = head.0;

@@ -5,17 +5,19 @@
 //! - lent: handed out by `allocate*`, not yet named by a journal record; may be released at once;
 //! - owned: by one body or, counted, by several bodies of one chunk that share it;
 //! - quarantined: freed by a journaled change; free again after the next device flush that covers the record, because
-//!   until then a power cut could bring the record's predecessor back.
+//!   until then a power cut could bring the record's predecessor back;
+//! - bad: the device refused to write it, or its records, and nobody owns it any more. Counted with the quarantine, until the next start.
 //!
 //! `used` (lent and owned), free and quarantined blocks always add up to the capacity.
 //! Lock order: index stripe, seals, journal queue, space. Nothing else is locked while the space is.
 
 use crate::error::StoreError;
+use crate::spill::Spill;
 use fastcache_types::Extent;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Extents shorter than this come from the low end of the device, others from the high end, so that small chunks do not
 /// break up the space of large ones.
@@ -27,13 +29,13 @@ const RESERVE_PART: u32 = 64;
 
 /// A set of disjoint ranges, coalesced.
 #[derive(Default)]
-struct RangeSet {
+pub(crate) struct RangeSet {
     map: BTreeMap<u32, u32>,
 }
 
 impl RangeSet {
     /// Adds a range that must not overlap the set; returns the coalesced ranges it swallowed and the one it became.
-    fn insert(&mut self, e: Extent) -> (SmallVec<[Extent; 2]>, Extent) {
+    pub(crate) fn insert(&mut self, e: Extent) -> (SmallVec<[Extent; 2]>, Extent) {
         let mut merged = e;
         let mut swallowed = SmallVec::new();
         if let Some((&start, &len)) = self.map.range(..=e.start).next_back() {
@@ -64,7 +66,7 @@ impl RangeSet {
     }
 
     /// The parts of `e` that are in the set.
-    fn overlap(&self, e: Extent) -> SmallVec<[Extent; 4]> {
+    pub(crate) fn overlap(&self, e: Extent) -> SmallVec<[Extent; 4]> {
         let mut parts = SmallVec::new();
         let from = match self.map.range(..=e.start).next_back() {
             Some((&start, &len)) if start + len > e.start => start,
@@ -164,6 +166,9 @@ struct State {
     /// (journal ticket, range), tickets ascending.
     quarantine: VecDeque<(u64, Extent)>,
     quarantined: u64,
+    /// Part of `quarantined` that does not become free.
+    bad: Vec<Extent>,
+    bad_blocks: u64,
     used: u64,
 }
 
@@ -187,8 +192,10 @@ pub(crate) struct Space {
     pub(crate) last_ticket: AtomicU64,
     /// Bytes a checkpoint of all bodies takes.
     pub(crate) index_bytes: AtomicU64,
-    /// Blocks that quarantine holds, for a look without the lock.
+    /// Blocks that a flush would free, for a look without the lock.
     quarantined: AtomicU64,
+    /// Blocks that the device refused.
+    pub(crate) spill: Arc<Spill>,
 }
 
 impl Space {
@@ -225,11 +232,14 @@ impl Space {
                 shared: BTreeMap::new(),
                 quarantine: VecDeque::new(),
                 quarantined: 0,
+                bad: Vec::new(),
+                bad_blocks: 0,
                 used,
             }),
             last_ticket: AtomicU64::new(0),
             index_bytes: AtomicU64::new(0),
             quarantined: AtomicU64::new(0),
+            spill: Arc::default(),
         }
     }
 
@@ -291,8 +301,8 @@ impl Space {
         let mut released = 0;
         for part in st.lent.overlap(e) {
             st.lent.cut(part);
-            st.free.insert(part);
             st.used -= u64::from(part.len);
+            self.set_free(&mut st, part);
             released += part.len;
         }
         e.len - released
@@ -343,11 +353,41 @@ impl Space {
             st.unshare(e, &mut freed);
         }
         for e in freed {
+            self.spill.forget(e);
             st.used -= u64::from(e.len);
             st.quarantined += u64::from(e.len);
             st.quarantine.push_back((ticket, e));
         }
-        self.quarantined.store(st.quarantined, Ordering::Relaxed);
+        self.note_quarantined(&st);
+    }
+
+    /// Puts blocks among the free ones, but for those that the device refused.
+    fn set_free(&self, st: &mut State, e: Extent) {
+        self.spill.forget(e);
+        let mut at = e.start;
+        for bad in self.spill.bad_in(e) {
+            if bad.start > at {
+                st.free.insert(Extent {
+                    start: at,
+                    len: bad.start - at,
+                });
+            }
+            at = bad.end();
+            st.quarantined += u64::from(bad.len);
+            st.bad_blocks += u64::from(bad.len);
+            st.bad.push(bad);
+        }
+        if at < e.end() {
+            st.free.insert(Extent {
+                start: at,
+                len: e.end() - at,
+            });
+        }
+    }
+
+    fn note_quarantined(&self, st: &State) {
+        self.quarantined
+            .store(st.quarantined - st.bad_blocks, Ordering::Relaxed);
     }
 
     /// The device was flushed after the record with this ticket was written.
@@ -359,9 +399,20 @@ impl Space {
             }
             st.quarantine.pop_front();
             st.quarantined -= u64::from(e.len);
-            st.free.insert(e);
+            self.set_free(&mut st, e);
         }
-        self.quarantined.store(st.quarantined, Ordering::Relaxed);
+        self.note_quarantined(&st);
+    }
+
+    /// What waits for a flush does not become free any more.
+    pub(crate) fn keep_quarantine(&self) {
+        let mut guard = self.lock();
+        let st = &mut *guard;
+        for (_, e) in st.quarantine.drain(..) {
+            st.bad_blocks += u64::from(e.len);
+            st.bad.push(e);
+        }
+        self.note_quarantined(st);
     }
 
     /// Blocks that a flush would free.
@@ -402,6 +453,7 @@ impl Space {
         all.extend(free);
         all.extend(ranges(&st.lent));
         all.extend(st.quarantine.iter().map(|(_, e)| *e));
+        all.extend(&st.bad);
         all.sort_unstable();
         let mut at = self.region.start;
         for e in all {
@@ -409,7 +461,8 @@ impl Space {
             at = e.end();
         }
         assert_eq!(at, self.region.end());
-        let q: u64 = st.quarantine.iter().map(|(_, e)| u64::from(e.len)).sum();
+        let waiting = st.quarantine.iter().map(|(_, e)| e);
+        let q: u64 = waiting.chain(&st.bad).map(|e| u64::from(e.len)).sum();
         assert_eq!(q, st.quarantined);
         assert_eq!(
             st.used + st.free.blocks + st.quarantined,

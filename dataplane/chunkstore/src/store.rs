@@ -66,6 +66,17 @@ pub struct Usage {
     pub crc_cache_bytes: u64,
 }
 
+/// How well the device takes writes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Health {
+    /// The journal cannot be written, or a flush failed: until the next start, nothing new survives the process here.
+    pub is_lost: bool,
+    /// Bytes that the device refused and that are in RAM alone.
+    pub spilled_bytes: u64,
+    /// Bytes of the device that it refused to write and that are not used any more.
+    pub bad_bytes: u64,
+}
+
 /// Errors since the store was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ErrorCounters {
@@ -98,6 +109,8 @@ pub(crate) struct Inner {
     pub(crate) journal: Journal,
     pub(crate) flusher: Flusher,
     seals: Mutex<Seals>,
+    /// Chunks whose blocks are not reused: see [`Inner::lose_journal`].
+    pub(crate) kept: Mutex<Vec<Arc<ChunkBody>>>,
     /// The last header's stamp: rises for ever, the generation is in its upper half.
     stamp: AtomicU64,
 }
@@ -126,6 +139,7 @@ impl Inner {
             journal,
             flusher: Flusher::default(),
             seals: Mutex::new(seals),
+            kept: Mutex::default(),
         }
     }
 
@@ -188,9 +202,10 @@ impl Store {
         }
     }
 
-    /// Writes `buf` (whole blocks) to allocated blocks from device block `first` on.
+    /// Writes `buf` (whole blocks) to allocated blocks from device block `first` on. What the device refuses is kept in
+    /// RAM (see [`Store::is_volatile`]); an error only when there is no room for that either.
     pub async fn write_blocks(&self, first: u32, buf: IoBuf) -> (Result<(), StoreError>, IoBuf) {
-        self.inner.device.write(first, buf).await
+        self.inner.device.write_or_keep(first, buf).await
     }
 
     /// Reads allocated blocks that were not sealed yet. The caller checks them: their checksums are his.
@@ -202,9 +217,9 @@ impl Store {
     /// start hands the seal out once more.
     ///
     /// # Errors
-    /// `Sick` when the journal cannot be written.
+    /// `Invalid` when no such record waits.
     pub async fn committed(&self, ino: Ino, number: u64) -> Result<(), StoreError> {
-        let admission = self.admit(SMALL_RECORD).await?;
+        let admission = self.admit(SMALL_RECORD).await;
         let mut seals = self.inner.seals();
         match seals.pending.get(&number) {
             Some(seal) if seal.ino == ino => {
@@ -231,7 +246,7 @@ impl Store {
     /// flushed.
     ///
     /// # Errors
-    /// `Sick` when the journal cannot be written.
+    /// None: a journal that is lost drops the record.
     pub async fn mark_clean(&self, keys: &[ChunkKey]) -> Result<Vec<ChunkKey>, StoreError> {
         let inner = &*self.inner;
         let mut marked = Vec::new();
@@ -239,7 +254,7 @@ impl Store {
         for keys in keys.chunks(KEYS_PER_ADMISSION) {
             let _admission = self
                 .admit_blocks(u32::try_from(keys.len()).unwrap_or(u32::MAX))
-                .await?;
+                .await;
             for &key in keys {
                 let mut stripe = inner.index.of(key.ino);
                 let dirty = stripe
@@ -259,7 +274,7 @@ impl Store {
                 marked.push(key);
             }
         }
-        self.wait_written(ticket).await?;
+        self.wait_written(ticket).await;
         Ok(marked)
     }
 
@@ -267,7 +282,7 @@ impl Store {
     /// freed when the last handle is gone and a flush followed.
     ///
     /// # Errors
-    /// `Sick` when the journal cannot be written.
+    /// None: a journal that is lost drops the record.
     pub async fn remove(&self, keys: &[ChunkKey]) -> Result<Vec<ChunkInfo>, StoreError> {
         let inner = &*self.inner;
         let mut removed = Vec::new();
@@ -275,7 +290,7 @@ impl Store {
         for keys in keys.chunks(KEYS_PER_ADMISSION) {
             let _admission = self
                 .admit_blocks(u32::try_from(keys.len()).unwrap_or(u32::MAX))
-                .await?;
+                .await;
             for &key in keys {
                 let mut stripe = inner.index.of(key.ino);
                 let Some(body) = inner.take_out(&mut stripe, key) else {
@@ -288,7 +303,7 @@ impl Store {
                 removed.push(ChunkInfo::of(&body));
             }
         }
-        self.wait_written(ticket).await?;
+        self.wait_written(ticket).await;
         Ok(removed)
     }
 
@@ -378,6 +393,31 @@ impl Store {
         }
     }
 
+    /// Whether what was sealed may not survive this process: the device refused some of it. Whoever is about to promise
+    /// more brings it to the cloud first.
+    #[must_use]
+    pub fn is_volatile(&self) -> bool {
+        let inner = &*self.inner;
+        !inner.device.spill.is_empty() || inner.journal.is_lost()
+    }
+
+    /// Whether a part of a chunk is in RAM alone: once it is in the cloud it is better evicted.
+    #[must_use]
+    pub fn is_spilled(&self, body: &ChunkBody) -> bool {
+        body.extents().any(|e| self.inner.device.spill.touches(e))
+    }
+
+    /// How well the device takes writes.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let device = &self.inner.device;
+        Health {
+            is_lost: self.inner.journal.is_lost(),
+            spilled_bytes: device.spill.bytes(),
+            bad_bytes: device.spill.bad_bytes(),
+        }
+    }
+
     /// Makes the blocks of everything that was freed and has no handle any more allocatable: one flush.
     ///
     /// # Errors
@@ -387,7 +427,7 @@ impl Store {
     }
 
     /// For ever: writes lazy records and flushes so that freed space becomes usable, at most once a second. To be
-    /// spawned on one core. Ends only when the journal cannot be written any more.
+    /// spawned on one core.
     pub async fn background(&self) {
         loop {
             sleep(BACKGROUND_PERIOD).await;
@@ -396,8 +436,8 @@ impl Store {
                 continue;
             }
             match self.flush().await {
-                Ok(()) => {}
-                Err(StoreError::Sick) => return,
+                // A lost journal frees without a flush, and was said when it was lost.
+                Ok(()) | Err(StoreError::Sick) => {}
                 Err(error) => tracing::error!(target: "nvme", %error, "flush failed"),
             }
         }

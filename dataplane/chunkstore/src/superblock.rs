@@ -15,6 +15,8 @@ pub(crate) const FORMAT: u32 = 1;
 pub(crate) const COPIES: [u32; 2] = [0, 16];
 /// Blocks at the start of the device that hold the copies and zeros. Read as a whole at open.
 pub(crate) const HEAD_BLOCKS: u32 = 32;
+/// No store was opened so often: stamps and sequences that are made of a generation stay far from overflow.
+const GENERATION_MAX: u32 = 1 << 29;
 /// Where the checksum is in its block.
 const CRC_AT: usize = BLOCK - 4;
 
@@ -174,11 +176,14 @@ fn decode(block: &[u8]) -> Copy {
 /// The fields after the magic, or the format when it is not ours.
 fn fields(g: &mut Get<'_>) -> Option<Result<Superblock, u32>> {
     let format = g.u32()?;
-    if format != FORMAT || g.u32()? != 4096 {
+    if format != FORMAT {
         return Some(Err(format));
     }
+    if g.u32()? != 4096 {
+        return None;
+    }
     let uuid = g.bytes(16)?.try_into().ok()?;
-    let generation = g.u32()?;
+    let generation = g.u32().filter(|&n| n < GENERATION_MAX)?;
     let total_blocks = g.u32()?;
     let formatted_at = g.u64()?;
     let mut extent = || {
@@ -224,8 +229,23 @@ pub(crate) fn examine(head: &[u8]) -> Found {
         let at = at as usize * BLOCK;
         head.get(at..at + BLOCK).map_or(Copy::None, decode)
     });
-    let foreign = signature::known(head);
+    // Even where a superblock is whole: between and behind its fields there is nothing but zeros, so somebody else has
+    // begun to use the device.
+    if let Some(signature) = signature::known(head) {
+        return Found::Refused(StoreError::Foreign { signature });
+    }
     match (a, b) {
+        // Also in one copy alone: a later version has begun to change the device.
+        (Copy::Other(found), _) | (_, Copy::Other(found)) => Found::Refused(StoreError::Version {
+            found,
+            supported: FORMAT,
+        }),
+        (Copy::Good(a), Copy::Good(b)) if a.uuid != b.uuid => {
+            Found::Refused(StoreError::TwoStores {
+                first: a.uuid,
+                second: b.uuid,
+            })
+        }
         (Copy::Good(a), Copy::Good(b)) => {
             let superblock = if a.generation >= b.generation { *a } else { *b };
             Found::Store {
@@ -233,22 +253,10 @@ pub(crate) fn examine(head: &[u8]) -> Found {
                 is_repaired: false,
             }
         }
-        (Copy::Good(s), _) => Found::Store {
+        (Copy::Good(s), _) | (_, Copy::Good(s)) => Found::Store {
             superblock: *s,
             is_repaired: true,
         },
-        // The first copy is gone because something else was written there.
-        (Copy::None, _) if foreign.is_some() => Found::Refused(StoreError::Foreign {
-            signature: foreign.unwrap_or_default(),
-        }),
-        (_, Copy::Good(s)) => Found::Store {
-            superblock: *s,
-            is_repaired: true,
-        },
-        (Copy::Other(found), _) | (_, Copy::Other(found)) => Found::Refused(StoreError::Version {
-            found,
-            supported: FORMAT,
-        }),
         (Copy::Damaged, _) | (_, Copy::Damaged) => Found::Refused(StoreError::Damaged),
         (Copy::None, Copy::None) => match head.iter().any(|&b| b != 0) {
             true => Found::Refused(StoreError::Foreign {

@@ -4,6 +4,7 @@
 mod format;
 mod model;
 mod sealing;
+mod sick;
 
 use crate::*;
 use fastcache_reactor::{Config, IoBuf, run};

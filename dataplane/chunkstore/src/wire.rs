@@ -1,5 +1,9 @@
 //! Little-endian fields of on-device structures: a writer on a `Vec` and a reader that never goes past the end.
 
+/// The highest ticket, position, sequence or number that is believed: a billion a second for a hundred years, and far
+/// from where adding to it would overflow.
+const COUNT_MAX: u64 = 1 << 62;
+
 pub(crate) trait Put {
     fn put_u16(&mut self, value: u16);
     fn put_u32(&mut self, value: u32);
@@ -48,5 +52,10 @@ impl<'a> Get<'a> {
     }
     pub(crate) fn u64(&mut self) -> Option<u64> {
         Some(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A number that something is counted up to; `None` also when it is so high that nothing was.
+    pub(crate) fn count(&mut self) -> Option<u64> {
+        self.u64().filter(|&n| n <= COUNT_MAX)
     }
 }

@@ -9,6 +9,7 @@ mod data;
 mod directories;
 mod files;
 mod names;
+mod take_back;
 mod xattrs;
 
 #[cfg(test)]
@@ -56,6 +57,13 @@ impl Handlers {
         payload: &mut Option<IoBuf>,
     ) -> Reply {
         opcode::count(header.opcode);
+        let began = std::time::Instant::now();
+        let reply = self.answer(header, op, payload).await;
+        opcode::took(header.opcode, began.elapsed());
+        reply
+    }
+
+    async fn answer(&self, header: &InHeader, op: Op<'_>, payload: &mut Option<IoBuf>) -> Reply {
         let ino = Ino(header.nodeid);
         let cred = Cred {
             uid: header.uid,
@@ -110,11 +118,11 @@ impl Handlers {
             Op::Fsyncdir(_) => self.fs.fsyncdir(ino).await.into(),
             // With default_permissions the kernel checks by itself and does not ask.
             Op::Access(_) => Reply::Done,
-            Op::Fallocate(args) => self.fallocate(ino, args).await,
+            Op::Fallocate(args) => self.fallocate(ino, args, cred).await,
             Op::Lseek(args) => self.lseek(ino, args).await,
-            Op::CopyFileRange { args, is_64 } => self.copy_file_range(ino, args, is_64).await,
+            Op::CopyFileRange { args, is_64 } => self.copy_file_range(ino, args, is_64, cred).await,
             Op::Syncfs => self.fs.sync_all().await.into(),
-            // The request is answered in its own time: what it waits for has a deadline of its own.
+            // The transport knows the requests in work.
             Op::Interrupt(_) => Reply::Silent,
             Op::Destroy => Reply::Done,
             Op::Ioctl => Reply::Error(Errno::from_code(ENOTTY)),

@@ -22,9 +22,10 @@ const _: () = assert!(MAX_WRITE as usize == REQUEST_MAX);
 /// - `POSIX_LOCKS`, `FLOCK_LOCKS`: on one node the kernel's own locks are right and cost no request;
 /// - `AUTO_INVAL_DATA`: replaced by `EXPLICIT_INVAL_DATA`: the file system knows when contents change;
 /// - `DONT_MASK`, `POSIX_ACL`: ACLs are not kept, so the kernel applies the umask;
+/// - `ATOMIC_O_TRUNC`: with it the kernel sends the truncation with OPEN before it looks whether the file is being
+///   executed, so that `open(O_RDONLY | O_TRUNC)` empties a running program and then answers ETXTBSY;
 /// - `NO_OPEN_SUPPORT`: opens are counted, for orphans and for sealing at the last close.
 const WANTED: u64 = init::ASYNC_READ
-    | init::ATOMIC_O_TRUNC
     | init::EXPORT_SUPPORT
     | init::BIG_WRITES
     | init::DO_READDIRPLUS

@@ -31,7 +31,7 @@ pub mod wire;
 pub use handlers::Handlers;
 pub use mount::{Aborter, FS_TYPE, Mount, MountEntry, MountError, MountOptions, find_mount, mount};
 pub use notify::Notifier;
-pub use opcode::counters;
+pub use opcode::{counters, latencies};
 pub use transport::Transport;
 pub use transport::dev_fuse::{BUFFER_MIN, Session};
 

@@ -13,6 +13,7 @@ use crate::handshake::{HandshakeError, Negotiated, Verdict, negotiate, parse_ini
 use crate::notify::Notifier;
 use crate::reply::{OUT_HEADER, out_header};
 use crate::transport::dev_fuse::Session;
+use crate::transport::interrupt::Waiting;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -140,6 +141,8 @@ pub struct Mount {
 pub(crate) struct Connection {
     pub(crate) device: OwnedFd,
     pub(crate) negotiated: Negotiated,
+    /// Requests in work, for INTERRUPT: it may come to another core.
+    pub(crate) waiting: Waiting,
     /// Device number of the mount, as in mountinfo; names the connection in `/sys/fs/fuse/connections`.
     dev: Option<(u32, u32)>,
 }
@@ -192,6 +195,7 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
         connection: Arc::new(Connection {
             device,
             negotiated,
+            waiting: Waiting::default(),
             dev,
         }),
         is_mounted: true,

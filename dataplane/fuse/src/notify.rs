@@ -25,6 +25,7 @@ const QUEUE_WARN: usize = 65_536;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Notice {
     Inode(Ino),
+    Attr(Ino),
     Entry(Ino, Vec<u8>),
 }
 
@@ -89,6 +90,10 @@ impl KernelNotify for Notifier {
         self.push(Notice::Inode(ino));
     }
 
+    fn inval_attr(&self, ino: Ino) {
+        self.push(Notice::Attr(ino));
+    }
+
     fn inval_entry(&self, parent: Ino, name: &[u8]) {
         self.push(Notice::Entry(parent, name.to_vec()));
     }
@@ -146,10 +151,15 @@ fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
     message.clear();
     message.resize(OUT_HEADER, 0);
     let code = match notice {
-        Notice::Inode(ino) => {
+        Notice::Inode(ino) | Notice::Attr(ino) => {
             let body = InvalInodeOut {
                 ino: ino.0,
-                off: 0,
+                // A negative offset leaves the pages alone.
+                off: if matches!(notice, Notice::Attr(_)) {
+                    -1
+                } else {
+                    0
+                },
                 len: 0,
             };
             message.extend_from_slice(body.as_bytes());
@@ -221,6 +231,8 @@ mod tests {
         assert_eq!(message[4..8], 2i32.to_ne_bytes());
         assert_eq!(message[8..16], [0; 8]);
         assert_eq!(message[16..24], 7u64.to_ne_bytes());
+        encode(&Notice::Attr(Ino(7)), BARE, &mut message);
+        assert_eq!(message[24..32], [0xff; 8]);
         encode(&Notice::Entry(Ino(1), b"ab".to_vec()), BARE, &mut message);
         assert_eq!(message.len(), 16 + 16 + 3);
         assert_eq!(message[24..28], 2u32.to_ne_bytes());

@@ -1,12 +1,28 @@
-//! The kernel's operation codes, and how often each was asked for.
+//! The kernel's operation codes, and how often each was asked for and how long it took.
 
+use fastcache_api::control::{LATENCY_BOUNDS_US, Latency};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// One more than the largest opcode counted.
 const OPCODE_END: usize = 64;
 
 /// Requests by opcode since the process started; index 0 takes those without a name here.
 static COUNTS: [AtomicU64; OPCODE_END] = [const { AtomicU64::new(0) }; OPCODE_END];
+
+/// Durations of the answered requests of one opcode.
+struct Durations {
+    /// By bound; the last one takes what is longer than all of them.
+    buckets: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
+    sum_ns: AtomicU64,
+}
+
+static DURATIONS: [Durations; OPCODE_END] = [const {
+    Durations {
+        buckets: [const { AtomicU64::new(0) }; LATENCY_BOUNDS_US.len() + 1],
+        sum_ns: AtomicU64::new(0),
+    }
+}; OPCODE_END];
 
 macro_rules! opcodes {
     ($($name:ident = $value:literal, $word:literal;)*) => {
@@ -89,10 +105,47 @@ opcodes! {
     CopyFileRange64 = 53, "copy_file_range_64";
 }
 
+fn index_of(number: u32) -> usize {
+    Opcode::from_number(number).map_or(0, |opcode| opcode as usize)
+}
+
 /// Counts one request.
 pub(crate) fn count(number: u32) {
-    let index = Opcode::from_number(number).map_or(0, |opcode| opcode as usize);
-    COUNTS[index].fetch_add(1, Ordering::Relaxed);
+    COUNTS[index_of(number)].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Notes how long a request took, from when it was read to when its answer is ready.
+pub(crate) fn took(number: u32, duration: Duration) {
+    let of = &DURATIONS[index_of(number)];
+    let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
+    of.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+    let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    of.sum_ns.fetch_add(ns, Ordering::Relaxed);
+}
+
+/// How long requests took, by operation; those that never came are left out.
+#[must_use]
+pub fn latencies() -> Vec<Latency> {
+    let named = Opcode::ALL
+        .iter()
+        .map(|opcode| (opcode.name(), *opcode as usize));
+    std::iter::once(("unknown", 0))
+        .chain(named)
+        .filter_map(|(name, index)| {
+            let of = &DURATIONS[index];
+            let buckets: Vec<u64> = of
+                .buckets
+                .iter()
+                .map(|b| b.load(Ordering::Relaxed))
+                .collect();
+            (buckets.iter().sum::<u64>() > 0).then(|| Latency {
+                operation: name.to_owned(),
+                buckets,
+                sum_us: of.sum_ns.load(Ordering::Relaxed) / 1000,
+            })
+        })
+        .collect()
 }
 
 /// Requests served so far by operation, those that never came left out. Names are the kernel's in lower case.
@@ -106,4 +159,27 @@ pub fn counters() -> Vec<(String, u64)> {
         .map(|(name, index)| (name.to_owned(), COUNTS[index].load(Ordering::Relaxed)))
         .filter(|(_, count)| *count > 0)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_fall_into_their_buckets() {
+        // Nothing else in these tests asks for this opcode.
+        let number = Opcode::RemoveMapping as u32;
+        let bound = LATENCY_BOUNDS_US[0];
+        took(number, Duration::from_micros(bound));
+        took(number, Duration::from_micros(bound + 1));
+        took(number, Duration::from_secs(3600));
+        let of = latencies()
+            .into_iter()
+            .find(|l| l.operation == "removemapping")
+            .unwrap();
+        assert_eq!(of.buckets.len(), LATENCY_BOUNDS_US.len() + 1);
+        assert_eq!((of.buckets[0], of.buckets[1]), (1, 1));
+        assert_eq!(of.buckets.last(), Some(&1));
+        assert_eq!(of.sum_us, 3_600_000_000 + 2 * bound + 1);
+    }
 }

@@ -18,8 +18,6 @@ const VALID_MAX_SECONDS: u64 = 1 << 30;
 const BLKSIZE: u32 = 64 << 10;
 /// Unit of `st_blocks`, bytes.
 const SECTOR: u64 = 512;
-/// What the disk allocates at least, bytes.
-const BLOCK: u64 = fastcache_types::BLOCK_U64;
 
 /// A reply as bytes, with room for its header in front.
 pub type ReplyBytes = SmallVec<[u8; INLINE]>;
@@ -157,14 +155,14 @@ pub fn kind_of_mode(mode: u32) -> Option<Kind> {
     })
 }
 
-/// Attributes as the kernel takes them. Space is not tracked per file: `st_blocks` says what the size needs.
+/// Attributes as the kernel takes them. `st_blocks` counts what is not a hole.
 #[must_use]
 pub fn attr_out(attr: &Attr) -> FuseAttr {
     let seconds = |time: Time| time.sec.cast_unsigned();
     FuseAttr {
         ino: attr.ino.0,
         size: attr.size,
-        blocks: attr.size.div_ceil(BLOCK).saturating_mul(BLOCK / SECTOR),
+        blocks: attr.allocated.div_ceil(SECTOR),
         atime: seconds(attr.atime),
         mtime: seconds(attr.mtime),
         ctime: seconds(attr.ctime),

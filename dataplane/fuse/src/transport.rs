@@ -6,6 +6,7 @@
 
 pub mod dev_fuse;
 mod gate;
+pub(crate) mod interrupt;
 
 use crate::handlers::Handlers;
 use std::future::Future;

@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use fastcache_api::settings::{AGENT_KEYS, unknown_key};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -116,11 +117,39 @@ impl Config {
     }
 }
 
+/// Keys of the file that are the data plane's.
+const KEYS: &[&str] = &[
+    "nvme",
+    "nvme-capacity",
+    "mount",
+    "socket",
+    "listen",
+    "cores",
+];
+
 fn read_file(path: &Path) -> Result<File> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("the configuration file {} cannot be read", path.display()))?;
-    toml::from_str(&text)
-        .with_context(|| format!("the configuration file {} is not right", path.display()))
+    let at = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("the configuration file {at} cannot be read; check what --config names")
+    })?;
+    parse_file(&text).map_err(|e| anyhow::anyhow!("the configuration file {at}: {e}"))
+}
+
+/// Takes what is the data plane's; one file may serve both planes. Messages never quote a line, which may hold a secret
+/// of the agent.
+fn parse_file(text: &str) -> Result<File, String> {
+    let line_of = |at: usize| text[..at.min(text.len())].matches('\n').count() + 1;
+    let message = |e: toml::de::Error| match e.span() {
+        Some(span) => format!("line {}: {}", line_of(span.start), e.message()),
+        None => e.message().to_owned(),
+    };
+    let mut table: toml::Table = toml::from_str(text).map_err(message)?;
+    let known = [KEYS, AGENT_KEYS].concat();
+    if let Some(key) = table.keys().find(|k| !known.contains(&k.as_str())) {
+        return Err(unknown_key(key, &known));
+    }
+    table.retain(|key, _| KEYS.contains(&key));
+    table.try_into().map_err(message)
 }
 
 /// A size as people write it: `10GiB`, `512 MiB`, `4096`. Binary units only, so that nobody guesses.
@@ -193,6 +222,19 @@ mod tests {
         for wrong in ["", "GiB", "10GB", "1e3", "-1", "99999999999TiB"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn files_are_shared_with_the_agent_and_misspellings_are_named() {
+        let file = parse_file("mount = \"/m\"\ns3-bucket = \"b\"\napi-key = \"x\"\n").unwrap();
+        assert_eq!(file.mount.unwrap(), Path::new("/m"));
+        let error = |text: &str| parse_file(text).map(drop).unwrap_err();
+        assert!(error("api-kee = \"hunter2\"").contains("did you mean `api-key`"));
+        assert!(error("nvme_capacity = 3").contains("did you mean `nvme-capacity`"));
+        for text in ["\n\napi-key = \"hunter2", "cores = 3", "mount = ["] {
+            assert!(!error(text).contains("hunter2"), "{}", error(text));
+        }
+        assert!(error("\n\nmount = [").starts_with("line 3"));
     }
 
     #[test]

@@ -124,6 +124,8 @@ pub async fn listen(
             tracing::info!(target: "control", agent = client.agent, "an agent connected");
             fs.set_arena(arena);
             fs.set_chunk_size(client.chunk_size);
+            fs.set_has_cloud(client.has_cloud);
+            fs.drop_nameless();
             session = Some(client.agent);
         } else if session != Some(client.agent) {
             tracing::warn!(target: "control", lane = client.lane, agent = client.agent, "a lane of an agent that is not the one connected: refused");

@@ -10,8 +10,9 @@ use config::Config;
 use fastcache_api::control::DataStats;
 use fastcache_cache::{FileSystem, Link};
 use fastcache_chunkstore::{Recovered, Store, StoreError, StoreOptions};
-use fastcache_fuse::{Mount, MountOptions, Session};
+use fastcache_fuse::{Mount, MountError, MountOptions, Session};
 use fastcache_reactor::Remote;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
@@ -104,6 +105,7 @@ async fn bring_up(
     heard.sort_by_key(|(core, _)| *core);
     remotes.extend(heard.into_iter().map(|(_, remote)| remote));
 
+    check_mount_point(&config.mount)?;
     let (
         store,
         Recovered {
@@ -159,6 +161,7 @@ async fn bring_up(
     fs.set_notify(Box::new(mount.notifier()?));
     fs.set_extra_stats(Box::new(|stats: &mut DataStats| {
         stats.fuse_requests = fastcache_fuse::counters();
+        stats.fuse_latency = fastcache_fuse::latencies();
         stats.transport = "dev".to_owned();
     }));
     for start in starts {
@@ -184,6 +187,22 @@ async fn bring_up(
     tracing::info!(target: "control", "stopped");
     // The other cores hold nothing that is not on the device now.
     std::process::exit(0);
+}
+
+/// Refuses what can never be mounted on before anything is made or opened. A mount that is there already is not asked:
+/// it may be dead, and `mount` knows what to do with it.
+fn check_mount_point(dir: &Path) -> Result<(), MountError> {
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
+    if matches!(fastcache_fuse::find_mount(&absolute), Ok(Some(_))) {
+        return Ok(());
+    }
+    match std::fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => Err(MountError::NotADirectory(absolute)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(MountError::NotADirectory(absolute))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the store. A process that was killed may hold it for a moment longer, while the kernel takes it down.

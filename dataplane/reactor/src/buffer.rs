@@ -6,6 +6,8 @@
 
 mod arena;
 mod pool;
+#[cfg(all(test, feature = "race"))]
+mod race;
 mod region;
 #[cfg(test)]
 mod tests;

@@ -45,6 +45,8 @@ pub(crate) struct FileDevice {
     len: u64,
     is_direct: bool,
     is_locked: AtomicBool,
+    #[cfg(feature = "faults")]
+    path: std::path::PathBuf,
 }
 
 impl FileDevice {
@@ -119,6 +121,8 @@ impl Disk {
             len,
             is_direct,
             is_locked: AtomicBool::new(false),
+            #[cfg(feature = "faults")]
+            path: path.to_path_buf(),
         };
         Ok(Disk {
             device: Device::File(Arc::new(device)),
@@ -168,6 +172,17 @@ impl Disk {
         if i64::try_from(offset).is_err() {
             return (Err(io::ErrorKind::InvalidInput.into()), buf);
         }
+        #[cfg(feature = "faults")]
+        {
+            use crate::faults::{Operation, meet};
+            let operation = match direction {
+                Direction::Read => Operation::Read,
+                Direction::Write => Operation::Write,
+            };
+            if let Some(error) = meet(&device.path, operation, offset, buf.len()) {
+                return (Err(error), buf);
+            }
+        }
         for _ in 0..RETRIES {
             room().await;
             // SAFETY: the address and length are those of the payload's buffer, which keeps its place when it moves;
@@ -201,6 +216,11 @@ impl Disk {
     /// Outside of a reactor thread.
     pub async fn sync(&self) -> io::Result<()> {
         let Device::File(device) = &self.device;
+        #[cfg(feature = "faults")]
+        if let Some(error) = crate::faults::meet(&device.path, crate::faults::Operation::Sync, 0, 0)
+        {
+            return Err(error);
+        }
         for _ in 0..RETRIES {
             room().await;
             // SAFETY: the entry has no address; disk_target names what keeps its target open.

@@ -23,12 +23,15 @@
 mod buffer;
 mod disk;
 mod executor;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod fd;
 mod memory;
 mod op;
 mod remote;
 mod ring;
 mod slab;
+mod sync;
 mod time;
 
 pub use buffer::{Arena, BufPool, IoBuf, PAGE, Slot};

@@ -59,6 +59,11 @@ impl Breaker {
         }
     }
 
+    /// Whether uploads are paused, but for probes.
+    pub(crate) fn is_open(&self) -> bool {
+        self.probe_at.is_some()
+    }
+
     /// The last error, while uploads fail.
     pub(crate) fn error(&self) -> Option<String> {
         self.error.clone()

@@ -223,6 +223,26 @@ impl Queue {
         self.put_back(key.id(), Some(now + pause));
     }
 
+    /// Whether a chunk that was taken may wait on: nobody waits for it, and it has not waited long.
+    pub(crate) fn is_patient(&self, key: ChunkKey, now: Instant) -> bool {
+        self.entries
+            .get(&key.id())
+            .is_some_and(|e| !e.is_hurried && now < e.since + self.pace.longest)
+    }
+
+    /// The chunk that was taken is being written again: its quiet time begins anew.
+    pub(crate) fn postpone(&mut self, key: ChunkKey, now: Instant) {
+        let Some(entry) = self.entries.get_mut(&key.id()) else {
+            return;
+        };
+        if entry.uploading == Some(key) {
+            entry.sealed = now;
+            // It was not uploaded: what was sealed meanwhile is as old as it.
+            entry.next = None;
+            self.put_back(key.id(), None);
+        }
+    }
+
     /// How often uploading the chunk failed in a row.
     pub(crate) fn failures(&self, key: ChunkKey) -> u32 {
         self.entries.get(&key.id()).map_or(0, |e| e.failures)
@@ -272,6 +292,13 @@ impl Queue {
                 .first_key_value()
                 .is_some_and(|(order, _)| *order < mark),
         }
+    }
+
+    /// Whether this version waits, or is being uploaded or recorded.
+    pub(crate) fn holds(&self, key: ChunkKey) -> bool {
+        self.entries
+            .get(&key.id())
+            .is_some_and(|e| e.key == key || e.uploading == Some(key))
     }
 
     /// Chunks and bytes that wait or are being uploaded.

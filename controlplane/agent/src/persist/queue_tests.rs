@@ -71,6 +71,34 @@ fn a_chunk_rewritten_for_ever_is_uploaded_all_the_same() {
 }
 
 #[test]
+fn a_chunk_whose_next_version_is_being_written_waits_but_not_for_ever() {
+    let (mut q, t) = queue();
+    q.add(key(5, 1), 10, t);
+    let mut now = t + S;
+    loop {
+        assert_eq!(q.next(now, false), Next::Take(key(5, 1)));
+        if !q.is_patient(key(5, 1), now) {
+            break;
+        }
+        // What the data plane answers while somebody writes.
+        q.postpone(key(5, 1), now);
+        assert_eq!(q.next(now, false), Next::At((now + S).min(t + 30 * S)));
+        now += S;
+    }
+    assert_eq!(now, t + 30 * S);
+    assert_eq!(q.failures(key(5, 1)), 0);
+
+    // Nor when somebody waits for it.
+    q.add(key(6, 1), 10, now);
+    assert_eq!(q.next(now + S, false), Next::Take(key(6, 1)));
+    assert!(q.is_patient(key(6, 1), now + S));
+    q.hurry(Some(Ino(6)));
+    q.postpone(key(6, 1), now + S);
+    assert_eq!(q.next(now + S, false), Next::Take(key(6, 1)));
+    assert!(!q.is_patient(key(6, 1), now + S));
+}
+
+#[test]
 fn failures_wait_and_urgency_does_not_override_them() {
     let (mut q, t) = queue();
     q.add(key(2, 1), 10, t);

@@ -4,11 +4,20 @@ use super::cache::stats_body;
 use super::path::{FilePath, parameter};
 use super::types::{ChunkStateBody, EvictBody, FlushBody, QueueBody, StateBody, StatusBody};
 use super::{ApiError, Rest, tree};
+use crate::check::report::Line;
+use crate::check::{CheckError, FsckRequest, GRACE_DEFAULT, GcRequest, LINES_MAX};
 use crate::{CloudConfig, FsyncLevel};
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
-use axum::http::{StatusCode, Uri};
+use axum::http::{StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use fastcache_api::{Attr, Errno, Ino, Kind};
+use futures_util::StreamExt;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// `GET /api/admin/status`.
 pub async fn status(State(rest): State<Rest>) -> Json<StatusBody> {
@@ -33,31 +42,17 @@ pub async fn status(State(rest): State<Rest>) -> Json<StatusBody> {
             FsyncLevel::Cloud => "cloud",
         }
         .to_owned(),
+        problems: crate::health::assess(&stats),
         stats: stats_body(&stats),
     })
 }
 
 /// Where objects go, without secrets.
 fn place(cloud: &CloudConfig) -> String {
-    let at = |endpoint: &Option<String>| {
-        endpoint
-            .as_ref()
-            .map(|e| format!(" at {e}"))
-            .unwrap_or_default()
-    };
     match cloud {
-        CloudConfig::S3 {
-            bucket, endpoint, ..
-        } => format!("s3 bucket {bucket}{}", at(endpoint)),
-        CloudConfig::Azure {
-            container,
-            endpoint,
-            ..
-        } => {
-            format!("azure container {container}{}", at(endpoint))
-        }
         CloudConfig::Dir { path } => format!("dir {}", path.display()),
         CloudConfig::None => "none".to_owned(),
+        other => format!("{} {}", other.provider(), other.place()),
     }
 }
 
@@ -134,20 +129,90 @@ pub async fn flush(State(rest): State<Rest>, uri: Uri) -> Result<Json<FlushBody>
         .filter(|(_, attr)| attr.kind == Kind::File)
         .map(|(_, attr)| attr.ino);
     let wait = is_set(&uri, "wait")?;
-    let left = rest.node.flush(ino, wait).await.map_err(|e| match e {
-        Errno::ENOTSUP => ApiError::new(
-            StatusCode::NOT_IMPLEMENTED,
-            "no_cloud",
-            "this node has no cloud tier (--cloud-provider none): nothing can be persisted"
-                .to_owned(),
-        ),
-        e => ApiError::of(e, "flush"),
-    })?;
+    let left = match rest.node.flush(ino, wait).await {
+        Ok(left) => left,
+        Err(Errno::ENOTSUP) => {
+            let (code, text) = match rest.node.history_problem().await {
+                Some(text) if rest.node.has_cloud() => ("no_history", text),
+                _ => (
+                    "no_cloud",
+                    "this node has no cloud tier (--cloud-provider none): nothing can be persisted"
+                        .to_owned(),
+                ),
+            };
+            return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, code, text));
+        }
+        Err(e) => return Err(ApiError::of(e, "flush")),
+    };
     Ok(Json(FlushBody {
         chunks_left: left.chunks_left,
         bytes_left: left.bytes_left,
         queue: (&rest.node.backlog()).into(),
     }))
+}
+
+/// `?grace=` of gc and fsck, seconds.
+fn grace(uri: &Uri) -> Result<Duration, ApiError> {
+    match parameter(uri.query(), "grace")? {
+        None => Ok(GRACE_DEFAULT),
+        Some(text) => std::str::from_utf8(&text)
+            .ok()
+            .and_then(|t| t.parse().ok())
+            .map(Duration::from_secs)
+            .ok_or_else(|| ApiError::bad_request("`grace` is a number of seconds")),
+    }
+}
+
+/// `POST /api/admin/gc?delete=&force=&grace=`: lines of JSON, the last one a report or an error.
+pub async fn gc(State(rest): State<Rest>, uri: Uri) -> Result<Response, ApiError> {
+    let request = GcRequest {
+        is_delete: is_set(&uri, "delete")?,
+        is_forced: is_set(&uri, "force")?,
+        grace: grace(&uri)?,
+    };
+    Ok(lines(|to| async move {
+        let done = rest.node.gc(request, to).await;
+        done.map(|report| Line::Gc(Box::new(report)))
+    }))
+}
+
+/// `POST /api/admin/fsck?deep=&grace=`: lines of JSON, the last one a report or an error.
+pub async fn fsck(State(rest): State<Rest>, uri: Uri) -> Result<Response, ApiError> {
+    let request = FsckRequest {
+        is_deep: is_set(&uri, "deep")?,
+        grace: grace(&uri)?,
+    };
+    Ok(lines(|to| async move {
+        let done = rest.node.fsck(request, to).await;
+        done.map(|report| Line::Fsck(Box::new(report)))
+    }))
+}
+
+/// Runs a check in a task of its own and sends what it tells, line by line. It ends when nobody reads any more.
+fn lines<F>(check: impl FnOnce(mpsc::Sender<Line>) -> F) -> Response
+where
+    F: Future<Output = Result<Line, CheckError>> + Send + 'static,
+{
+    let (to, from) = mpsc::channel(LINES_MAX);
+    let running = check(to.clone());
+    tokio::spawn(async move {
+        let last = running
+            .await
+            .unwrap_or_else(|error| Line::Error(error.to_string()));
+        // Fails when nobody reads any more.
+        let _ = to.send(last).await;
+    });
+    let body = ReceiverStream::new(from).map(|line| {
+        serde_json::to_vec(&line).map(|mut text| {
+            text.push(b'\n');
+            Bytes::from(text)
+        })
+    });
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(body),
+    )
+        .into_response()
 }
 
 /// `POST /api/admin/evict?path=` or `?all=true`: clean chunks of a file, of the files below a directory, or all.

@@ -1,7 +1,7 @@
-//! What a node tells about itself: cache, health, peers, metrics.
+//! What a node tells about itself: cache, health, metrics.
 
 use super::path::parameter;
-use super::types::{CacheBody, CachedBody, HealthBody, PeerBody, PeersBody, StatsBody};
+use super::types::{CacheBody, CachedBody, HealthBody, StatsBody};
 use super::{ApiError, Rest};
 use crate::metrics;
 use crate::types::NodeStats;
@@ -9,7 +9,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use fastcache_api::{ChunkId, Errno, Ino};
+use fastcache_api::{ChunkId, Ino};
 
 /// Chunks of a page of `/api/cache` unless asked otherwise.
 const PAGE: usize = 1000;
@@ -72,6 +72,7 @@ pub fn stats_body(stats: &NodeStats) -> StatsBody {
         queue: (&stats.backlog).into(),
         cloud: (&stats.cloud).into(),
         namespace: stats.namespace.as_ref().map(Into::into),
+        history: stats.history.clone(),
     }
 }
 
@@ -95,36 +96,6 @@ pub async fn health(State(rest): State<Rest>) -> Response {
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     (status, Json(body)).into_response()
-}
-
-fn this_node(rest: &Rest) -> PeerBody {
-    let config = rest.node.config();
-    PeerBody {
-        id: rest.node.peer_id().to_owned(),
-        address: config
-            .pod_ip
-            .as_ref()
-            .map(|ip| format!("{ip}:{}", config.port)),
-        is_self: true,
-        is_healthy: rest.node.is_data_connected(),
-    }
-}
-
-/// `GET /api/peers`.
-pub async fn peers(State(rest): State<Rest>) -> Json<PeersBody> {
-    Json(PeersBody {
-        peers: vec![this_node(&rest)],
-    })
-}
-
-/// `GET /api/peers/{id}`.
-pub async fn peer(State(rest): State<Rest>, uri: Uri) -> Result<Json<PeerBody>, ApiError> {
-    let this = this_node(&rest);
-    let asked = uri.path().strip_prefix("/api/peers/").unwrap_or_default();
-    if super::path::encode(this.id.as_bytes(), false) == asked || this.id == asked {
-        return Ok(Json(this));
-    }
-    Err(ApiError::of(Errno::ENOENT, "peer"))
 }
 
 /// `GET /metrics`, as Prometheus reads it.

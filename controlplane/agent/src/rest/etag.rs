@@ -1,6 +1,6 @@
 //! Entity tags and the preconditions built on them (RFC 9110, sections 8.8.3 and 13).
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderName, header};
 use fastcache_api::Attr;
 
 /// The tag of a file's contents: strong, because a layout version names bytes that never change.
@@ -15,6 +15,14 @@ pub fn names(header: &str, etag: &str, weak: bool) -> bool {
     })
 }
 
+/// Whether any header of this name does.
+fn any_names(headers: &HeaderMap, name: HeaderName, etag: &str, weak: bool) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .any(|value| value.to_str().is_ok_and(|v| names(v, etag, weak)))
+}
+
 /// What the preconditions of a request say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
@@ -26,17 +34,19 @@ pub enum Verdict {
     Failed,
 }
 
+/// Whether a request has preconditions.
+pub fn is_conditional(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::IF_MATCH) || headers.contains_key(header::IF_NONE_MATCH)
+}
+
 /// Judges `If-Match` and `If-None-Match` against what is there (`None`: nothing).
 pub fn judge(headers: &HeaderMap, etag: Option<&str>) -> Verdict {
-    if let Some(value) = headers.get(header::IF_MATCH) {
-        let holds = etag.is_some_and(|t| value.to_str().is_ok_and(|v| names(v, t, false)));
-        if !holds {
-            return Verdict::Failed;
-        }
-    }
-    if let Some(value) = headers.get(header::IF_NONE_MATCH)
-        && etag.is_some_and(|t| value.to_str().is_ok_and(|v| names(v, t, true)))
+    if headers.contains_key(header::IF_MATCH)
+        && !etag.is_some_and(|t| any_names(headers, header::IF_MATCH, t, false))
     {
+        return Verdict::Failed;
+    }
+    if etag.is_some_and(|t| any_names(headers, header::IF_NONE_MATCH, t, true)) {
         return Verdict::Have;
     }
     Verdict::Proceed

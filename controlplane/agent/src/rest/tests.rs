@@ -229,6 +229,7 @@ impl Served {
             listen: std::net::Ipv4Addr::LOCALHOST.into(),
             port: 0,
             api_key: key.map(crate::Secret::new),
+            peer_id: Some("n1".to_owned()),
             put_limit: 1000,
             ..crate::AgentConfig::default()
         })
@@ -302,6 +303,12 @@ async fn a_node_without_its_data_plane_says_so() {
         ("GET", "/api/cache", 200, "\"chunks\":[]"),
         ("GET", "/api/cache/stats", 200, "\"nvme\":null"),
         ("GET", "/api/peers", 200, "\"is_self\":true"),
+        ("GET", "/api/peers/n1", 200, "\"id\":\"n1\""),
+        ("GET", "/api/peers/n%31", 200, "\"id\":\"n1\""),
+        ("GET", "/api/peers/n2", 404, "not_found"),
+        ("POST", "/api/peers/n1/heartbeat", 200, "\"status\":\"ok\""),
+        ("POST", "/api/peers/n2/heartbeat", 404, "not_found"),
+        ("GET", "/api/peers/n1/heartbeat", 405, "method_not_allowed"),
         (
             "GET",
             "/api/admin/status",
@@ -352,5 +359,49 @@ async fn the_key_is_wanted_by_everything_but_health() {
         let (status, _) = served.ask("GET", path, &[("x-api-key", "right")]).await;
         assert_ne!(status, 401, "{path}");
     }
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_says_how_long_it_is() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let served = Served::start(None).await;
+    let mut stream = tokio::net::TcpStream::connect(served.server.address())
+        .await
+        .unwrap();
+    let request = b"PUT /api/files/a HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 411 "), "{answer}");
+    assert!(answer.contains("length_required"), "{answer}");
+    served.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openapi_lists_every_route_and_no_other() {
+    let document: serde_json::Value = serde_json::from_str(super::OPENAPI).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let told: std::collections::BTreeSet<&str> = paths.keys().map(String::as_str).collect();
+    let served = super::table()
+        .into_iter()
+        .flat_map(|(_, paths, _)| paths.iter().copied());
+    assert_eq!(told, served.collect());
+
+    let served = Served::start(None).await;
+    for (path, methods) in paths {
+        // what it leads to does not matter, only whether the method is known
+        let at = path.replace("{path}", "no/such").replace("{id}", "nobody");
+        for method in ["GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+            let is_told = methods.get(method.to_lowercase()).is_some();
+            let header = [("content-encoding", "gzip")];
+            let (status, body) = served.ask(method, &at, &header).await;
+            assert_eq!(status != 405, is_told, "{method} {at}: {status} {body}");
+        }
+    }
+    let (status, body) = served.ask("GET", "/openapi.json", &[]).await;
+    assert_eq!(status, 200);
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["info"]["version"], env!("CARGO_PKG_VERSION"));
     served.stop().await;
 }

@@ -23,16 +23,32 @@ pub fn cred() -> Cred {
     }
 }
 
+/// Where a path leads.
+#[derive(Debug)]
+pub struct Place {
+    /// The directory.
+    pub parent: Ino,
+    /// The name in it; empty when the path ends in a directory that a link names by `.` or `..`.
+    pub name: Vec<u8>,
+    /// What has the name.
+    pub attr: Option<Attr>,
+}
+
 /// What a path leads to; a path through something that is no directory leads nowhere.
 pub async fn find(node: &Node, path: &FilePath) -> Result<Attr, Errno> {
     match node.resolve(path.names()).await {
         Ok(attr) if attr.kind != Kind::Symlink => Ok(attr),
         Ok(_) | Err(Errno::ENOTDIR) => match walk(node, path.names()).await {
             Err(Errno::ENOTDIR) => Err(Errno::ENOENT),
-            other => other,
+            other => other?.and_then(|p| p.attr).ok_or(Errno::ENOENT),
         },
         Err(e) => Err(e),
     }
+}
+
+/// Where a path leads, whether or not there is something; `None` when a directory on the way is missing.
+pub async fn place(node: &Node, path: &FilePath) -> Result<Option<Place>, Errno> {
+    walk(node, path.names()).await
 }
 
 /// Attributes of one name.
@@ -56,15 +72,13 @@ fn entry(answer: NsAnswer) -> Result<Attr, Errno> {
     }
 }
 
-/// Step by step, following symbolic links. A target that is absolute or leaves the root is not found: what it
-/// means depends on where somebody mounted this file system.
-async fn walk(node: &Node, names: &[Vec<u8>]) -> Result<Attr, Errno> {
+/// Step by step, following symbolic links; `None` when a directory on the way is missing. A target that is absolute
+/// or leaves the root is not found (ENOENT): what it means depends on where somebody mounted this file system.
+async fn walk(node: &Node, names: &[Vec<u8>]) -> Result<Option<Place>, Errno> {
     let mut todo: VecDeque<Vec<u8>> = names.iter().cloned().collect();
     let mut at = vec![Ino::ROOT];
-    let mut last = None;
     let mut links = 0;
     while let Some(name) = todo.pop_front() {
-        last = None;
         match &name[..] {
             b"" | b"." => continue,
             b".." => {
@@ -77,9 +91,16 @@ async fn walk(node: &Node, names: &[Vec<u8>]) -> Result<Attr, Errno> {
             _ => {}
         }
         let parent = at.last().copied().unwrap_or(Ino::ROOT);
-        let attr = lookup(node, parent, &name).await?;
+        let attr = match lookup(node, parent, &name).await {
+            Ok(attr) => attr,
+            Err(Errno::ENOENT) if todo.is_empty() => {
+                let attr = None;
+                return Ok(Some(Place { parent, name, attr }));
+            }
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(e) => return Err(e),
+        };
         match attr.kind {
-            Kind::Dir => at.push(attr.ino),
             Kind::Symlink => {
                 links += 1;
                 if links > SYMLINKS_MAX {
@@ -97,14 +118,18 @@ async fn walk(node: &Node, names: &[Vec<u8>]) -> Result<Attr, Errno> {
                     todo.push_front(part.to_vec());
                 }
             }
-            _ if !todo.is_empty() => return Err(Errno::ENOTDIR),
-            _ => last = Some(attr),
+            _ if todo.is_empty() => {
+                let attr = Some(attr);
+                return Ok(Some(Place { parent, name, attr }));
+            }
+            Kind::Dir => at.push(attr.ino),
+            _ => return Err(Errno::ENOTDIR),
         }
     }
-    match last {
-        Some(attr) => Ok(attr),
-        None => getattr(node, at.last().copied().unwrap_or(Ino::ROOT)).await,
-    }
+    let parent = at.last().copied().unwrap_or(Ino::ROOT);
+    let attr = Some(getattr(node, parent).await?);
+    let name = Vec::new();
+    Ok(Some(Place { parent, name, attr }))
 }
 
 /// The directory at `names`, made with its parents where it is missing.
@@ -135,7 +160,10 @@ pub async fn make_dirs(node: &Node, names: &[Vec<u8>]) -> Result<Ino, Errno> {
             other => other?,
         };
         let found = match found.kind {
-            Kind::Symlink => walk(node, &names[..=i]).await?,
+            Kind::Symlink => walk(node, &names[..=i])
+                .await?
+                .and_then(|p| p.attr)
+                .ok_or(Errno::ENOENT)?,
             _ => found,
         };
         if found.kind != Kind::Dir {

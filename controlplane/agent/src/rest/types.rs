@@ -5,7 +5,7 @@ use crate::types::{Backlog, CloudCounters, NamespaceStats};
 use fastcache_api::control::DataStats;
 use serde::{Deserialize, Serialize};
 
-pub use super::path::encode as encode_path;
+pub use fastcache_api::path::encode as encode_path;
 
 /// Any error.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -65,8 +65,29 @@ pub struct PeerBody {
     pub address: Option<String>,
     /// This node itself.
     pub is_self: bool,
-    /// Whether its data plane is connected.
+    /// Whether the coordinator hears of it; of this node, whether its data plane is connected, too.
     pub is_healthy: bool,
+    /// `HOST:PORT` for other nodes, where known.
+    pub peer_address: Option<String>,
+    /// Capacity of its store, bytes.
+    pub capacity_bytes: u64,
+    /// Used of it, bytes.
+    pub used_bytes: u64,
+    /// Not yet in the cloud, bytes.
+    pub dirty_bytes: u64,
+    /// Version of its software.
+    pub version: String,
+    /// Milliseconds since the coordinator last heard of it; absent without a coordinator of its own process.
+    pub last_heartbeat_ms: Option<u64>,
+}
+
+/// Answer to `POST /api/peers/{id}/heartbeat`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HeartbeatBody {
+    /// This node.
+    pub id: String,
+    /// `ok`: the coordinator heard it.
+    pub status: String,
 }
 
 /// Answer to `GET /api/peers`.
@@ -185,6 +206,8 @@ pub struct StatsBody {
     pub cloud: CloudBody,
     /// The namespace; absent when the coordinator is away.
     pub namespace: Option<NamespaceBody>,
+    /// How far the namespace's history in the bucket is; absent when the coordinator is away.
+    pub history: Option<fastcache_api::HistoryStatus>,
 }
 
 /// Answer to `GET /api/admin/status`.
@@ -208,6 +231,8 @@ pub struct StatusBody {
     pub chunk_size_bytes: u32,
     /// What an `fsync` waits for.
     pub fsync: String,
+    /// What is wrong with the node, the worst first.
+    pub problems: Vec<crate::health::Problem>,
     /// Counters.
     #[serde(flatten)]
     pub stats: StatsBody,

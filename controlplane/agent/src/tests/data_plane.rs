@@ -112,6 +112,10 @@ impl DataPlane {
             };
             {
                 let mut state = serving.state.lock().unwrap();
+                if state.is_stopped {
+                    // A lane that was on its way when it stopped.
+                    return;
+                }
                 state.lanes.insert(client.lane, stream.try_clone().unwrap());
             }
             while let Some(message) = receive::<ToData>(&stream) {
@@ -168,7 +172,7 @@ impl DataPlane {
                     .collect();
                 Ok(DataAnswer::Inventory { chunks, next })
             }
-            DataCall::ReadChunk { key } => {
+            DataCall::ReadChunk { key, .. } => {
                 let found = state.chunks.get(&(key.ino.0, key.version.0)).cloned();
                 let (bytes, _) = found.ok_or(Errno::ENOENT)?;
                 Ok(self.slot_with(&mut state, &bytes))

@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::cli::Cli;
+use crate::cli::StoreFlags;
 use clap::{CommandFactory, Parser};
 
 fn no_env(_: &str) -> Option<String> {
@@ -81,11 +82,14 @@ fn precedence() {
     assert_eq!(from_env.pod_ip.as_deref(), Some("10.0.0.7"));
 
     let flags = AgentFlags {
-        s3_region: Some("flag".to_owned()),
+        store: StoreFlags {
+            s3_region: Some("flag".to_owned()),
+            azure_container: Some(String::new()),
+            ..StoreFlags::default()
+        },
         port: Some(9),
         fsync: Some(Fsync::Peers),
         api_key: Some(Secret::new("s3cr3t-flag")),
-        azure_container: Some(String::new()),
         ..AgentFlags::default()
     };
     let from_flags = resolve(&flags, file, &clouds_env);
@@ -158,17 +162,17 @@ fn what_cannot_work_is_refused() {
         .contains("--chunk-size")
     );
     let dir = AgentFlags {
-        cloud_provider: Some(Provider::Dir),
+        store: provider(Provider::Dir),
         ..with()
     };
     assert!(refused(dir).contains("--cloud-dir"));
     let azure = AgentFlags {
-        cloud_provider: Some(Provider::Azure),
+        store: provider(Provider::Azure),
         ..with()
     };
     assert!(refused(azure).contains("--azure-account"));
     let none = AgentFlags {
-        cloud_provider: Some(Provider::None),
+        store: provider(Provider::None),
         fsync: Some(Fsync::Cloud),
         ..with()
     };
@@ -227,5 +231,34 @@ fn sizes() {
         "1e9",
     ] {
         assert!(parse_size(text).is_err(), "{text}");
+    }
+}
+
+fn provider(provider: Provider) -> StoreFlags {
+    StoreFlags {
+        cloud_provider: Some(provider),
+        ..StoreFlags::default()
+    }
+}
+
+/// The data plane accepts a file that it shares with the agent: it must know these keys.
+#[test]
+fn the_shared_list_of_keys_is_complete() {
+    let said = toml::from_str::<FileConfig>("no-such-key = 1").unwrap_err();
+    let names: Vec<&str> = said.message().split('`').skip(3).step_by(2).collect();
+    let of_data = [
+        "nvme",
+        "nvme-capacity",
+        "listen",
+        "cores",
+        "mount",
+        "format",
+        "force",
+    ];
+    for name in &names {
+        assert!(
+            of_data.contains(name) || fastcache_api::settings::AGENT_KEYS.contains(name),
+            "{name} is missing in fastcache_api::settings::AGENT_KEYS"
+        );
     }
 }

@@ -6,6 +6,7 @@
 
 use anyhow::Context;
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt;
@@ -15,6 +16,9 @@ use std::time::Duration;
 
 /// How long the mount may take to answer one question.
 const PROBE_MAX: Duration = Duration::from_secs(2);
+
+/// How long a mount whose processes were just killed may take to be dead.
+const DEAD_PROBE_MAX: Duration = Duration::from_secs(5);
 
 /// A line of `/proc/self/mountinfo`.
 struct Mounted {
@@ -118,12 +122,12 @@ impl MountPoint {
             path: real,
             bare: None,
         };
-        point.clean()?;
+        point.clean_if_dead()?;
         match std::fs::symlink_metadata(&point.path) {
             Ok(found) if found.is_symlink() => {
                 point.path = std::fs::canonicalize(&point.path)
                     .with_context(|| point.path.display().to_string())?;
-                point.clean()?;
+                point.clean_if_dead()?;
             }
             Ok(_) => {}
             Err(_) => std::fs::create_dir_all(&point.path)
@@ -131,7 +135,7 @@ impl MountPoint {
         }
         anyhow::ensure!(
             point.path.is_dir(),
-            "--mount {} is not a directory",
+            "--mount {0} is not a directory: name another, or move the file away and mkdir -p {0}",
             point.path.display()
         );
         if let Some(other) = point.top() {
@@ -161,6 +165,31 @@ impl MountPoint {
     /// Whether fastcache is mounted on it, dead or alive.
     pub fn is_mounted(&self) -> bool {
         self.top().is_some_and(|m| m.is_ours())
+    }
+
+    /// Detaches a mount of fastcache that is dead; one that lives belongs to another node.
+    fn clean_if_dead(&self) -> anyhow::Result<()> {
+        if self.is_mounted() && !self.is_dead() {
+            anyhow::bail!(
+                "another fastcache node is mounted on {}: choose another --mount, or stop that node",
+                self.path.display()
+            );
+        }
+        self.clean()
+    }
+
+    /// Whether nobody serves the mount any more. A thread asks, because the question itself may hang: then somebody
+    /// does.
+    fn is_dead(&self) -> bool {
+        let path = self.path.clone();
+        let (say, hear) = mpsc::channel();
+        let spawned = std::thread::Builder::new()
+            .name("mount-probe".to_owned())
+            .spawn(move || {
+                let _ = say.send(rustix::fs::statfs(&path).map(drop));
+            });
+        let answer = spawned.ok().map(|_| hear.recv_timeout(DEAD_PROBE_MAX));
+        matches!(answer, Some(Ok(Err(Errno::NOTCONN | Errno::CONNABORTED))))
     }
 
     /// Detaches mounts of fastcache on it. To be called when their data plane is gone.

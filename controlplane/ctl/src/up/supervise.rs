@@ -116,15 +116,19 @@ struct Supervisor {
     is_exposed: bool,
 }
 
-/// Runs a node until a signal ends it.
-pub async fn run(plan: Plan) -> anyhow::Result<()> {
-    let mut asked_to_stop = Stop::new()?;
-    let before = NodeFile::read(&plan.dir)?;
+/// Stops what a supervisor that was killed left running.
+pub async fn stop_leftovers(dir: &Path) -> anyhow::Result<()> {
+    let before = NodeFile::read(dir)?;
     if let Some(mut before) = before.filter(NodeFile::is_running) {
-        // its supervisor was killed, and its planes may run
         let mount = MountPoint::of(&before.mount);
         stop::planes(&mut before, &mount).await?;
     }
+    Ok(())
+}
+
+/// Runs a node until a signal ends it.
+pub async fn run(plan: Plan) -> anyhow::Result<()> {
+    let mut asked_to_stop = Stop::new()?;
     let mount = MountPoint::prepare(&plan.mount)?;
     let port = plan.agent.port.unwrap_or_default();
     let node = NodeFile::new(

@@ -24,6 +24,7 @@ enum Step {
     Xattr(Pick, u8, bool),
     Commit(Pick, Option<u64>, u32, u32, bool),
     Persisted(Pick, u32),
+    Discard(Pick),
     Reap(Pick),
     ReapAllBut(Pick),
     TakeGarbage,
@@ -60,6 +61,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (pick.clone(), proptest::option::of(0..5 * u64::from(CHUNK)), 0..4u32, 1..3u32, any::<bool>())
             .prop_map(|(i, cut, first, count, hole)| Step::Commit(i, cut, first, count, hole)),
         3 => (pick.clone(), 0..6u32).prop_map(|(i, index)| Step::Persisted(i, index)),
+        1 => pick.clone().prop_map(Step::Discard),
         2 => pick.clone().prop_map(Step::Reap),
         1 => pick.prop_map(Step::ReapAllBut),
         1 => Just(Step::TakeGarbage),
@@ -208,13 +210,26 @@ impl Walk {
                     chunks: vec![PersistedChunk { key, at }],
                 }
             }
+            Step::Discard(i) => {
+                let refs = self.tree.refs();
+                let one = refs.get(i % refs.len().max(1));
+                NsOp::Discard {
+                    objects: one
+                        .map(|r| (r.key, r.at.object.clone()))
+                        .into_iter()
+                        .collect(),
+                }
+            }
             Step::Reap(i) => NsOp::Reap {
                 inos: vec![self.ino(i)],
             },
             Step::ReapAllBut(i) => NsOp::ReapAllBut {
                 open: vec![self.ino(i)],
             },
-            Step::TakeGarbage | Step::NewEpoch | Step::Again => NsOp::TakeGarbage { max: 3 },
+            Step::TakeGarbage | Step::NewEpoch | Step::Again => NsOp::TakeGarbage {
+                max: 3,
+                upto: u64::MAX,
+            },
         }
     }
 
@@ -238,7 +253,11 @@ impl Walk {
             assert!(!self.made.contains(&attr.ino), "an inode number came twice");
             self.made.push(attr.ino);
         }
-        if reply.result.is_ok() {
+        if reply.result.is_ok() && reply.log_position == 0 {
+            // Nothing changed, and so there is no record.
+            assert_eq!(counters(&self.tree.kv).unwrap().position, before);
+            assert!(reply.touched.is_empty());
+        } else if reply.result.is_ok() {
             assert_eq!(reply.log_position, before + 1);
             for attr in &reply.touched {
                 let now = self.tree.kv.get(&keys::attr(attr.ino)).unwrap().unwrap();

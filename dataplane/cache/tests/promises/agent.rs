@@ -37,6 +37,8 @@ pub struct Agent {
     /// Fetched bytes differ from what the checksum says.
     pub damages_fetches: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
+    /// Calls to bring something to the cloud now that are not answered yet.
+    pub persists: RefCell<Vec<u64>>,
 }
 
 #[derive(Default)]
@@ -86,6 +88,7 @@ impl Agent {
                 }
             }
             ToAgent::Call(id, NodeCall::Fsync { .. }) => link.answered(0, id, Ok(NodeAnswer::Done)),
+            ToAgent::Call(id, NodeCall::Persist { .. }) => self.persists.borrow_mut().push(id),
             ToAgent::Call(id, NodeCall::State { .. }) => {
                 link.answered(0, id, Ok(NodeAnswer::State("persisted".to_owned())));
             }
@@ -124,6 +127,13 @@ impl Agent {
         }
     }
 
+    /// Answers those who wait for the cloud.
+    pub fn let_persists_go(&self, link: &Link, answer: Result<(), Errno>) {
+        for id in self.persists.take() {
+            link.answered(0, id, answer.map(|()| NodeAnswer::Done));
+        }
+    }
+
     /// Attributes and layout as the coordinator has them.
     pub fn file(&self, ino: Ino) -> (Attr, Layout) {
         self.table.borrow().files[&ino].clone()
@@ -134,7 +144,13 @@ impl Agent {
         let mut copied = Vec::new();
         for chunk in inventory(fs).await.into_iter().filter(|c| c.is_dirty) {
             let key = chunk.key;
-            let (slot, len, crc32c) = match fs.serve(DataCall::ReadChunk { key }).await {
+            let (slot, len, crc32c) = match fs
+                .serve(DataCall::ReadChunk {
+                    key,
+                    is_patient: false,
+                })
+                .await
+            {
                 Ok(DataAnswer::Slot { slot, len, crc32c }) => (slot, len, crc32c),
                 // A newer version took its place meanwhile.
                 Err(Errno::ENOENT) => continue,
@@ -268,6 +284,7 @@ impl Table {
             gid: new.cred.gid,
             rdev: 0,
             size: 0,
+            allocated: 0,
             atime: now,
             mtime: now,
             ctime: now,
@@ -305,6 +322,7 @@ fn commit_to(attr: &mut Attr, layout: &mut Layout, commit: &Commit, seq: u64) ->
         layout.truncate(size, attr.chunk_size);
     }
     layout.lay(&commit.runs, attr.chunk_size);
+    attr.allocated = layout.allocated(attr.chunk_size);
     attr.size = commit.size;
     attr.mtime = commit.mtime;
     attr.layout_version = commit.version;

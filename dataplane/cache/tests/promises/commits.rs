@@ -101,6 +101,45 @@ fn an_answer_lost_on_the_way_changes_nothing_twice() {
 }
 
 #[test]
+fn a_file_written_over_and_over_while_open_has_a_small_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        let mut sealed = Vec::new();
+        let mut last = Vec::new();
+        for round in 0..10 {
+            last = pattern(round, 2 * CHUNK);
+            node.write(ino, 0, &last).await.unwrap();
+            until("both chunks are sealed ahead", || {
+                let bodies = node.fs.store().chunks_of(ino);
+                let mut now: Vec<_> = bodies.iter().map(|b| b.key()).collect();
+                now.sort();
+                let is_new =
+                    now.len() >= 2 && now.iter().filter(|k| !sealed.contains(*k)).count() == 2;
+                if is_new {
+                    sealed = now;
+                }
+                is_new
+            })
+            .await;
+        }
+        node.fsync(ino).await.unwrap();
+        let commits = agent.commits.take();
+        let Some(NsOp::Commit(commit)) = commits.last().map(|(_, _, request)| &request.op) else {
+            panic!("only commits are noted")
+        };
+        assert_eq!(commit.runs.len(), 2, "one run a chunk: {:?}", commit.runs);
+        assert_same(
+            "the file",
+            &node.read(ino, 0, last.len()).await.unwrap(),
+            &last,
+        );
+    });
+}
+
+#[test]
 fn what_close_returned_survives_a_kill_and_nothing_else_is_committed() {
     let dir = tempfile::tempdir().unwrap();
     let agent = Rc::new(Agent::default());

@@ -213,7 +213,7 @@ impl Test {
         let done = self
             .node
             .fs
-            .fallocate(self.ino, 0, mode, at as u64, len as u64);
+            .fallocate(self.ino, 0, mode, at as u64, len as u64, false);
         soon("fallocate", done).await.unwrap();
         let size = self.model.len();
         if mode & (PUNCH_HOLE | ZERO_RANGE) != 0 {
@@ -295,10 +295,14 @@ impl Test {
         let (from, len) = self.place(LIMIT / 2);
         let to = from + len + self.rng.random_range(0..CHUNK);
         println!("{number}: copy {from}+{len} to {to}");
-        let copied =
-            self.node
-                .fs
-                .copy_file_range(self.ino, from as u64, self.ino, to as u64, len as u64);
+        let copied = self.node.fs.copy_file_range(
+            self.ino,
+            from as u64,
+            self.ino,
+            to as u64,
+            len as u64,
+            false,
+        );
         let copied = soon("copy", copied).await.unwrap() as usize;
         let size = self.model.len();
         let there = self.model[from.min(size)..(from + len).min(size)].to_vec();

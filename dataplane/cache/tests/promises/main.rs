@@ -5,6 +5,7 @@
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
 //! - `misses`: one fetch for everybody, and never wrong bytes.
+//! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `space`: writers wait for room, and go on.
 
 #![allow(
@@ -18,5 +19,6 @@ mod commits;
 mod contents;
 mod misses;
 mod node;
+mod sick;
 mod space;
 mod truncation;

@@ -129,3 +129,68 @@ fn a_fetch_the_agent_died_under_is_asked_of_the_next() {
         assert_eq!(agent.fetches.borrow().len(), 4);
     });
 }
+
+#[test]
+fn bytes_elsewhere_stay_until_the_write_that_covers_them_is_done() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        for round in 0..50 {
+            let old = pattern(1 + 2 * round, 2 * CHUNK);
+            let new = pattern(2 + 2 * round, 2 * CHUNK);
+            let ino = node.create(&format!("file-{round}")).await;
+            node.write(ino, 0, &old).await.unwrap();
+            node.fsync(ino).await.unwrap();
+            node.upload().await;
+            assert_eq!(node.evict(ino).await, 2);
+            // Whole blocks with a tail that gathers, both chunks at once, while others read and write.
+            let len = 2 * CHUNK;
+            let reads = async {
+                for _ in 0..4 {
+                    let got = node.read(ino, 0, len).await.unwrap();
+                    for half in [0..CHUNK, CHUNK..len] {
+                        let is_old = got[half.clone()] == old[half.clone()];
+                        let is_patched = half.start == 0 && {
+                            let mut patched = old[half.clone()].to_vec();
+                            patched[10..13].copy_from_slice(b"new");
+                            got[half.clone()] == patched
+                        };
+                        let mut covered = new[half.clone()].to_vec();
+                        let is_new = got[half.clone()] == covered;
+                        covered[10..13].copy_from_slice(b"new");
+                        assert!(
+                            is_old || is_patched || is_new || got[half.clone()] == covered,
+                            "round {round}: {half:?} is neither old nor new"
+                        );
+                    }
+                }
+            };
+            let cover = async { node.write(ino, 0, &new).await.unwrap() };
+            let patch = async {
+                if round % 2 == 1 {
+                    node.write(ino, 10, b"new").await.unwrap();
+                }
+            };
+            soon(
+                "all of them",
+                futures_util::future::join3(patch, cover, reads),
+            )
+            .await;
+            let got = node.read(ino, 0, len).await.unwrap();
+            let mut patched = new.clone();
+            patched[10..13].copy_from_slice(b"new");
+            assert!(
+                got == new || round % 2 == 1 && got == patched,
+                "round {round}"
+            );
+            node.fsync(ino).await.unwrap();
+            assert_eq!(
+                node.read(ino, 0, len).await.unwrap(),
+                got,
+                "round {round}: sealed"
+            );
+        }
+        assert_eq!(node.arena.free(), node.arena.slots());
+    });
+}

@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(1);
 /// Slots of the arena: more than fetches may hold at once.
 const SLOTS: usize = 32;
 /// Name of the store's file.
-const STORE_FILE: &str = "store";
+pub const STORE_FILE: &str = "store";
 
 pub struct Node {
     pub fs: FileSystem,

@@ -4,8 +4,8 @@
 
 use crate::agent::{Agent, inventory};
 use crate::node::{Node, STORE_BYTES, assert_same, on_reactor, pattern, soon, start, until};
-use fastcache_api::Ino;
-use fastcache_api::control::{DataCall, DataEvent};
+use fastcache_api::control::{DataAnswer, DataCall, DataEvent};
+use fastcache_api::{Errno, Ino};
 use futures_util::future::{join, join_all};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -143,5 +143,35 @@ fn the_old_bytes_stay_until_a_waiting_writer_has_room_for_the_new_ones() {
         soon("the writer", join(writer, reader)).await;
         let got = node.read(ino, 0, new.len()).await.unwrap();
         assert_same("at the end", &got, &new);
+    });
+}
+
+#[test]
+fn an_upload_that_may_wait_waits_for_who_writes_the_next_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 10_000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let key = inventory(&node.fs).await[0].key;
+        let read = async |key, is_patient| {
+            let answer = node.fs.serve(DataCall::ReadChunk { key, is_patient }).await;
+            answer.map(|answer| match answer {
+                DataAnswer::Slot { slot, len, .. } => {
+                    node.fs.release_slot(slot);
+                    len
+                }
+                other => panic!("ReadChunk: {other:?}"),
+            })
+        };
+        assert_eq!(read(key, true).await, Ok(10_000), "nobody writes");
+        node.write(ino, 10_000, &pattern(2, 10)).await.unwrap();
+        assert_eq!(read(key, true).await, Err(Errno::EAGAIN));
+        assert_eq!(read(key, false).await, Ok(10_000), "the sealed version");
+        node.fsync(ino).await.unwrap();
+        let key = inventory(&node.fs).await[0].key;
+        assert_eq!(read(key, true).await, Ok(10_010), "nobody writes any more");
     });
 }

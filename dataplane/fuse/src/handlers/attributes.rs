@@ -24,6 +24,13 @@ fn time_of(valid: u32, set: u32, now: u32, sec: u64, nsec: u32) -> Option<Time> 
 /// What a SETATTR asks for, without what the kernel leaves to the file system to know.
 pub(crate) fn set_attr_of(args: &SetattrIn) -> SetAttrRequest {
     let asked = |flag, value| (args.valid & flag != 0).then_some(value);
+    // A new size sets the modification time to now by itself, and with the commit, not with a call of its own.
+    const RESIZED_NOW: u32 = fattr::SIZE | fattr::MTIME | fattr::MTIME_NOW;
+    let mtime_valid = if args.valid & RESIZED_NOW == RESIZED_NOW {
+        0
+    } else {
+        args.valid
+    };
     SetAttrRequest {
         size: (args.valid & fattr::SIZE != 0).then_some(args.size),
         set: SetAttr {
@@ -38,7 +45,7 @@ pub(crate) fn set_attr_of(args: &SetattrIn) -> SetAttrRequest {
                 args.atimensec,
             ),
             mtime: time_of(
-                args.valid,
+                mtime_valid,
                 fattr::MTIME,
                 fattr::MTIME_NOW,
                 args.mtime,

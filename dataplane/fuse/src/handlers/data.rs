@@ -6,15 +6,22 @@ use crate::wire::flags::WRITE_KILL_SUIDGID;
 use crate::wire::{
     CopyFileRangeIn, CopyFileRangeOut, FallocateIn, LseekIn, LseekOut, ReadIn, WriteIn, WriteOut,
 };
-use fastcache_api::{Errno, Ino};
+use fastcache_api::{Cred, Errno, Ino};
 use fastcache_reactor::IoBuf;
 use fastcache_types::BLOCK;
 
-/// The most that one COPY_FILE_RANGE copies, bytes: its answer is 32 bits wide, and whole pages keep the next one
-/// aligned.
-const COPY_MAX: u64 = (u32::MAX as u64) & !(BLOCK as u64 - 1);
+/// The most that one COPY_FILE_RANGE copies, bytes: a process that is killed waits for no more than this, and whole
+/// pages keep the next one aligned. Copies are short on every file system; programs go on.
+const COPY_MAX: u64 = 64 << 20;
+const _: () = assert!(COPY_MAX <= u32::MAX as u64 && COPY_MAX.is_multiple_of(BLOCK as u64));
 
 impl Handlers {
+    /// Whether a change of contents by this caller clears setuid and setgid where the request does not say so
+    /// (FALLOCATE, COPY_FILE_RANGE): anybody's but root's. Capabilities are not told.
+    fn kills_suid(&self, cred: Cred) -> bool {
+        self.negotiated.handles_killpriv() && cred.uid != 0
+    }
+
     pub(super) async fn read(&self, ino: Ino, args: ReadIn, payload: &mut Option<IoBuf>) -> Reply {
         let len = args.size as usize;
         let Some(room) = payload
@@ -35,6 +42,11 @@ impl Handlers {
             }
             Err(e) => Reply::Error(e),
         }
+    }
+
+    /// Waits until so many bytes may be written; see [`fastcache_cache::FileSystem::await_dirty_room`].
+    pub(crate) async fn await_room(&self, bytes: u32) -> Result<(), Errno> {
+        self.fs.await_dirty_room(u64::from(bytes)).await
     }
 
     pub(super) async fn write(
@@ -58,10 +70,11 @@ impl Handlers {
         }
     }
 
-    pub(super) async fn fallocate(&self, ino: Ino, args: FallocateIn) -> Reply {
+    pub(super) async fn fallocate(&self, ino: Ino, args: FallocateIn, cred: Cred) -> Reply {
         let mode = args.mode.cast_signed();
+        let kill_suid = self.kills_suid(cred);
         self.fs
-            .fallocate(ino, args.fh, mode, args.offset, args.length)
+            .fallocate(ino, args.fh, mode, args.offset, args.length, kill_suid)
             .await
             .into()
     }
@@ -78,6 +91,7 @@ impl Handlers {
         ino: Ino,
         args: CopyFileRangeIn,
         is_64: bool,
+        cred: Cred,
     ) -> Reply {
         if args.flags != 0 {
             return Reply::Error(Errno::EINVAL);
@@ -86,7 +100,14 @@ impl Handlers {
         let len = args.len.min(COPY_MAX);
         match self
             .fs
-            .copy_file_range(ino, args.off_in, out, args.off_out, len)
+            .copy_file_range(
+                ino,
+                args.off_in,
+                out,
+                args.off_out,
+                len,
+                self.kills_suid(cred),
+            )
             .await
         {
             Ok(bytes_copied) if is_64 => Reply::of(&CopyFileRangeOut { bytes_copied }),

@@ -31,9 +31,17 @@ impl Handlers {
         let size = (args.size as usize).min(LISTING_MAX);
         let mut listing = Listing::new(size);
         let mut count = 0;
-        // Both name the directory itself: the kernel resolves `..` without asking, and readers that want its inode
-        // number stat it. With node id 0 in front, a READDIRPLUS counts no lookup for them.
-        for (cookie, name) in [(COOKIE_DOT, b".".as_slice()), (COOKIE_DOTDOT, b"..")] {
+        // A folder that was removed while it was open has no parent any more: it names itself.
+        let parent = match args.offset {
+            ..COOKIE_DOTDOT => self.fs.parent_of(ino).await.unwrap_or(ino),
+            _ => ino,
+        };
+        // With node id 0 in front, a READDIRPLUS counts no lookup for these two.
+        let dots = [
+            (COOKIE_DOT, b".".as_slice(), ino),
+            (COOKIE_DOTDOT, b"..", parent),
+        ];
+        for (cookie, name, ino) in dots {
             if args.offset < cookie {
                 let dot = ListedEntry {
                     ino,

@@ -6,8 +6,19 @@ use crate::wire::GetxattrOut;
 use fastcache_api::ns::{XATTR_NAME_MAX, XATTR_VALUE_MAX};
 use fastcache_api::{Errno, Ino, XattrMode};
 
-/// ACLs are not agreed on with the kernel (`POSIX_ACL`): stored but not enforced they would be a false promise.
-const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+/// The namespaces that are kept, as on ext4 but for `system.`: ACLs are not agreed on with the kernel (`POSIX_ACL`), and
+/// stored but not enforced they would be a false promise.
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+
+/// Refuses names of other namespaces (ENOTSUP) and names that are nothing but a namespace (EINVAL).
+fn check_name(name: &[u8]) -> Result<(), Errno> {
+    let rest = NAMESPACES.iter().find_map(|n| name.strip_prefix(*n));
+    match rest {
+        None => Err(Errno::ENOTSUP),
+        Some([]) => Err(Errno::EINVAL),
+        Some(_) => Ok(()),
+    }
+}
 
 /// How setxattr(2) with these flags treats an existing value.
 pub(crate) fn xattr_mode(flags: u32) -> Result<XattrMode, Errno> {
@@ -40,8 +51,8 @@ pub(crate) fn sized(value: &[u8], size: u32) -> Reply {
 
 impl Handlers {
     pub(super) async fn getxattr(&self, ino: Ino, name: &[u8], size: u32) -> Reply {
-        if name.starts_with(ACL_PREFIX) {
-            return Reply::Error(Errno::ENOTSUP);
+        if let Err(e) = check_name(name) {
+            return Reply::Error(e);
         }
         match self.fs.getxattr(ino, name).await {
             Ok(value) => sized(&value, size),
@@ -50,8 +61,8 @@ impl Handlers {
     }
 
     pub(super) async fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: u32) -> Reply {
-        if name.starts_with(ACL_PREFIX) {
-            return Reply::Error(Errno::ENOTSUP);
+        if let Err(e) = check_name(name) {
+            return Reply::Error(e);
         }
         if name.len() > XATTR_NAME_MAX || value.len() > XATTR_VALUE_MAX {
             return Reply::Error(Errno::ERANGE);
@@ -77,8 +88,8 @@ impl Handlers {
     }
 
     pub(super) async fn removexattr(&self, ino: Ino, name: &[u8]) -> Reply {
-        if name.starts_with(ACL_PREFIX) {
-            return Reply::Error(Errno::ENOTSUP);
+        if let Err(e) = check_name(name) {
+            return Reply::Error(e);
         }
         self.fs.removexattr(ino, name).await.into()
     }

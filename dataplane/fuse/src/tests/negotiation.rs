@@ -34,6 +34,7 @@ fn a_new_kernel_gets_what_it_offers() {
     assert!(negotiated.has(init::EXPLICIT_INVAL_DATA | init::HAS_EXPIRE_ONLY));
     for unwanted in [
         init::WRITEBACK_CACHE,
+        init::ATOMIC_O_TRUNC,
         init::POSIX_LOCKS,
         init::FLOCK_LOCKS,
         init::OVER_IO_URING,

@@ -18,12 +18,13 @@
 
 use super::Transport;
 use super::gate::{Budget, Gate, READS_MAX, Seat};
+use super::interrupt::{LOOK, Verdict, can_be_given_up};
 use crate::handlers::Handlers;
 use crate::handshake::Negotiated;
 use crate::mount::{Connection, open_device};
 use crate::reply::{OUT_HEADER, Reply, encode, out_header};
 use crate::request::{Op, ParseError, parse, parse_header};
-use crate::wire::{InHeader, ReadIn, WriteIn};
+use crate::wire::{InHeader, InterruptIn, ReadIn, WriteIn};
 use fastcache_api::Errno;
 use fastcache_reactor::{BufPool, Fd, IoBuf, Poller, pool, sleep, spawn};
 use fastcache_types::{BLOCK, REQUEST_MAX};
@@ -38,7 +39,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of a WRITE in front of its data.
 const WRITE_HEAD: usize = size_of::<InHeader>() + size_of::<WriteIn>();
@@ -99,10 +100,19 @@ impl Transport for Session {
             buffers > reserved,
             "the pool has {buffers} buffers, FUSE needs more than {reserved}"
         );
+        let answers = match self.device.try_clone() {
+            Ok(answers) => Arc::new(answers),
+            Err(error) => {
+                tracing::error!(target: "fuse", %error, "a core cannot serve the mount: raise the limit of open files");
+                return;
+            }
+        };
         let server = Rc::new(Server {
             handlers,
             setxattr_ext: self.connection.negotiated.setxattr_ext(),
+            connection: self.connection,
             device: Fd::from(self.device),
+            answers,
             poller: RefCell::new(None),
             budget: Budget::new(buffers - reserved, buffers - BUFFERS_FOR_OTHERS),
             pool,
@@ -120,7 +130,10 @@ impl Transport for Session {
 struct Server {
     handlers: Handlers,
     setxattr_ext: bool,
+    connection: Arc<Connection>,
     device: Fd,
+    /// The same descriptor once more, for the answer to a request that is given up: any core may send that.
+    answers: Arc<OwnedFd>,
     /// Not here while a worker waits with it; only the last one that has a turn does.
     poller: RefCell<Option<Poller>>,
     pool: BufPool,
@@ -128,6 +141,14 @@ struct Server {
     budget: Budget,
     workers: Cell<usize>,
     waiting_for_end: RefCell<Option<Waker>>,
+}
+
+/// Whether a request in work can be given up, and is noted as such.
+#[derive(Default)]
+struct InWork {
+    is_noted: Cell<bool>,
+    /// It has begun to change something: from now on it is finished.
+    is_past_return: Cell<bool>,
 }
 
 /// What came of a turn.
@@ -186,8 +207,11 @@ impl Server {
                 Received::Request(buf, len) => {
                     self.gate.on_request();
                     self.call_workers();
-                    let mut finish = pin!(self.finish(buf, len));
+                    let header = parse_header(&buf, len).ok();
+                    let in_work = InWork::default();
+                    let mut finish = pin!(self.finish(buf, len, &in_work));
                     if poll_once(finish.as_mut()).await.is_pending() {
+                        self.note(header, &in_work);
                         // It waits for something: the next worker receives meanwhile.
                         self.gate.leave();
                         self.call_workers();
@@ -257,8 +281,39 @@ impl Server {
         buf.split_off(RECEIVE_AT)
     }
 
+    /// Notes a request that waits, so that it can be given up.
+    fn note(&self, header: Option<InHeader>, in_work: &InWork) {
+        if let Some(header) = header
+            && can_be_given_up(header.opcode)
+            && !in_work.is_past_return.get()
+        {
+            in_work.is_noted.set(true);
+            let waiting = &self.connection.waiting;
+            if waiting.enter(header.unique, header.pid, &self.answers) {
+                self.watch(header.unique);
+            }
+        }
+    }
+
+    /// The request is finished, or cannot be given up any more. True when it was given up: it has its answer.
+    fn is_given_up(&self, header: &InHeader, in_work: &InWork) -> bool {
+        in_work.is_past_return.set(true);
+        in_work.is_noted.take() && self.connection.waiting.leave(header.unique)
+    }
+
+    /// Looks after an interrupted request until it is finished or given up.
+    fn watch(&self, unique: u64) {
+        let connection = Arc::clone(&self.connection);
+        spawn(async move {
+            while connection.waiting.look(unique) == Verdict::Wait {
+                sleep(LOOK).await;
+            }
+        })
+        .detach();
+    }
+
     /// Handles a request and answers it.
-    async fn finish(&self, buf: IoBuf, len: usize) {
+    async fn finish(&self, buf: IoBuf, len: usize, in_work: &InWork) {
         let header = match parse_header(&buf, len) {
             Ok(header) => header,
             Err(error) => {
@@ -271,8 +326,17 @@ impl Server {
         let head = &buf[size_of::<InHeader>()..len.min(WRITE_HEAD)];
         // What holds data is told by its opcode; the rest of both is parsed like anything else.
         let result = match parse_payload_op(&header, head) {
-            Some(Ok(Op::Read(args))) => return self.finish_read(&header, args, buf).await,
-            Some(Ok(Op::Write(args))) => self.finish_write(&header, args, buf, len).await,
+            Some(Ok(Op::Read(args))) => return self.finish_read(&header, args, buf, in_work).await,
+            Some(Ok(Op::Write(args))) => self.finish_write(&header, args, buf, len, in_work).await,
+            None if header.opcode == crate::opcode::Opcode::Interrupt as u32 => {
+                crate::opcode::count(header.opcode);
+                if let Ok((args, _)) = InterruptIn::read_from_prefix(head)
+                    && self.connection.waiting.interrupt(args.unique)
+                {
+                    self.watch(args.unique);
+                }
+                return;
+            }
             Some(Err(error)) => Err(error),
             Some(Ok(_)) | None => {
                 let body: SmallVec<[u8; BODY_INLINE]> = SmallVec::from_slice(&buf[body]);
@@ -287,7 +351,11 @@ impl Server {
             tracing::error!(target: "fuse", opcode = header.opcode, %error, "the kernel sent a damaged request");
             Reply::Error(Errno::EIO)
         });
-        self.answer(&header, reply);
+        if self.is_given_up(&header, in_work) {
+            self.handlers.take_back(&header, reply).await;
+        } else {
+            self.answer(&header, reply);
+        }
     }
 
     async fn finish_write(
@@ -296,11 +364,18 @@ impl Server {
         args: WriteIn,
         mut buf: IoBuf,
         len: usize,
+        in_work: &InWork,
     ) -> Result<Reply, ParseError> {
         if len.checked_sub(WRITE_HEAD) != Some(args.size as usize) {
             return Err(ParseError::Short("data"));
         }
         let _held = self.budget.hold();
+        if let Err(error) = self.handlers.await_room(args.size).await {
+            return Ok(Reply::Error(error));
+        }
+        if self.is_given_up(header, in_work) {
+            return Ok(Reply::Silent);
+        }
         let mut data = buf.split_off(WRITE_HEAD);
         drop(buf);
         drop(data.split_off(args.size as usize));
@@ -311,7 +386,7 @@ impl Server {
             .await)
     }
 
-    async fn finish_read(&self, header: &InHeader, args: ReadIn, mut buf: IoBuf) {
+    async fn finish_read(&self, header: &InHeader, args: ReadIn, mut buf: IoBuf, in_work: &InWork) {
         if args.size as usize > REQUEST_MAX {
             return self.answer(header, Reply::Error(Errno::EINVAL));
         }
@@ -329,6 +404,9 @@ impl Server {
             .handlers
             .handle(header, Op::Read(args), &mut payload)
             .await;
+        if self.is_given_up(header, in_work) {
+            return;
+        }
         let Reply::Payload(len) = reply else {
             return self.answer(header, reply);
         };

@@ -4,13 +4,14 @@
 //! of `IoBuf`s of it), lent (the `LENT` bit: another process uses it, it does not go back to the free list).
 
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use event_listener::{Event, IntoNotification};
 
 use super::IoBuf;
 use crate::memory::Memory;
+use crate::sync::{AtomicU32, Mutex, MutexGuard};
 
 /// Set in a piece's counter while another process uses the piece.
 const LENT: u32 = 1 << 31;
@@ -66,7 +67,7 @@ impl Region {
         self.free_list().len()
     }
 
-    fn free_list(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
+    fn free_list(&self) -> MutexGuard<'_, Vec<u32>> {
         // Nothing in here panics while the lock is held, so a poisoned lock has a sound list.
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,7 +1,7 @@
 //! What a path in a URL names. Decoded once; what leaves the root, is absolute, or has an empty, `.` or `..`
 //! component or a NUL is refused. Names are bytes: they need not be UTF-8.
 
-use fastcache_api::NAME_MAX;
+use crate::NAME_MAX;
 
 /// Longest path, decoded, bytes (Linux PATH_MAX).
 pub const PATH_MAX: usize = 4096;

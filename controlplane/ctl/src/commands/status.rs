@@ -1,0 +1,200 @@
+//! `status`: on one screen whether the node is healthy, how full, how dirty, how old the oldest dirty byte is, and which
+//! tier answers reads. Ends with 1 when something does not work, so that scripts and probes can ask it.
+
+use super::{NOT_WELL, print_json};
+use crate::cli::NodeFlags;
+use crate::client::Target;
+use crate::output::{bytes, duration, percent, say, seconds};
+use fastcache_agent::health::Severity;
+use fastcache_agent::rest::types::{QueueBody, StatusBody};
+use fastcache_api::control::DataStats;
+use fastcache_api::{HistoryState, HistoryStatus};
+use serde_json::json;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// `status`.
+pub async fn status(flags: &NodeFlags) -> anyhow::Result<ExitCode> {
+    let target = Target::find(flags)?;
+    let status: StatusBody = target.api.get("/api/admin/status").await?;
+    let worst = status.problems.iter().map(|p| p.severity).max();
+    let health = match worst {
+        None => "ok",
+        Some(Severity::Warning) => "warning",
+        Some(Severity::Critical) => "critical",
+    };
+    let code = match worst {
+        Some(Severity::Critical) => ExitCode::from(NOT_WELL),
+        _ => ExitCode::SUCCESS,
+    };
+    if flags.json {
+        let mut value = serde_json::to_value(&status)?;
+        value["health"] = json!(health);
+        value["port"] = json!(target.port);
+        value["mount"] = json!(target.mount);
+        print_json(&value)?;
+    } else {
+        tell(&target, &status, health);
+    }
+    Ok(code)
+}
+
+fn line(name: &str, text: &str) {
+    say!("{name:<12}{text}");
+}
+
+fn tell(target: &Target, status: &StatusBody, health: &str) {
+    line("health", health);
+    for problem in &status.problems {
+        let severity = match problem.severity {
+            Severity::Critical => "CRITICAL",
+            Severity::Warning => "warning",
+        };
+        line("", &format!("{severity}: {}", problem.what));
+        line("", &format!("  do: {}", problem.todo));
+    }
+    line(
+        "node",
+        &format!(
+            "{} (fastcache {}), up {}",
+            status.peer_id,
+            status.version,
+            duration(seconds(status.uptime_seconds))
+        ),
+    );
+    if let Some(mount) = &target.mount {
+        line("mount", &mount.display().to_string());
+    }
+    line("rest", &format!("http://127.0.0.1:{}", target.port));
+    line("cloud", &status.cloud_place);
+    let counts = status.stats.namespace.map_or_else(
+        || "does not answer".to_owned(),
+        |n| format!("{} inodes, {}", n.inodes, bytes(n.bytes)),
+    );
+    line(
+        "namespace",
+        &format!("{counts} (coordinator: {})", status.coordinator),
+    );
+    if let Some(history) = &status.stats.history {
+        line("history", &history_line(history));
+    }
+    match &status.stats.nvme {
+        None => line("data plane", "not connected"),
+        Some(data) => tell_data(data),
+    }
+    let queue = &status.stats.queue;
+    let capacity = status.stats.nvme.as_ref().map(|d| d.capacity_bytes);
+    line("dirty", &dirty(queue, capacity, has_cloud(status)));
+}
+
+/// How much of the namespace is in the bucket.
+fn history_line(history: &HistoryStatus) -> String {
+    let behind = history
+        .log_position
+        .saturating_sub(history.shipped_position);
+    let failing = history
+        .error
+        .as_ref()
+        .map(|e| format!("; {e}"))
+        .unwrap_or_default();
+    match history.state {
+        HistoryState::Off => "not written: there is no bucket for it".to_owned(),
+        HistoryState::Stopped => format!("not written any more{failing}"),
+        HistoryState::Claiming => format!("waits for the bucket{failing}"),
+        HistoryState::Shipping if behind == 0 => {
+            format!("all in the bucket (record {})", history.shipped_position)
+        }
+        HistoryState::Shipping => format!(
+            "{behind} records are not yet in the bucket, the oldest for {}{failing}",
+            duration(Duration::from_millis(history.lag_ms.unwrap_or(0)))
+        ),
+    }
+}
+
+fn has_cloud(status: &StatusBody) -> bool {
+    status.cloud_place != "none"
+}
+
+fn tell_data(data: &DataStats) {
+    line(
+        "data plane",
+        &format!(
+            "connected, up {}, transport {}",
+            duration(Duration::from_secs(data.uptime_s)),
+            data.transport
+        ),
+    );
+    line(
+        "nvme",
+        &format!(
+            "{} of {} used ({}), {} chunks",
+            bytes(data.used_bytes),
+            bytes(data.capacity_bytes),
+            percent(data.used_bytes, data.capacity_bytes),
+            data.chunks
+        ),
+    );
+    line(
+        "reads",
+        &format!(
+            "{} hits ({}), {} misses, {} fetched ({})",
+            data.nvme_hits,
+            bytes(data.nvme_hit_bytes),
+            data.misses,
+            data.fetched_chunks,
+            bytes(data.fetched_bytes)
+        ),
+    );
+    let reads = data.nvme_hits + data.misses;
+    line(
+        "hit rate",
+        &if reads == 0 {
+            "nothing was read from the tiers yet (the page cache answers without asking)".to_owned()
+        } else {
+            format!(
+                "nvme {}, cloud {} of {reads} chunk reads (the page cache answers without asking)",
+                percent(data.nvme_hits, reads),
+                percent(data.misses, reads)
+            )
+        },
+    );
+    line(
+        "evicted",
+        &format!(
+            "{} chunks ({})",
+            data.evicted_chunks,
+            bytes(data.evicted_bytes)
+        ),
+    );
+    let attention = [
+        (data.conflict_files, "conflict files"),
+        (data.uncommitted_files, "files not committed yet"),
+        (data.write_stalls, "times a writer waited for space"),
+    ];
+    for (count, what) in attention.into_iter().filter(|(count, _)| *count > 0) {
+        line("attention", &format!("{count} {what}"));
+    }
+}
+
+/// The persist queue in a line.
+fn dirty(queue: &QueueBody, capacity: Option<u64>, has_cloud: bool) -> String {
+    if queue.dirty_chunks == 0 {
+        return if has_cloud {
+            "nothing: everything is in the cloud".to_owned()
+        } else {
+            "nothing".to_owned()
+        };
+    }
+    let part = capacity
+        .map(|c| format!(" ({} of the store)", percent(queue.dirty_bytes, c)))
+        .unwrap_or_default();
+    let age = queue
+        .oldest_dirty_age_seconds
+        .map(|s| format!(", the oldest for {}", duration(seconds(s))))
+        .unwrap_or_default();
+    format!(
+        "{} in {} chunks{part}{age}",
+        bytes(queue.dirty_bytes),
+        queue.dirty_chunks
+    )
+}

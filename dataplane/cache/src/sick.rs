@@ -1,0 +1,119 @@
+//! A device that fails. What it refuses to take is brought to the cloud before `close` or `fsync` says that it is safe;
+//! what it cannot give back is fetched again, and where nothing else has it, said.
+
+use crate::inode::Inode;
+use crate::link::unexpected;
+use crate::open_chunk::device_error;
+use crate::{FileSystem, Result, lock};
+use fastcache_api::control::{NodeAnswer, NodeCall};
+use fastcache_api::{ChunkKey, Errno, Ino};
+use fastcache_chunkstore::{ChunkBody, StoreError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+/// Most chunks remembered as unreadable; the count says "at least" beyond.
+const UNREADABLE_MAX: usize = 4096;
+
+/// Dirty chunks that the device does not give back.
+#[derive(Default)]
+pub(crate) struct Unreadable(Mutex<BTreeSet<ChunkKey>>);
+
+impl FileSystem {
+    /// Flushes the device. One that refuses is made good by [`FileSystem::safe_somewhere`].
+    pub(crate) async fn flush_device(&self) -> Result<()> {
+        match self.inner.store.flush().await {
+            Err(_) if self.inner.store.is_volatile() => Ok(()),
+            flushed => flushed.map_err(|e| device_error(&e)),
+        }
+    }
+
+    /// Behind a seal: notes whether the device may lose it.
+    pub(crate) fn note_volatile(&self, inode: &Inode) {
+        if self.inner.store.is_volatile() {
+            lock(&inode.state).is_volatile = true;
+        }
+    }
+
+    /// What the device may lose of a file is in the cloud, with its commit, when this returns. EIO when the cloud does
+    /// not take it within the agent's bound: nothing is lost then while the process lives, and uploads go on.
+    pub(crate) async fn safe_somewhere(&self, inode: &Arc<Inode>) -> Result<()> {
+        {
+            let state = lock(&inode.state);
+            if !state.is_volatile || state.is_orphan {
+                return Ok(());
+            }
+        }
+        self.commits_done(inode).await?;
+        self.persist(Some(inode.ino)).await?;
+        lock(&inode.state).is_volatile = false;
+        Ok(())
+    }
+
+    /// The same of every file.
+    pub(crate) async fn all_safe_somewhere(&self) -> Result<()> {
+        let mut result = Ok(());
+        for inode in self.inner.inodes.all() {
+            result = result.and(self.safe_somewhere(&inode).await);
+        }
+        result
+    }
+
+    async fn persist(&self, ino: Option<Ino>) -> Result<()> {
+        match self.inner.link.call(NodeCall::Persist { ino }).await? {
+            NodeAnswer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// These are in the cloud now: those that are in RAM because the device refused them make room.
+    pub(crate) fn give_up_spilled(&self, keys: &[ChunkKey]) {
+        if !self.inner.store.is_volatile() {
+            return;
+        }
+        for key in keys {
+            let body = self.inner.store.get(key.id());
+            if body.is_some_and(|b| b.key() == *key && self.inner.store.is_spilled(&b)) {
+                self.evict_one(key.id());
+            }
+        }
+    }
+
+    /// A chunk in the store cannot be read: when the cloud has it, it is dropped here and fetched again.
+    /// Answers whether that is so; a dirty chunk has no other copy, and stays for a later try.
+    pub(crate) async fn drop_unreadable(&self, body: &Arc<ChunkBody>, error: &StoreError) -> bool {
+        let key = body.key();
+        if body.is_dirty() {
+            self.note_unreadable(key, error);
+            return false;
+        }
+        tracing::warn!(target: "nvme", %key, %error, "a cached chunk cannot be read: it is fetched again");
+        self.drop_keys(key.ino, &[key]).await;
+        true
+    }
+
+    /// A dirty chunk cannot be read. Said once a chunk, and counted.
+    pub(crate) fn note_unreadable(&self, key: ChunkKey, error: &StoreError) {
+        let mut all = lock(&self.inner.unreadable.0);
+        if all.len() < UNREADABLE_MAX && all.insert(key) {
+            tracing::error!(target: "nvme", %key, %error, "a chunk that is not in the cloud yet cannot be read: its file gives EIO there; write it anew or restore it");
+        }
+    }
+
+    /// Dirty chunks that could not be read and are still the current ones.
+    pub(crate) fn unreadable_chunks(&self) -> u64 {
+        let mut all = lock(&self.inner.unreadable.0);
+        all.retain(|key| {
+            let body = self.inner.store.get(key.id());
+            body.is_some_and(|b| b.key() == *key && b.is_dirty())
+        });
+        u64::try_from(all.len()).unwrap_or(u64::MAX)
+    }
+
+    /// For uploads: the error of a dirty chunk's read.
+    pub(crate) fn upload_error(&self, body: &ChunkBody, error: &StoreError) -> Errno {
+        if body.is_dirty() {
+            self.note_unreadable(body.key(), error);
+        }
+        Errno::EIO
+    }
+}

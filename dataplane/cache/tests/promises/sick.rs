@@ -1,0 +1,173 @@
+//! Promise: what the device refuses to write is in the cloud before `close` says that it is safe; what it does not give
+//! back is fetched again, and is an error that is counted where nothing else has it.
+
+use crate::agent::Agent;
+use crate::node::{CHUNK, STORE_FILE, assert_same, on_reactor, pattern, start, until};
+use fastcache_api::Errno;
+use fastcache_reactor::faults::{Operation, clear, inject};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+/// Behind superblocks, journal and checkpoints of a store of 64 MiB (docs/disk-layout.md): 32 + 1024 + 2 · 102 blocks.
+const DATA_FROM: u64 = 1260 * 4096;
+
+/// Faults of one store's data region; gone when this is dropped.
+struct Sick(PathBuf);
+
+impl Sick {
+    fn of(dir: &Path) -> Sick {
+        Sick(dir.join(STORE_FILE))
+    }
+    fn fail(&self, operation: Operation) {
+        inject(
+            &self.0,
+            operation,
+            DATA_FROM..u64::MAX,
+            libc::EIO,
+            usize::MAX,
+        );
+    }
+}
+
+impl Drop for Sick {
+    fn drop(&mut self) {
+        clear(&self.0);
+    }
+}
+
+#[test]
+fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let well = node.create("well").await;
+        node.write(well, 0, &pattern(1, 100_000)).await.unwrap();
+        node.flush(well).await.unwrap();
+        assert!(agent.persists.borrow().is_empty());
+        sick.fail(Operation::Write);
+        // Large writes and small ones, several chunks.
+        let ino = node.create("file").await;
+        let bytes = pattern(2, 3 * CHUNK + 777);
+        node.write(ino, 0, &bytes[..2 * CHUNK]).await.unwrap();
+        for (n, piece) in bytes[2 * CHUNK..].chunks(5000).enumerate() {
+            let at = (2 * CHUNK + n * 5000) as u64;
+            node.write(ino, at, piece).await.unwrap();
+        }
+        assert_same(
+            "open",
+            &node.read(ino, 0, bytes.len()).await.unwrap(),
+            &bytes,
+        );
+        let closing = {
+            let fs = node.fs.clone();
+            fastcache_reactor::spawn(async move { fs.flush(ino, 0).await })
+        };
+        until("close asks for the cloud", || {
+            !agent.persists.borrow().is_empty()
+        })
+        .await;
+        assert!(node.fs.stats().spilled_bytes > 0);
+        node.upload().await;
+        agent.let_persists_go(&node.link, Ok(()));
+        closing.await.unwrap();
+        // What was in memory alone has left it, and comes from the cloud.
+        assert_eq!(node.fs.stats().spilled_bytes, 0);
+        assert!(node.fs.stats().bad_bytes > 0);
+        assert_same(
+            "cloud",
+            &node.read(ino, 0, bytes.len()).await.unwrap(),
+            &bytes,
+        );
+        // The cloud takes nothing either: that is an error, and nothing is lost while the process lives.
+        let lost = node.create("lost").await;
+        node.write(lost, 0, &pattern(3, 5000)).await.unwrap();
+        let closing = {
+            let fs = node.fs.clone();
+            fastcache_reactor::spawn(async move { fs.flush(lost, 0).await })
+        };
+        until("close asks again", || !agent.persists.borrow().is_empty()).await;
+        agent.let_persists_go(&node.link, Err(Errno::EIO));
+        assert_eq!(closing.await, Err(Errno::EIO));
+        assert_same(
+            "kept",
+            &node.read(lost, 0, 5000).await.unwrap(),
+            &pattern(3, 5000),
+        );
+        node.upload().await;
+        assert_same(
+            "well",
+            &node.read(well, 0, 100_000).await.unwrap(),
+            &pattern(1, 100_000),
+        );
+    });
+}
+
+#[test]
+fn a_read_error_of_a_clean_chunk_is_a_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        let bytes = pattern(4, 2 * CHUNK);
+        node.write(ino, 0, &bytes).await.unwrap();
+        node.flush(ino).await.unwrap();
+        node.upload().await;
+        sick.fail(Operation::Read);
+        // Again and again: what was fetched cannot be read from the device either.
+        for _ in 0..3 {
+            assert_same(
+                "read",
+                &node.read(ino, 0, bytes.len()).await.unwrap(),
+                &bytes,
+            );
+        }
+        assert!(node.fs.stats().device_errors > 0);
+        clear(&sick.0);
+        let fetched = agent.fetches.borrow().len();
+        assert_same(
+            "read",
+            &node.read(ino, 0, bytes.len()).await.unwrap(),
+            &bytes,
+        );
+        assert_same(
+            "read",
+            &node.read(ino, 0, bytes.len()).await.unwrap(),
+            &bytes,
+        );
+        assert!(
+            agent.fetches.borrow().len() <= fetched + 2,
+            "kept once it can be"
+        );
+    });
+}
+
+#[test]
+fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(5, CHUNK)).await.unwrap();
+        node.flush(ino).await.unwrap();
+        sick.fail(Operation::Read);
+        for _ in 0..3 {
+            assert_eq!(node.read(ino, 0, CHUNK).await.err(), Some(Errno::EIO));
+        }
+        assert_eq!(node.fs.stats().unreadable_chunks, 1);
+        // The device comes to its senses: nothing was thrown away.
+        clear(&sick.0);
+        assert_same(
+            "read",
+            &node.read(ino, 0, CHUNK).await.unwrap(),
+            &pattern(5, CHUNK),
+        );
+        node.upload().await;
+        assert_eq!(node.fs.stats().unreadable_chunks, 0);
+    });
+}

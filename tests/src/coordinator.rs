@@ -1,0 +1,131 @@
+//! A coordinator in a process of its own.
+
+use crate::machine::{free_port, program, temp_dir, wait_until};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A running coordinator; killed when dropped.
+#[derive(Debug)]
+pub struct Coordinator {
+    home: TempDir,
+    port: u16,
+    flags: Vec<String>,
+    env: Vec<(&'static str, String)>,
+    child: Option<Child>,
+}
+
+impl Coordinator {
+    /// Starts one with further flags, on a free port and a folder of its own, and returns when it listens.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn start_with(flags: &[&str]) -> Coordinator {
+        Coordinator::start_in(flags, &[])
+    }
+
+    /// The same with a bucket that is a folder; and the flags that nodes take: those of the bucket, and its own address.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn start_with_folder(folder: &Path) -> (Coordinator, Vec<String>) {
+        let folder = folder.display().to_string();
+        let bucket = ["--cloud-provider", "dir", "--cloud-dir", folder.as_str()];
+        let coordinator = Coordinator::start_with(&bucket);
+        let address = coordinator.address();
+        let flags = bucket.iter().copied();
+        let flags = flags.chain(["--coordinator", address.as_str()]);
+        let flags = flags.map(str::to_owned).collect();
+        (coordinator, flags)
+    }
+
+    /// The same with further environment.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn start_in(flags: &[&str], env: &[(&'static str, String)]) -> Coordinator {
+        let mut coordinator = Coordinator {
+            home: temp_dir("coordinator"),
+            port: free_port(),
+            flags: flags.iter().map(|f| (*f).to_owned()).collect(),
+            env: env.to_vec(),
+            child: None,
+        };
+        coordinator.start();
+        coordinator
+    }
+
+    /// A directory of its own, unless the flags name another bucket: without one nothing is ever persisted.
+    fn bucket(&self) -> Vec<String> {
+        if self.flags.iter().any(|f| f == "--cloud-provider") {
+            return Vec::new();
+        }
+        let dir = self.home.path().join("cloud");
+        ["--cloud-provider", "dir", "--cloud-dir"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain([dir.display().to_string()])
+            .collect()
+    }
+
+    /// Starts it again after [`Coordinator::kill`], on the same port and folder.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let child = Command::new(program("fastcache-ctl"))
+            .args(["coordinator", "--listen", &self.address(), "--state-dir"])
+            .arg(self.home.path().join("state"))
+            .args(self.bucket())
+            .args(&self.flags)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|e| panic!("fastcache-ctl coordinator: {e}"));
+        self.child = Some(child);
+        wait_until("the coordinator answers", Duration::from_secs(20), || {
+            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+        });
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Its process; 0 when it was killed.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// A folder that goes with it.
+    pub fn dir(&self) -> &Path {
+        self.home.path()
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

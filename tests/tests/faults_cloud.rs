@@ -1,0 +1,369 @@
+//! Promise: whatever the object store does (gone for a while or for good, slow, half-dead, wrong or cut answers, errors)
+//! cached data is read and written as ever, nothing that was acknowledged is lost, wrong bytes are never returned, what
+//! cannot be had fails with an error within a bound and works again as soon as the store does, and memory stays inside
+//! its budget.
+//!
+//! Short outages here; `FASTCACHE_FAULTS=long` makes them a minute (`make test-faults`).
+
+use fastcache_tests::{
+    Bytes, Cloud, Fault, FaultProxy, Node, Plane, S3, SeenRequest, Setup, close, drop_page_cache,
+    serial, wait_until,
+};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A read that no tier can answer fails within this: the agent's deadline for a fetch is 40 s.
+const MISS_BOUND: Duration = Duration::from_secs(60);
+/// A read of what is cached, and a write, take at most this, on a busy machine with two cores.
+const CACHED_BOUND: Duration = Duration::from_secs(5);
+/// Memory of each plane: buffers, arena (160 MiB, touched), checksums, and what a process of this kind needs.
+const MEMORY_MAX: u64 = 768 << 20;
+const CHUNK: usize = 4 << 20;
+
+/// How long an outage is.
+fn outage() -> Duration {
+    match std::env::var("FASTCACHE_FAULTS").as_deref() {
+        Ok("long") => Duration::from_secs(60),
+        _ => Duration::from_secs(8),
+    }
+}
+
+/// A node whose cloud is an S3 server behind a proxy.
+struct Behind {
+    node: Node,
+    proxy: FaultProxy,
+}
+
+/// Writes a file; an error of `close` counts.
+fn write_and_close(path: PathBuf, bytes: &[u8]) -> std::io::Result<()> {
+    let file = std::fs::File::create(path)?;
+    std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0)?;
+    close(file)
+}
+
+/// Files by name, seed and length.
+type Files = Vec<(String, u64, usize)>;
+
+impl Behind {
+    fn start() -> Behind {
+        let s3 = S3::start();
+        let proxy = FaultProxy::start(s3.port());
+        let node = Node::start(Setup {
+            cloud: Cloud::S3(s3.through(&proxy)),
+            capacity: Some("512MiB"),
+            ..Setup::default()
+        });
+        Behind { node, proxy }
+    }
+
+    fn write(&self, what: &str, count: u64) -> Files {
+        let files: Files = (0..count)
+            .map(|n| {
+                let len =
+                    [1000, 70_000, CHUNK, CHUNK + 12_345][usize::try_from(n % 4).expect("below 4")];
+                (format!("{what}-{n}"), n * 7919 + what.len() as u64, len)
+            })
+            .collect();
+        for (name, seed, len) in &files {
+            let started = Instant::now();
+            let data = Bytes::of(*seed).range(0, *len);
+            write_and_close(self.node.at(name), &data).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(started.elapsed() < CACHED_BOUND, "{name}: a slow write");
+        }
+        files
+    }
+
+    /// Reads all of it, past the page cache, and compares.
+    fn expect(&self, files: &Files, bound: Duration) {
+        drop_page_cache();
+        for (name, seed, len) in files {
+            let started = Instant::now();
+            let got = std::fs::read(self.node.at(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(got.len(), *len, "{name}");
+            let at = Bytes::of(*seed).first_difference(0, &got);
+            assert_eq!(at, None, "{name} differs");
+            assert!(
+                started.elapsed() < bound,
+                "{name}: {:?} is too slow",
+                started.elapsed()
+            );
+        }
+    }
+
+    /// A read that cannot be answered: EIO, in time, and never bytes.
+    fn expect_eio(&self, name: &str) -> Duration {
+        let started = Instant::now();
+        let error = std::fs::read(self.node.at(name)).expect_err("nobody has these bytes");
+        assert_eq!(error.raw_os_error(), Some(libc::EIO), "{name}: {error}");
+        assert!(
+            started.elapsed() < MISS_BOUND,
+            "{name}: {:?}",
+            started.elapsed()
+        );
+        started.elapsed()
+    }
+
+    /// Files that are in the cloud alone.
+    fn cold(&self, what: &str, count: u64) -> Files {
+        let files = self.write(what, count);
+        self.node.flush();
+        self.node.evict();
+        files
+    }
+
+    fn finish(self, what: &str) {
+        for plane in [Plane::Data, Plane::Agent] {
+            let peak = self.node.peak_memory(plane);
+            println!("{what}: {plane:?} {} MiB at most", peak >> 20);
+            assert!(peak < MEMORY_MAX, "{plane:?} took {peak} bytes");
+        }
+        self.proxy.set(Fault::Pass);
+        self.node.down();
+    }
+}
+
+fn is_chunk_get(r: &SeenRequest) -> bool {
+    r.is_get() && r.path.contains("/chunks/")
+}
+
+/// What holds while the object store cannot be used: everything that is cached, and writes.
+fn is_as_ever(b: &Behind, cached: &Files, what: &str) -> Files {
+    b.expect(cached, CACHED_BOUND);
+    let new = b.write(what, 8);
+    b.expect(&new, CACHED_BOUND);
+    new
+}
+
+/// An outage of this kind, and its end.
+fn outage_of(fault: Fault, what: &str) {
+    let _one = serial();
+    let b = Behind::start();
+    let cold = b.cold("cold", 2);
+    let cached = b.write("cached", 8);
+    b.node.flush();
+    b.expect(&cached, CACHED_BOUND);
+    let objects = b.node.data_objects().len();
+
+    b.proxy.set(fault);
+    let started = Instant::now();
+    let mut new = is_as_ever(&b, &cached, "during");
+    let slowest = b.expect_eio(&cold[0].0);
+    println!("{what}: a miss failed after {slowest:?}");
+    while started.elapsed() < outage() {
+        let more = is_as_ever(&b, &cached, &format!("during{}", new.len()));
+        new.extend(more);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert!(b.node.stat("dirty_chunks") > 0);
+
+    b.proxy.set(Fault::Pass);
+    b.node.flush();
+    assert!(b.node.data_objects().len() > objects);
+    b.node.evict();
+    for files in [&cold, &cached, &new] {
+        b.expect(files, MISS_BOUND);
+    }
+    b.finish(what);
+}
+
+#[test]
+fn cloud_gone_for_a_while() {
+    outage_of(Fault::Refuse, "gone");
+}
+
+#[test]
+fn cloud_half_dead_accepts_and_never_answers() {
+    outage_of(Fault::BlackHole, "half-dead");
+}
+
+#[test]
+fn cloud_gone_for_good() {
+    let _one = serial();
+    let b = Behind::start();
+    let cached = b.write("cached", 4);
+    b.node.flush();
+    b.proxy.set(Fault::Refuse);
+    let new = is_as_ever(&b, &cached, "new");
+    // `flush --wait` can be given up; a stop ends in its time and says what is left.
+    let said = b.node.ctl(&["down", "--stop-timeout", "3"]);
+    assert!(said.contains("not in the cloud yet"), "{said}");
+    // The node starts without the cloud, and has everything.
+    b.node.up();
+    b.expect(&cached, CACHED_BOUND);
+    b.expect(&new, CACHED_BOUND);
+    // The cloud is back, against all expectations.
+    b.proxy.set(Fault::Pass);
+    b.node.flush();
+    b.node.evict();
+    b.expect(&new, MISS_BOUND);
+    b.finish("gone for good");
+}
+
+#[test]
+fn cloud_slow() {
+    let _one = serial();
+    let b = Behind::start();
+    let cold = b.cold("cold", 4);
+    let cached = b.write("cached", 4);
+    b.node.flush();
+    b.proxy.set(Fault::Slow {
+        bytes_per_second: 2 << 20,
+    });
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Slow misses hold nobody else up.
+        scope.spawn(|| {
+            b.expect(&cold, MISS_BOUND);
+            is_over.store(true, Ordering::Relaxed);
+        });
+        while !is_over.load(Ordering::Relaxed) {
+            for (name, seed, len) in &cached {
+                let started = Instant::now();
+                let got = std::fs::read(b.node.at(name)).expect("read");
+                assert_eq!(got.len(), *len);
+                assert_eq!(Bytes::of(*seed).first_difference(0, &got), None);
+                assert!(started.elapsed() < CACHED_BOUND);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    b.proxy.set(Fault::Delay {
+        delay: Duration::from_secs(1),
+        share: 1.0,
+    });
+    let new = is_as_ever(&b, &cached, "new");
+    b.node.flush();
+    b.node.evict();
+    b.expect(&new[..4].to_vec(), MISS_BOUND);
+    b.finish("slow");
+}
+
+/// Answers that are wrong: an error, never bytes; and right again afterwards.
+fn wrong_answers(faults: &[(Fault, &str)]) {
+    let _one = serial();
+    let b = Behind::start();
+    for (fault, what) in faults {
+        let cold = b.cold(what, 3);
+        b.proxy.set_where(fault.clone(), is_chunk_get);
+        for (name, _, _) in &cold {
+            b.expect_eio(name);
+        }
+        let agent = std::fs::read_to_string(b.node.dir().join("log/agent.log")).expect("log");
+        assert!(agent.contains("chunks/"), "the log names no object");
+        b.proxy.set(Fault::Pass);
+        // No error is remembered, but for the moment in which the kernel asks again, page by page.
+        wait_until("the error is forgotten", Duration::from_secs(2), || {
+            cold.iter()
+                .all(|(name, _, _)| std::fs::read(b.node.at(name)).is_ok())
+        });
+        b.expect(&cold, MISS_BOUND);
+    }
+    b.finish("wrong answers");
+}
+
+#[test]
+fn cloud_returns_wrong_bytes() {
+    wrong_answers(&[(Fault::Corrupt, "corrupt")]);
+}
+
+#[test]
+fn cloud_cuts_bodies_short() {
+    wrong_answers(&[(Fault::Shorten, "shorten"), (Fault::Truncate, "truncate")]);
+}
+
+#[test]
+fn cloud_fails_three_requests_of_ten() {
+    let _one = serial();
+    let b = Behind::start();
+    for (code, what) in [(500, "errors"), (503, "slowdown")] {
+        b.proxy.set(Fault::Status {
+            code,
+            share: 0.3,
+            retry_after_s: None,
+        });
+        let files = b.write(what, 16);
+        b.node.flush();
+        b.node.evict();
+        b.expect(&files, MISS_BOUND);
+        assert!(b.proxy.hurt() > 0);
+    }
+    b.proxy.set(Fault::Reset { share: 0.3 });
+    let files = b.write("reset", 16);
+    b.node.flush();
+    b.node.evict();
+    b.expect(&files, MISS_BOUND);
+    // The answer to an upload is lost: it is done again, and there is one object a chunk.
+    b.proxy.set_where(Fault::LoseAnswer, {
+        let calls = std::sync::atomic::AtomicU64::new(0);
+        move |r| r.is_put() && calls.fetch_add(1, Ordering::Relaxed).is_multiple_of(3)
+    });
+    let files = b.write("lost-answers", 8);
+    b.node.flush();
+    b.proxy.set(Fault::Pass);
+    b.node.evict();
+    b.expect(&files, MISS_BOUND);
+    b.finish("errors");
+}
+
+#[test]
+fn cloud_gone_while_the_store_is_full_of_dirty_data() {
+    let _one = serial();
+    let s3 = S3::start();
+    let proxy = FaultProxy::start(s3.port());
+    let node = Node::start(Setup {
+        cloud: Cloud::S3(s3.through(&proxy)),
+        capacity: Some("64MiB"),
+        ..Setup::default()
+    });
+    let b = Behind { node, proxy };
+    let kept = b.cold("kept", 2);
+    b.proxy.set(Fault::Refuse);
+    // Three times what the store holds: the writer slows down, and goes on when the cloud is back.
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for n in 0..48u64 {
+                let path: PathBuf = b.node.at(&format!("big-{n}"));
+                write_and_close(path, &Bytes::of(n).range(0, CHUNK))?;
+            }
+            Ok::<(), std::io::Error>(())
+        });
+        std::thread::sleep(outage().min(Duration::from_secs(20)));
+        assert!(!writer.is_finished(), "the store took more than it has");
+        assert!(b.node.stat("write_stalls") > 0);
+        let (used, capacity) = (b.node.stat("used_bytes"), b.node.stat("capacity_bytes"));
+        assert!(used <= capacity);
+        b.proxy.set(Fault::Pass);
+        writer.join().expect("the writer").expect("no error");
+    });
+    println!("full: the writer took {:?}", started.elapsed());
+    b.node.flush();
+    let files: Files = (0..48).map(|n| (format!("big-{n}"), n, CHUNK)).collect();
+    b.expect(&files, MISS_BOUND);
+    b.expect(&kept, MISS_BOUND);
+    if outage() > Duration::from_secs(30) {
+        // For good: an error after the bound, and everything that was closed is there.
+        b.proxy.set(Fault::Refuse);
+        let mut closed = Files::new();
+        let error = loop {
+            let n = 1000 + closed.len() as u64;
+            let name = format!("more-{n}");
+            match write_and_close(b.node.at(&name), &Bytes::of(n).range(0, CHUNK)) {
+                Ok(()) => closed.push((name, n, CHUNK)),
+                Err(e) => break e,
+            }
+            assert!(closed.len() < 64);
+        };
+        let errno = error.raw_os_error();
+        assert!(
+            errno == Some(libc::ENOSPC) || errno == Some(libc::EIO),
+            "{error}"
+        );
+        b.expect(&closed, CACHED_BOUND);
+        b.proxy.set(Fault::Pass);
+        b.node.flush();
+        b.expect(&closed, MISS_BOUND);
+    }
+    b.finish("full");
+}
