@@ -101,6 +101,7 @@ def fio(profile, folder, settings):
     )
     os.makedirs(env["FIO_DIR"], exist_ok=True)
     if profile == "reread":
+        drop_page_cache()
         with open(env["FIO_FILE"], "rb", buffering=0) as file:
             while file.read(MIB):
                 pass
@@ -133,8 +134,16 @@ def write_file(path, size):
         os.fsync(file.fileno())
 
 
+def drop_page_cache():
+    """What was read once is the first to go when memory is full of cache, and other programs filled it."""
+    os.sync()
+    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+        file.write("1")
+
+
 def reread_requests(node):
     """FUSE requests made by reading a file again through a descriptor that has read it before."""
+    drop_page_cache()
     with open(os.path.join(node.mount, "bench"), "rb", buffering=0) as file:
         while file.read(MIB):
             pass
