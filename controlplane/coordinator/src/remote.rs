@@ -27,8 +27,8 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-/// How long a call is tried before it fails with EIO.
-pub const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a call is tried before it fails with EIO: a coordinator that is away for half a minute is waited for.
+pub const CALL_DEADLINE: Duration = Duration::from_secs(60);
 /// Attempts to register that follow each other fast.
 const FAST_ATTEMPTS: u32 = 5;
 /// Wait after the first failed attempt; doubled after each until [`SLOW_WAIT`].

@@ -2,7 +2,7 @@
 //! found again on the device after a restart.
 
 use crate::inode::{Inode, PendingCommit};
-use crate::link::expect_answer;
+use crate::link::{CALL_DEADLINE, expect_answer};
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::{Commit, Errno, NsAnswer, NsOp};
 use fastcache_chunkstore::PendingSeal;
@@ -12,8 +12,6 @@ use std::time::Duration;
 
 /// Pause before a commit that found no agent or coordinator is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(500);
-/// How long an operation waits for commits on their way, a restart of the agent included.
-const COMMITS_MAX: Duration = Duration::from_secs(60);
 
 impl FileSystem {
     /// Waits until everything sealed so far is acknowledged; tells the error of a commit that was refused.
@@ -39,7 +37,7 @@ impl FileSystem {
                 listener.await;
             }
         };
-        let waited = fastcache_reactor::timeout(COMMITS_MAX, waiting).await;
+        let waited = fastcache_reactor::timeout(CALL_DEADLINE, waiting).await;
         waited.map_err(|_| Errno::EIO)
     }
 

@@ -15,8 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// How long a call waits for an answer, agent restarts included, before it fails with EIO.
-const CALL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a call waits for an answer, agent restarts included, before it fails with EIO. Above what the agent itself
+/// allows: 30 s for the object store, 60 s for the coordinator.
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(75);
 /// Most calls in flight on one lane; further ones wait. Below the coordinator's window of remembered answers (4096).
 const CALLS_MAX: usize = 1024;
 /// Most events queued for an agent that is away; older ones are dropped, because a new session takes the inventory anew.

@@ -1,6 +1,6 @@
 //! Versions that belong to this node, asked of the coordinator in ranges.
 
-use crate::link::unexpected;
+use crate::link::{CALL_DEADLINE, unexpected};
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{Errno, NsAnswer, NsOp, Version};
@@ -14,8 +14,6 @@ const VERSIONS_BATCH: u32 = 65_536;
 const VERSIONS_LOW: u64 = 8_192;
 /// Pause after the coordinator gave none.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a seal waits for a version.
-const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Versions that belong to this node.
 #[derive(Default)]
@@ -49,7 +47,7 @@ impl FileSystem {
                 }
                 None if must_ask => self.ask_versions().await,
                 None => {
-                    let waited = fastcache_reactor::timeout(WAIT_MAX, listener).await;
+                    let waited = fastcache_reactor::timeout(CALL_DEADLINE, listener).await;
                     waited.map_err(|_| Errno::EIO)?;
                 }
             }
