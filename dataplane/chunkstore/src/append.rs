@@ -6,10 +6,11 @@ use crate::index::STRIPES;
 use crate::journal::{Admission, Group, Journal, encode_group, submission_blocks};
 use crate::store::{Inner, Store};
 use event_listener::Event;
+use fastcache_reactor::sync::{Mutex, MutexGuard};
 use fastcache_reactor::{IoBuf, spawn};
 use fastcache_types::BLOCK;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
 /// How often a group is written before the journal is given up.
 const WRITE_ATTEMPTS: usize = 3;

@@ -7,10 +7,11 @@ use crate::crc_cache::CrcCache;
 use crate::error::StoreError;
 use crate::header;
 use crate::space::Space;
+use fastcache_reactor::sync::AtomicBool;
 use fastcache_types::{BLOCK_U64, CHUNK_BLOCKS_MAX, CHUNK_MAX, ChunkKey, Extent, blocks_of};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Consecutive blocks of a chunk that are consecutive on the device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,6 +102,7 @@ pub struct ChunkBody {
 }
 
 // RAM per chunk is bounded (see above).
+#[cfg(not(feature = "race"))]
 const _: () = assert!(size_of::<ChunkBody>() <= 72);
 
 impl ChunkBody {

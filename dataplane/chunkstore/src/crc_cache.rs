@@ -1,10 +1,11 @@
 //! Checksums of chunks that were read or written lately, least recently used out first, within a budget of bytes.
 
 use crate::body::ChunkMeta;
+use fastcache_reactor::sync::{AtomicUsize, Mutex, MutexGuard};
 use fastcache_types::ChunkKey;
 use hashlink::LinkedHashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// Shards, so that cores rarely meet at a lock.
 const SHARDS: usize = 16;

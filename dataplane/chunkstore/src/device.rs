@@ -2,6 +2,7 @@
 
 use crate::error::StoreError;
 use crate::spill::Spill;
+use fastcache_reactor::sync::AtomicU64;
 use fastcache_reactor::{Disk, DiskOptions, IoBuf};
 use fastcache_types::{BLOCK, BLOCK_U64, Extent};
 use rustix::fs::{FallocateFlags, fallocate};
@@ -11,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 /// Name of the store's file in a directory.
 pub(crate) const FILE_NAME: &str = "fastcache.store";

@@ -5,9 +5,10 @@
 
 use crate::body::ChunkBody;
 use crate::slots::{Body, Slots};
+use fastcache_reactor::sync::{AtomicU64, Mutex, MutexGuard};
 use fastcache_types::{ChunkId, ChunkKey, Ino};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// Stripes of the index.
 pub(crate) const STRIPES: usize = 256;

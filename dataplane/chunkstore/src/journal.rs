@@ -17,10 +17,11 @@ use crate::crc::crc_all;
 use crate::record::{Record, TICKET_BYTES};
 use crate::wire::{Get, Put};
 use event_listener::Event;
+use fastcache_reactor::sync::{Mutex, MutexGuard};
 use fastcache_types::{BLOCK, Extent};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 /// First bytes of a group: "FCJG".
 const MAGIC: u32 = u32::from_le_bytes(*b"FCJG");

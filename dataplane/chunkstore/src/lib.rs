@@ -36,6 +36,8 @@ mod error;
 mod header;
 mod index;
 mod journal;
+#[cfg(all(test, feature = "race"))]
+mod race;
 mod read;
 mod record;
 mod recovery;

@@ -13,11 +13,12 @@
 
 use crate::error::StoreError;
 use crate::spill::Spill;
+use fastcache_reactor::sync::{AtomicU64, Mutex, MutexGuard};
 use fastcache_types::Extent;
 use smallvec::SmallVec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 /// Extents shorter than this come from the low end of the device, others from the high end, so that small chunks do not
 /// break up the space of large ones.

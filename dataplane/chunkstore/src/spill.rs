@@ -4,12 +4,13 @@
 
 use crate::space::RangeSet;
 use event_listener::Event;
+use fastcache_reactor::sync::{AtomicUsize, Mutex, MutexGuard};
 use fastcache_reactor::timeout;
 use fastcache_types::{BLOCK, BLOCK_U64, Extent};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Most blocks kept (64 MiB): sixteen chunks on their way to the cloud. Beyond that writers wait.

@@ -9,13 +9,14 @@ use crate::journal::Journal;
 use crate::record::Record;
 use crate::slots::ids_of;
 use crate::superblock::Superblock;
+use fastcache_reactor::sync::{AtomicU64, Mutex, MutexGuard};
 use fastcache_reactor::{IoBuf, sleep};
 use fastcache_types::{BLOCK_U64, ChunkId, ChunkKey, Extent, Ino};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// How often the background task looks whether freed space waits for a flush or records wait to be written.

@@ -19,6 +19,14 @@
         reason = "a test may fail by panicking, and its numbers are small"
     )
 )]
+#![cfg_attr(
+    feature = "race",
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "what is simulated is compiled and not used"
+    )
+)]
 
 mod buffer;
 mod disk;
@@ -28,16 +36,30 @@ pub mod faults;
 mod fd;
 mod memory;
 mod op;
+#[cfg(feature = "race")]
+pub mod race;
 mod remote;
 mod ring;
+#[cfg(feature = "race")]
+mod sim;
 mod slab;
-mod sync;
+pub mod sync;
 mod time;
 
 pub use buffer::{Arena, BufPool, IoBuf, PAGE, Slot};
-pub use disk::{Disk, DiskOptions};
-pub use executor::{Config, Task, pool, remote, run, spawn, yield_now};
+pub use disk::DiskOptions;
+pub use executor::{Config, pool, run};
 pub use fd::{Fd, Poller};
-pub use remote::Remote;
 pub use ring::MAX_IN_FLIGHT;
-pub use time::{Elapsed, Instant, Sleep, Timeout, now, sleep, timeout};
+pub use time::{Elapsed, Instant, Sleep, Timeout};
+
+#[cfg(not(feature = "race"))]
+pub use {
+    disk::Disk,
+    executor::{Task, remote, spawn, yield_now},
+    remote::Remote,
+    time::{now, sleep, timeout},
+};
+
+#[cfg(feature = "race")]
+pub use sim::{Disk, Remote, Task, now, remote, sleep, spawn, timeout, yield_now};

@@ -16,6 +16,10 @@ use crate::executor::{try_with_core, with_core};
 pub struct Instant(u64);
 
 impl Instant {
+    /// The clock's start.
+    #[cfg(feature = "race")]
+    pub(crate) const START: Instant = Instant(0);
+
     /// Time from `earlier` to self; zero if `earlier` is later.
     pub fn duration_since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -26,7 +30,7 @@ impl Instant {
     /// # Panics
     /// Outside of a reactor thread.
     pub fn elapsed(self) -> Duration {
-        now().duration_since(self)
+        crate::now().duration_since(self)
     }
 
     /// Nanoseconds since the clock's arbitrary start, for logs and packed counters.

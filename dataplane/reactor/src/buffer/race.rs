@@ -3,22 +3,13 @@
 
 use super::arena::{Arena, Slot};
 use super::*;
+use crate::race::try_schedules;
 use shuttle::future::block_on;
 use shuttle::sync::mpsc;
 use shuttle::thread;
 
-/// Schedules tried of each model; `FASTCACHE_RACE_RUNS` sets another number.
+/// Schedules tried of each model.
 const RUNS: usize = 100_000;
-
-fn try_schedules(model: impl Fn() + Send + Sync + 'static) {
-    let runs = std::env::var("FASTCACHE_RACE_RUNS");
-    let runs = runs.ok().and_then(|n| n.parse().ok()).unwrap_or(RUNS);
-    let model = std::sync::Arc::new(model);
-    let again = std::sync::Arc::clone(&model);
-    shuttle::check_random(move || model(), runs);
-    // Few preemptions at the worst places, which random schedules rarely hit.
-    shuttle::check_pct(move || again(), runs, 3);
-}
 
 /// Marks a slot as one's own, lets others run, and finds the mark again.
 fn use_alone(slot: &mut Slot, who: u8) {
@@ -33,7 +24,7 @@ fn use_alone(slot: &mut Slot, who: u8) {
 
 #[test]
 fn a_slot_has_one_holder_and_waiters_get_it() {
-    try_schedules(|| {
+    try_schedules(RUNS, async || {
         let arena = Arena::on_heap(2, PAGE);
         let threads: Vec<_> = (1..=3u8)
             .map(|who| {
@@ -55,7 +46,7 @@ fn a_slot_has_one_holder_and_waiters_get_it() {
 
 #[test]
 fn a_lent_slot_comes_back_once() {
-    try_schedules(|| {
+    try_schedules(RUNS, async || {
         let arena = Arena::on_heap(1, PAGE);
         let (lent, to_reclaim) = mpsc::channel::<u32>();
         // Two readers of the socket take back what was lent, however often its number comes.
@@ -109,7 +100,7 @@ fn a_lent_slot_comes_back_once() {
 
 #[test]
 fn the_last_part_of_a_buffer_frees_it() {
-    try_schedules(|| {
+    try_schedules(RUNS, async || {
         let arena = Arena::on_heap(1, 2 * PAGE);
         let mut slot = arena.try_take().unwrap();
         let tail = slot.buf.split_off(PAGE);
