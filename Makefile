@@ -11,6 +11,8 @@ UP_FLAGS ?=
 TEST_ARGS ?=
 
 CTL := target/release/fastcache-ctl
+RACE_STORE := cargo test -p fastcache-chunkstore --features race --lib -- race::
+RACE_CACHE := cargo test -p fastcache-cache --features race --test race
 E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastcache-tests
 
 .PHONY: help build run stop run-coordinator run-client-1 setup test test-verbose test-unit test-e2e test-posix \
@@ -73,6 +75,8 @@ test-verbose:
 test-unit:
 	cargo test --workspace --exclude fastcache-tests
 	FASTCACHE_RACE_RUNS=500 cargo test -p fastcache-reactor --features race --lib -- race::
+	FASTCACHE_RACE_RUNS=50 $(RACE_STORE)
+	FASTCACHE_RACE_RUNS=50 $(RACE_CACHE)
 
 # Real processes, a real mount, a real S3 server. One at a time: they share the machine's disk and cores.
 test-e2e: setup build
@@ -115,10 +119,12 @@ test-ceph:
 	@$(MAKE) --no-print-directory build
 	FASTCACHE_CLOUDS=ceph $(E2E) --test clouds ceph -- --test-threads=1 --nocapture
 
-# What threads share, in thousands of interleavings (shuttle), and the buffers under Miri where a toolchain has it: two to
-# five minutes.
+# What threads share, in thousands of interleavings (shuttle), and the buffers under Miri where a toolchain has it: five to
+# ten minutes.
 test-race:
 	cargo test -p fastcache-reactor --features race --lib -- race::
+	$(RACE_STORE)
+	$(RACE_CACHE)
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
 		MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=8 \
 			timeout 240 cargo +nightly miri test -p fastcache-reactor --lib -- buffer::tests; \

@@ -8,9 +8,10 @@ use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, Errno, Version};
 use fastcache_chunkstore::{ChunkBody, ChunkMeta, SealChunk, SealData, StoreError, crc_all};
 use fastcache_reactor::IoBuf;
+use fastcache_reactor::sync::Mutex;
 use fastcache_types::{BLOCK, ChunkId};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Times a fetch is tried again because the agent went away under it, or the device did not keep it.
@@ -78,6 +79,35 @@ enum Stage {
     Failed(Errno),
 }
 
+/// A reader's place in a flight, until it has what it wants from the slot or gives up.
+struct Seat {
+    flight: Arc<Flight>,
+    is_taken: bool,
+}
+
+impl Seat {
+    /// The caller has counted it.
+    fn of(flight: &Arc<Flight>) -> Seat {
+        Seat {
+            flight: Arc::clone(flight),
+            is_taken: true,
+        }
+    }
+
+    fn leave(&mut self) {
+        if std::mem::take(&mut self.is_taken) {
+            lock(&self.flight.state).readers -= 1;
+            self.flight.changed.notify(usize::MAX);
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
 impl FileSystem {
     /// Reads from a chunk that is not in the store.
     pub(crate) async fn read_fetched(
@@ -104,11 +134,12 @@ impl FileSystem {
             index: id.index,
             version,
         };
-        let flight = self.join_flight(key);
+        let mut seat = self.join_flight(key);
+        let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
             {
-                let mut state = lock(&flight.state);
+                let state = lock(&flight.state);
                 match &state.stage {
                     Stage::Fetching => {}
                     Stage::Ready(slot, len) => {
@@ -118,9 +149,8 @@ impl FileSystem {
                             buf[..n].copy_from_slice(&slot[within..within + n]);
                         }
                         buf[n..].fill(0);
-                        state.readers -= 1;
                         drop(state);
-                        flight.changed.notify(usize::MAX);
+                        seat.leave();
                         return (Ok(()), buf);
                     }
                     Stage::Over => break,
@@ -156,20 +186,17 @@ impl FileSystem {
             index: id.index,
             version,
         };
-        let flight = self.join_flight(key);
-        let mut is_counted = true;
+        let mut seat = self.join_flight(key);
+        let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
             {
-                let mut state = lock(&flight.state);
+                let state = lock(&flight.state);
                 match &state.stage {
                     Stage::Fetching => {}
                     Stage::Ready(..) => {
-                        if std::mem::take(&mut is_counted) {
-                            state.readers -= 1;
-                            drop(state);
-                            flight.changed.notify(usize::MAX);
-                        }
+                        drop(state);
+                        seat.leave();
                     }
                     Stage::Over => break,
                     Stage::Failed(e) => return Err(*e),
@@ -184,26 +211,38 @@ impl FileSystem {
     }
 
     /// The flight of a chunk, started when there is none; the caller is counted as a reader.
-    fn join_flight(&self, key: ChunkKey) -> Arc<Flight> {
+    fn join_flight(&self, key: ChunkKey) -> Seat {
         let mut map = lock(&self.inner.flights.map);
         if let Some(flight) = map.get(&key) {
             let mut state = lock(&flight.state);
             if !matches!(state.stage, Stage::Over) {
                 state.readers += 1;
                 drop(state);
-                return Arc::clone(flight);
+                return Seat::of(flight);
             }
         }
         let flight = Arc::new(Flight::default());
         lock(&flight.state).readers = 1;
         map.insert(key, Arc::clone(&flight));
         drop(map);
-        let (fs, ours) = (self.clone(), Arc::clone(&flight));
-        fastcache_reactor::spawn(async move { fs.fly(key, &ours).await }).detach();
-        flight
+        let seat = Seat::of(&flight);
+        let fs = self.clone();
+        fastcache_reactor::spawn(async move { fs.fly(key, &flight).await }).detach();
+        seat
     }
 
     async fn fly(&self, key: ChunkKey, flight: &Arc<Flight>) {
+        // A flight before this one may have ended between a reader's look at the store and its look for a flight.
+        if self
+            .inner
+            .store
+            .get(key.id())
+            .is_some_and(|b| b.key() == key)
+        {
+            lock(&flight.state).stage = Stage::Over;
+            self.end_flight(key, flight);
+            return;
+        }
         let slot = self.inner.flights.slots.acquire().await;
         let since = fastcache_reactor::now();
         let fetched = self.fetch(key).await;
@@ -243,6 +282,10 @@ impl FileSystem {
                 }
             }
         }
+        self.end_flight(key, flight);
+    }
+
+    fn end_flight(&self, key: ChunkKey, flight: &Arc<Flight>) {
         {
             let mut map = lock(&self.inner.flights.map);
             if map.get(&key).is_some_and(|f| Arc::ptr_eq(f, flight)) {

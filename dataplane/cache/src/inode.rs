@@ -7,9 +7,10 @@ use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
 use fastcache_reactor::Instant;
+use fastcache_reactor::sync::Mutex;
 use fastcache_types::{BLOCK, BLOCK_U64};
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Stripes of the table: enough that two cores seldom meet.
 const STRIPES: usize = 64;

@@ -9,10 +9,11 @@ use crate::{Result, lock};
 use event_listener::Event;
 use fastcache_api::control::{DataAnswer, DataEvent, NodeAnswer, NodeCall, ToAgent};
 use fastcache_api::{Errno, Ino, NsOp, NsReply, NsRequest, OpId, Time};
+use fastcache_reactor::sync::{AtomicU64, Mutex};
 use futures_channel::oneshot;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long a call waits for an answer, agent restarts included, before it fails with EIO. Above what the agent itself

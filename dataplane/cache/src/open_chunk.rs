@@ -17,8 +17,9 @@ use event_listener::Event;
 use fastcache_api::{Errno, Ino};
 use fastcache_chunkstore::{BlockRun, ChunkBody};
 use fastcache_reactor::IoBuf;
+use fastcache_reactor::sync::Mutex;
 use fastcache_types::{BLOCK, Extent};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Where one block is.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -271,7 +271,7 @@ impl FileSystem {
         let health = self.inner.store.health();
         let arena = lock_read(&self.inner.arena).clone();
         let c = &self.inner.counters;
-        let get = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let get = |n: &fastcache_reactor::sync::AtomicU64| n.load(Ordering::Relaxed);
         let mut stats = DataStats {
             capacity_bytes: usage.capacity_bytes,
             used_bytes: usage.used_bytes,

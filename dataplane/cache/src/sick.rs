@@ -8,8 +8,9 @@ use crate::{FileSystem, Result, lock};
 use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, Errno, Ino};
 use fastcache_chunkstore::{ChunkBody, StoreError};
+use fastcache_reactor::sync::Mutex;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Most chunks remembered as unreadable; the count says "at least" beyond.
 const UNREADABLE_MAX: usize = 4096;

@@ -6,9 +6,9 @@ use event_listener::Event;
 use fastcache_api::control::DataEvent;
 use fastcache_api::{ChunkId, Errno, Ino};
 use fastcache_chunkstore::SealChunk;
+use fastcache_reactor::sync::{AtomicBool, AtomicU64, Mutex};
 use std::collections::{HashSet, VecDeque};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Eviction keeps the store below this share of its capacity.
@@ -174,6 +174,7 @@ impl FileSystem {
         let mut since = fastcache_reactor::now();
         let mut dirty = u64::MAX;
         loop {
+            let listener = is_counted.then(|| self.inner.space.freed.listen());
             // Fragments may not add up for one caller although the sum is there: ask for a little more each time.
             if self.make_room_now(blocks + 64).await {
                 break;
@@ -193,8 +194,10 @@ impl FileSystem {
                 tracing::error!(target: "cache", "the store is full of data that is not in the cloud, and no upload succeeds: ENOSPC");
                 return Err(Errno::ENOSPC);
             }
-            let listener = self.inner.space.freed.listen();
-            let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
+            // Who waits looks once more after it began to listen.
+            if let Some(listener) = listener {
+                let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
+            }
         }
         if is_counted {
             self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -220,6 +223,7 @@ impl FileSystem {
         let mut since = fastcache_reactor::now();
         let mut least = u64::MAX;
         let result = loop {
+            let listener = is_counted.then(|| self.inner.space.freed.listen());
             let usage = self.inner.store.usage();
             let limit = usage.capacity_bytes / 100 * DIRTY_PERCENT;
             if usage.dirty_bytes + bytes.min(limit / 2) <= limit {
@@ -237,8 +241,9 @@ impl FileSystem {
                 tracing::error!(target: "cache", dirty_bytes = usage.dirty_bytes, "the dirty cap is reached and no upload succeeds: ENOSPC");
                 break Err(Errno::ENOSPC);
             }
-            let listener = self.inner.space.freed.listen();
-            let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
+            if let Some(listener) = listener {
+                let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
+            }
         };
         if is_counted {
             self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use crate::link::{CALL_DEADLINE, unexpected};
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{Errno, NsAnswer, NsOp, Version};
-use std::sync::Mutex;
+use fastcache_reactor::sync::{AtomicBool, Mutex};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(crate) struct Versions {
     range: Mutex<(u64, u64)>,
-    is_asking: std::sync::atomic::AtomicBool,
+    is_asking: AtomicBool,
     more: Event,
 }
 
