@@ -152,8 +152,10 @@ def reread_requests(node):
         with open(os.path.join(node.mount, "bench"), "rb", buffering=0) as file:
             while file.read(MIB):
                 pass
-            time.sleep(0.2)
-            before = node.fuse_requests()
+            before = {}
+            # Requests that the kernel made ahead of the reader may still be on their way.
+            while before != (before := node.fuse_requests()):
+                time.sleep(0.2)
             file.seek(0)
             while file.read(MIB):
                 pass

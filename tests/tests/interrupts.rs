@@ -3,13 +3,15 @@
 //! The agent is stopped (SIGSTOP), so that whatever is not on this node's NVMe waits. Of direct reads the kernel itself
 //! waits for the end, without asking (docs/semantics.md).
 
-use fastcache_tests::{Bytes, Node, Plane, output_of, serial};
+use fastcache_tests::{Bytes, Node, Plane, output_of, serial, wait_until};
 use std::io::{Read as _, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a process may go on after it was told to end: a second of patience, and this machine's.
-const END_MAX: Duration = Duration::from_secs(6);
+const END_MAX: Duration = Duration::from_secs(15);
+/// How long it may take to get to the call that waits.
+const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// The agent, stopped until this is dropped.
 struct Stopped<'a>(&'a Node);
@@ -64,8 +66,23 @@ impl Program {
     fn go(&mut self) {
         let stdin = self.0.stdin.as_mut().expect("its input");
         stdin.write_all(b"\n").expect("it listens");
-        std::thread::sleep(Duration::from_millis(500));
-        assert_eq!(self.0.try_wait().expect("wait"), None, "it does not wait");
+        let mut last = None;
+        wait_until("the program waits", WAIT_MAX, || {
+            assert_eq!(self.0.try_wait().expect("wait"), None, "it does not wait");
+            let now = self.waits_in();
+            let is_same = now.is_some() && now == last;
+            last = now;
+            is_same
+        });
+    }
+
+    /// The system call that it sleeps in, with its arguments; not the one that waits for `go`.
+    fn waits_in(&self) -> Option<String> {
+        let line = std::fs::read_to_string(format!("/proc/{}/syscall", self.id())).ok()?;
+        let mut words = line.split(' ');
+        let is_call = words.next()?.parse().is_ok_and(|n: i64| n >= 0);
+        let is_of_stdin = words.next()? == "0x0";
+        (is_call && !is_of_stdin).then_some(line)
     }
 
     fn id(&self) -> u32 {
