@@ -149,6 +149,11 @@ impl Session {
         self.lanes.len()
     }
 
+    /// Waits until the session is over.
+    pub(crate) async fn ended(&self) {
+        self.dead.cancelled().await;
+    }
+
     /// Asks, and waits for the answer. ENOTCONN when the session broke meanwhile.
     pub(crate) async fn call(&self, lane: usize, call: DataCall) -> Result<DataAnswer, Errno> {
         self.call_made(lane, || Ok(call)).await

@@ -209,13 +209,20 @@ impl Node {
     pub async fn shutdown(&self, upload_bound: Duration) -> ShutdownReport {
         let inner = &self.inner;
         let deadline = Instant::now() + upload_bound;
-        if self.is_data_connected() {
-            let sealed = tokio::time::timeout_at(deadline, self.seal(None, true)).await;
-            if !matches!(sealed, Ok(Ok(()))) {
-                warn!(target: "control", "could not seal everything before stopping");
-            }
-            if inner.cloud.is_some() {
-                let _ = inner.wait_persisted(None, Some(deadline)).await;
+        if let Some(session) = inner.link.current() {
+            let uploading = async {
+                let sealed = tokio::time::timeout_at(deadline, self.seal(None, true)).await;
+                if !matches!(sealed, Ok(Ok(()))) {
+                    warn!(target: "control", "could not seal everything before stopping");
+                }
+                if inner.cloud.is_some() {
+                    let _ = inner.wait_persisted(None, Some(deadline)).await;
+                }
+            };
+            // A data plane that ends at the same time has sealed everything itself, and gives nothing to upload.
+            tokio::select! {
+                () = uploading => {}
+                () = session.ended() => {}
             }
         }
         let (dirty_chunks, dirty_bytes) = lock(&inner.queue).left(None);

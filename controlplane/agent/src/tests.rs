@@ -177,6 +177,22 @@ async fn a_data_plane_that_goes_away_is_told_what_it_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_data_plane_that_stops_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataPlane::start(&dir.path().join("data.sock"));
+    let node = node(dir.path(), &Refs::default()).await;
+    assert!(node.wait_connected(Duration::from_secs(10)).await);
+    data.go_at_seal();
+    let began = Instant::now();
+    node.shutdown(Duration::from_secs(20)).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_namespace_survives_a_restart() {
     use fastcache_api::{Cred, Kind, NewInode};
     let dir = tempfile::tempdir().unwrap();

@@ -36,6 +36,7 @@ struct State {
     answers: HashMap<u64, mpsc::Sender<Result<NodeAnswer, Errno>>>,
     slots_out: HashSet<u32>,
     is_stopped: bool,
+    goes_at_seal: bool,
 }
 
 #[derive(Clone)]
@@ -126,6 +127,9 @@ impl DataPlane {
 
     fn on_message(&self, stream: &UnixStream, message: ToData) {
         match message {
+            ToData::Call(_, DataCall::Seal { .. }) if self.state.lock().unwrap().goes_at_seal => {
+                self.stop();
+            }
             ToData::Call(id, call) => {
                 let answer = self.answer(call);
                 send(stream, &ToAgent::Answer(id, answer));
@@ -277,6 +281,11 @@ impl DataPlane {
 
     pub(super) fn slots_out(&self) -> usize {
         self.state.lock().unwrap().slots_out.len()
+    }
+
+    /// Closes all lanes when it is asked to seal.
+    pub(super) fn go_at_seal(&self) {
+        self.state.lock().unwrap().goes_at_seal = true;
     }
 
     /// Closes all lanes.
