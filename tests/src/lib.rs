@@ -12,6 +12,7 @@ mod coordinator;
 mod fault_proxy;
 mod http;
 pub mod load;
+mod loss;
 mod machine;
 mod mapping;
 mod node;
@@ -26,6 +27,7 @@ pub use ceph::Ceph;
 pub use coordinator::Coordinator;
 pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
 pub use http::{Answer, Http, read_answer, vanish};
+pub use loss::lose_everything;
 pub use machine::{
     close, drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir,
     wait_until,

@@ -2,8 +2,8 @@
 //! said to be persisted is there again, with equal bytes.
 
 use fastcache_tests::{
-    Bytes, Cloud, Coordinator, Node, Plane, S3, Setup, SourceTree, assert_same_tree,
-    drop_page_cache, run, serial, temp_dir,
+    Bytes, Cloud, Coordinator, Node, S3, Setup, SourceTree, assert_same_tree, drop_page_cache,
+    lose_everything, run, serial, temp_dir,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -21,24 +21,6 @@ fn number(name: &str, default: u64) -> u64 {
         text.parse()
             .unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
     })
-}
-
-/// kill -9 of everything, and every file the node kept is deleted. Only the bucket stays.
-fn lose_everything(node: &Node) {
-    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
-        assert!(node.kill(plane), "{plane:?} runs");
-    }
-    node.stop_by_force();
-    let (bucket, aside) = (node.dir().join("cloud"), node.outside().join("bucket"));
-    let has_bucket = bucket.exists();
-    if has_bucket {
-        std::fs::rename(&bucket, &aside).expect("the bucket is put aside");
-    }
-    std::fs::remove_dir_all(node.dir()).expect("the disks are lost");
-    if has_bucket {
-        std::fs::create_dir(node.dir()).expect("a new disk");
-        std::fs::rename(&aside, &bucket).expect("the bucket is back");
-    }
 }
 
 fn a_tree_comes_back(cloud: Cloud) {

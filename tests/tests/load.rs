@@ -1,12 +1,12 @@
 //! Promise: whatever programs do side by side, the mount holds what a local file system would hold; and it still does
-//! after everything was evicted, and after the node was stopped and started again.
+//! after everything was evicted, after the node was stopped and started again, and after every disk but the bucket is lost.
 //!
 //! Each worker is a process (`fastcache-load`); every other one has no privileges. A failure prints the worker's last
 //! operations and its command line, which does the same again on two empty folders.
 
 use fastcache_tests::load::{Task, compare_now, same_times};
 use fastcache_tests::{
-    Node, Setup, assert_same_tree, drop_page_cache, output_of, serial, temp_dir,
+    Node, Setup, assert_same_tree, drop_page_cache, lose_everything, output_of, serial, temp_dir,
 };
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -140,6 +140,13 @@ fn a_load_of_all_operations_leaves_what_a_local_file_system_has() {
         node.down();
         node.up();
         compare("after a restart");
+        assert_same_tree(&model, &mount);
+        // Said to be persisted, all of it: no disk of the node is needed for it.
+        node.flush();
+        lose_everything(&node);
+        node.up_with(&["--rebuild"]);
+        compare("after a rebuild from the bucket");
+        drop_page_cache();
         assert_same_tree(&model, &mount);
     }
 }
