@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// What the suite cannot test on any FUSE file system: it asks pathconf(3) for the limit, and glibc knows that of file
-/// systems in the kernel only. The limit has a test among those of the namespace.
+/// systems in the kernel only. The namespace has the limit, and its test: `a_file_has_a_million_names_at_most`.
 const NOT_TESTABLE: &[&str] = &["link::link_count_max"];
 /// Tests that pass on ext4 as root. Fewer mean that the suite did not run as it should.
 const PASSES_MIN: usize = 380;

@@ -1,7 +1,7 @@
 //! Operations on names: make, unlink, rmdir, rename, link, listings, and what they do to links and times.
 
 use super::*;
-use fastcache_api::{NAME_MAX, RenameMode, SYMLINK_MAX, Version};
+use fastcache_api::{LINK_MAX, NAME_MAX, RenameMode, SYMLINK_MAX, Version};
 
 const KINDS: [Kind; 7] = [
     Kind::File,
@@ -261,6 +261,24 @@ fn renaming_within_the_rules() {
     );
     assert_eq!((t.stat(a).nlink, t.stat(b).nlink), (3, 2));
     t.check();
+}
+
+#[test]
+fn a_file_has_a_million_names_at_most() {
+    let mut t = Tree::new();
+    let file = t.make(Ino::ROOT, "f", Kind::File);
+    // All but one of them are only counted: making a million names takes a minute.
+    let mut attr = t.stat(file);
+    attr.nlink = LINK_MAX - 1;
+    let value = postcard::to_stdvec(&attr).unwrap();
+    t.kv.apply([(keys::attr(file), Some(value))].into());
+    assert_eq!(t.attr(link(file, Ino::ROOT, "last")).nlink, LINK_MAX);
+    t.refused(link(file, Ino::ROOT, "more"), Errno::EMLINK);
+    assert_eq!(t.names(Ino::ROOT), ["f", "last"]);
+    // One goes: there is room for another.
+    t.ask(unlink(Ino::ROOT, "f")).unwrap();
+    assert_eq!(t.attr(link(file, Ino::ROOT, "more")).nlink, LINK_MAX);
+    t.refused(link(file, Ino::ROOT, "f"), Errno::EMLINK);
 }
 
 #[test]
