@@ -20,6 +20,7 @@ mod s3;
 mod s3s;
 mod shared;
 mod tree;
+mod written;
 
 pub use azurite::Azurite;
 pub use bytes::{Bytes, sha256_file};
@@ -38,3 +39,4 @@ pub use s3::S3;
 pub use s3s::S3s;
 pub use shared::{shared_folder, shared_node};
 pub use tree::{SourceTree, assert_same_tree, count_files};
+pub use written::{CHUNK, Files, write_and_close};

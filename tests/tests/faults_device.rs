@@ -5,8 +5,8 @@
 //! there.
 
 use fastcache_tests::{
-    Bytes, Cloud, Fault, FaultProxy, Node, Plane, S3, Setup, close, drop_page_cache, run, serial,
-    temp_dir, wait_until,
+    Bytes, CHUNK, Cloud, Fault, FaultProxy, Files, Node, Plane, S3, Setup, drop_page_cache, run,
+    serial, temp_dir, wait_until, write_and_close,
 };
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -16,9 +16,12 @@ use tempfile::TempDir;
 
 /// Size of the device.
 const DISK: &str = "512M";
-const CHUNK: usize = 4 << 20;
 /// A close that waits for the cloud takes at most this on a busy machine.
 const CLOSE_BOUND: Duration = Duration::from_secs(30);
+/// With a sick device and without a cloud, `close` and `fsync` wait this long before they fail.
+const NOTHING_MAX: Duration = Duration::from_secs(60);
+/// The agent's deadline for a fetch is 40 s.
+const READ_BOUND: Duration = Duration::from_secs(60);
 const MEMORY_MAX: u64 = 768 << 20;
 
 /// A device that fails when it is told to.
@@ -106,16 +109,6 @@ struct Rig {
     disk: Disk,
 }
 
-/// Writes a file; an error of `close` counts.
-fn write_and_close(node: &Node, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let file = std::fs::File::create(node.at(name))?;
-    file.write_all_at(bytes, 0)?;
-    close(file)
-}
-
-/// Files by name, seed and length.
-type Files = Vec<(String, u64, usize)>;
-
 impl Rig {
     fn start() -> Rig {
         let disk = Disk::start();
@@ -131,32 +124,11 @@ impl Rig {
     }
 
     fn write(&self, what: &str, count: u64) -> Files {
-        let files: Files = (0..count)
-            .map(|n| {
-                let len =
-                    [1000, 70_000, CHUNK, CHUNK + 12_345][usize::try_from(n % 4).expect("below 4")];
-                (format!("{what}-{n}"), n * 7919 + what.len() as u64, len)
-            })
-            .collect();
-        for (name, seed, len) in &files {
-            let started = Instant::now();
-            let data = Bytes::of(*seed).range(0, *len);
-            write_and_close(&self.node, name, &data)
-                .unwrap_or_else(|e| panic!("{name}: {e}\n{}", self.node.logs()));
-            assert!(started.elapsed() < CLOSE_BOUND, "{name}");
-        }
-        files
+        self.node.write_files(what, count, CLOSE_BOUND)
     }
 
     fn expect(&self, files: &Files) {
-        drop_page_cache();
-        for (name, seed, len) in files {
-            let got = std::fs::read(self.node.at(name))
-                .unwrap_or_else(|e| panic!("{name}: {e}\n{}", self.node.logs()));
-            assert_eq!(got.len(), *len, "{name}");
-            let at = Bytes::of(*seed).first_difference(0, &got);
-            assert_eq!(at, None, "{name} differs");
-        }
+        self.node.expect_files(files, READ_BOUND);
     }
 
     /// Whether every chunk of a file is an object by now.
@@ -206,7 +178,7 @@ fn nvme_write_errors_fall_to_the_cloud() {
     let many: Files = (0..24).map(|n| (format!("many-{n}"), n, CHUNK)).collect();
     for (name, seed, len) in &many {
         let data = Bytes::of(*seed).range(0, *len);
-        write_and_close(&rig.node, name, &data).unwrap_or_else(|e| panic!("{name}: {e}"));
+        write_and_close(rig.node.at(name), &data).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     rig.expect(&many);
     rig.check_memory();
@@ -233,7 +205,6 @@ fn nvme_write_errors_fall_to_the_cloud() {
 }
 
 #[test]
-#[ignore = "waits for the bound of two minutes: make test-faults"]
 fn nvme_write_errors_without_a_cloud_are_errors() {
     let _one = serial();
     let rig = Rig::start();
@@ -241,20 +212,41 @@ fn nvme_write_errors_without_a_cloud_are_errors() {
     rig.node.flush();
     rig.proxy.set(Fault::Refuse);
     rig.disk.fail("pwrite");
-    let started = Instant::now();
-    let error = write_and_close(&rig.node, "nowhere", &Bytes::of(1).range(0, 100_000))
-        .expect_err("nobody takes it");
-    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
-    assert!(started.elapsed() < Duration::from_secs(180));
-    println!("an error after {:?}", started.elapsed());
+    // What `close` says, and what `fsync` says, at the same time.
+    let synced = std::fs::File::create(rig.node.at("synced")).expect("create");
+    synced.write_all_at(b"nowhere either", 0).expect("write");
+    std::thread::scope(|scope| {
+        let fsync = scope.spawn(|| (synced.sync_all(), Instant::now()));
+        let started = Instant::now();
+        let closed = write_and_close(rig.node.at("nowhere"), &Bytes::of(1).range(0, 100_000));
+        let ends = [(closed, Instant::now()), fsync.join().expect("fsync")];
+        for (end, at) in ends {
+            let error = end.expect_err("nobody takes it");
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+            let took = at.duration_since(started);
+            println!("an error after {took:?}");
+            assert!(
+                took >= NOTHING_MAX && took < NOTHING_MAX + CLOSE_BOUND,
+                "{took:?}"
+            );
+        }
+    });
+    assert!(rig.problems().contains("device_sick"), "{}", rig.problems());
     rig.expect(&before);
+    // Not safe, and not lost either.
+    assert!(std::fs::read(rig.node.at("nowhere")).expect("read") == Bytes::of(1).range(0, 100_000));
     // The cloud is back: the next file is taken, and the first one was not lost either.
     rig.proxy.set(Fault::Pass);
     let after = rig.write("after", 4);
     rig.expect(&after);
     rig.node.flush();
+    synced.sync_all().expect("the cloud takes it now");
+    rig.node.evict();
     let got = std::fs::read(rig.node.at("nowhere")).expect("read");
     assert!(got == Bytes::of(1).range(0, 100_000));
+    let got = std::fs::read(rig.node.at("synced")).expect("read");
+    assert_eq!(got, b"nowhere either");
+    drop(synced);
     rig.disk.heal("pwrite");
     rig.node.down();
 }
@@ -339,16 +331,7 @@ fn nvme_returns_wrong_bytes() {
         device.write_all_at(&noise, at).expect("write");
     }
     device.sync_all().expect("sync");
-    drop_page_cache();
-    for (name, seed, len) in &files {
-        let got = std::fs::read(node.at(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        assert_eq!(got.len(), *len);
-        assert_eq!(
-            Bytes::of(*seed).first_difference(0, &got),
-            None,
-            "{name} differs"
-        );
-    }
+    node.expect_files(&files, READ_BOUND);
     assert!(node.stat("checksum_errors") > 0);
     assert!(node.stat("fetched_chunks") >= 12);
     node.down();

@@ -22,9 +22,17 @@ impl Inner {
         )
     }
 
-    /// Waits until everything that was acknowledged so far is in the bucket. ENOTSUP when it never will be.
-    pub(crate) async fn wait_recorded(&self, deadline: Option<Instant>) -> Result<(), Errno> {
-        let upto = self.history(None).await?.log_position;
+    /// Waits until `record`, or everything that was acknowledged so far (which is put there), is in the bucket. ENOTSUP when
+    /// it never will be.
+    pub(crate) async fn wait_recorded(
+        &self,
+        record: &mut Option<u64>,
+        deadline: Option<Instant>,
+    ) -> Result<(), Errno> {
+        let upto = match *record {
+            Some(upto) => upto,
+            None => *record.insert(self.history(None).await?.log_position),
+        };
         loop {
             let asked = self.namespace.call(self.request(NsOp::Persist { upto }));
             let answer = tokio::select! {

@@ -10,6 +10,7 @@ mod limit;
 pub(crate) mod queue;
 #[cfg(test)]
 mod queue_tests;
+mod wait;
 
 use crate::link::lock;
 use crate::node::Inner;
@@ -350,84 +351,6 @@ impl Inner {
             }
         }
         keys.iter().partition(|k| gone.contains(&k.ino))
-    }
-
-    /// Waits until what a file (or everything) holds now is persisted: its bytes, and then the records of the
-    /// namespace that name them. `Ok` also when it was written again meanwhile; EIO when a chunk is nowhere to be
-    /// uploaded from, ENOTSUP when the records never get into the bucket.
-    pub(crate) async fn wait_persisted(
-        &self,
-        ino: Option<Ino>,
-        deadline: Option<Instant>,
-    ) -> Result<(), Errno> {
-        /// How often a file may be neither persisted nor queued before it is an error.
-        const LOST_MAX: u32 = 50;
-        /// Between two looks when nothing happens.
-        const LOOK: Duration = Duration::from_millis(100);
-        let mut changed = self.queue_changed.subscribe();
-        let mut is_marked_again = false;
-        let mut mark = {
-            let mut queue = lock(&self.queue);
-            queue.hurry(ino);
-            queue.mark()
-        };
-        lock(&self.breaker).hurry(Instant::now());
-        self.upload_wake.notify_one();
-        let mut lost = 0;
-        let mut was_synced = true;
-        loop {
-            let (is_synced, is_left) = {
-                let mut queue = lock(&self.queue);
-                if queue.is_synced() && !was_synced {
-                    queue.hurry(ino);
-                    self.upload_wake.notify_one();
-                }
-                was_synced = queue.is_synced();
-                (was_synced, queue.is_left(ino, mark))
-            };
-            if is_synced && !is_left {
-                let Some(ino) = ino else {
-                    return self.wait_recorded(deadline).await;
-                };
-                match self.is_uploaded(ino).await {
-                    Ok(true) => return self.wait_recorded(deadline).await,
-                    Ok(false) if lock(&self.queue).left(Some(ino)).0 > 0 => {
-                        // Written again meanwhile; or heard of only after the mark, for news come another way than the
-                        // question. A second mark covers that.
-                        if std::mem::replace(&mut is_marked_again, true) {
-                            return self.wait_recorded(deadline).await;
-                        }
-                        let mut queue = lock(&self.queue);
-                        queue.hurry(Some(ino));
-                        mark = queue.mark();
-                        drop(queue);
-                        self.upload_wake.notify_one();
-                        continue;
-                    }
-                    Ok(false) => lost += 1,
-                    Err(Errno::ENOENT) => return Ok(()),
-                    Err(errno) => return Err(errno),
-                }
-                if lost > LOST_MAX {
-                    error!(target: "cloud", %ino, "a chunk is neither persisted nor on the device");
-                    return Err(Errno::EIO);
-                }
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Err(Errno::ETIMEDOUT);
-            }
-            tokio::select! {
-                _ = changed.changed() => {}
-                () = tokio::time::sleep(LOOK) => {}
-                () = self.stop.cancelled() => return Err(Errno::EIO),
-            }
-        }
-    }
-
-    async fn is_uploaded(&self, ino: Ino) -> Result<bool, Errno> {
-        let state = self.file_state(ino).await?;
-        let is_dirty = |c: &crate::types::ChunkState| c.state == crate::types::Durability::Dirty;
-        Ok(!state.chunks.iter().any(is_dirty))
     }
 
     /// Cloud refs of a file, of one version of one chunk or all.

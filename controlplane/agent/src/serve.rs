@@ -4,7 +4,7 @@ use crate::config::FsyncLevel;
 use crate::link::{Session, lock, unexpected};
 use crate::node::Inner;
 use crate::types::{ChunkState, Durability, FileState};
-use fastcache_api::control::{DataAnswer, DataCall, DataEvent, NodeAnswer, NodeCall};
+use fastcache_api::control::{DataAnswer, DataCall, DataEvent, NodeAnswer, NodeCall, Waited};
 use fastcache_api::{ChunkKey, CloudRef, Errno, Ino, Kind, NsAnswer, NsOp};
 use fastcache_cloud::CloudError;
 use metrics::{counter, histogram};
@@ -17,8 +17,6 @@ use tracing::{error, info, warn};
 
 /// Longest a fetch may take, waiting for its turn included; then the read fails with EIO.
 const FETCH_DEADLINE: Duration = Duration::from_secs(40);
-/// Longest an `fsync` of level `cloud` waits for the object store; then it fails with EIO.
-const FSYNC_CLOUD_DEADLINE: Duration = Duration::from_secs(120);
 /// How long "writers wait" lasts when it is not said again.
 const PRESSURE_LASTS: Duration = Duration::from_secs(2);
 /// Invalidations remembered for a data plane that is away; beyond, the oldest go.
@@ -43,8 +41,8 @@ impl Inner {
                     }
                 }
             }
-            NodeCall::Fsync { ino } => self.fsync(ino).await,
-            NodeCall::Persist { ino } => self.persist_now(ino).await,
+            NodeCall::Fsync { ino, waited } => self.fsync(ino, waited).await,
+            NodeCall::Persist { ino, waited } => self.persist_now(ino, waited).await,
             NodeCall::State { ino } => Ok(NodeAnswer::State(
                 self.file_state(ino).await?.state.to_string(),
             )),
@@ -123,34 +121,31 @@ impl Inner {
         }
     }
 
-    async fn fsync(&self, ino: Ino) -> Result<NodeAnswer, Errno> {
+    async fn fsync(&self, ino: Ino, waited: Option<Waited>) -> Result<NodeAnswer, Errno> {
         self.namespace.call(self.request(NsOp::Sync)).await.result?;
-        if self.config.fsync == FsyncLevel::Cloud {
-            let deadline = Instant::now() + FSYNC_CLOUD_DEADLINE;
-            self.wait_persisted(Some(ino), Some(deadline))
-                .await
-                .map_err(|errno| {
-                    warn!(target: "cloud", %ino, %errno, "fsync could not reach the object store");
-                    Errno::EIO
-                })?;
+        if self.config.fsync != FsyncLevel::Cloud {
+            return Ok(NodeAnswer::Done);
         }
-        Ok(NodeAnswer::Done)
+        self.wait_a_while(Some(ino), waited).await.map_err(|errno| {
+            warn!(target: "cloud", %ino, %errno, "fsync could not reach the object store");
+            Errno::EIO
+        })
     }
 
     /// The device of the data plane may lose it: the cloud is the only place.
-    async fn persist_now(&self, ino: Option<Ino>) -> Result<NodeAnswer, Errno> {
+    async fn persist_now(
+        &self,
+        ino: Option<Ino>,
+        waited: Option<Waited>,
+    ) -> Result<NodeAnswer, Errno> {
         if self.cloud.is_none() {
             error!(target: "cloud", "the device fails and there is no object store (--cloud-provider none): nothing can be made safe");
             return Err(Errno::EIO);
         }
-        let deadline = Instant::now() + FSYNC_CLOUD_DEADLINE;
-        match self.wait_persisted(ino, Some(deadline)).await {
-            Ok(()) => Ok(NodeAnswer::Done),
-            Err(errno) => {
-                warn!(target: "cloud", ?ino, %errno, "the device fails and the object store takes nothing: EIO");
-                Err(Errno::EIO)
-            }
-        }
+        self.wait_a_while(ino, waited).await.map_err(|errno| {
+            warn!(target: "cloud", ?ino, %errno, "the device fails and the object store cannot have it: EIO");
+            Errno::EIO
+        })
     }
 
     /// Durability of a file's committed contents.

@@ -23,8 +23,9 @@
 use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
-/// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters.
-pub const CONTROL_VERSION: u32 = 2;
+/// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
+/// the cloud asks again and again.
+pub const CONTROL_VERSION: u32 = 3;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -97,16 +98,21 @@ pub enum NodeCall {
         slot: u32,
     },
     /// `fsync` of a file whose bytes are on this node's device and whose commit is acknowledged: answer `Done` when
-    /// the configured level is reached (local: the log is stable; cloud: every chunk is persisted).
+    /// the configured level is reached (local: the log is stable; cloud: every chunk is persisted), `Waiting` when the
+    /// cloud takes longer.
     Fsync {
         /// The file (or directory).
         ino: Ino,
+        /// From the last `Waiting`.
+        waited: Option<Waited>,
     },
     /// The device may lose what was sealed: bring a file, or everything, to the cloud now. Answer: `Done` when every chunk
-    /// is persisted; EIO when that is not so within the deadline.
+    /// is persisted, `Waiting` when it takes longer.
     Persist {
         /// The file.
         ino: Option<Ino>,
+        /// From the last `Waiting`.
+        waited: Option<Waited>,
     },
     /// The durability state of a committed file as text: `dirty`, `replicated N`, `persisted`. Answer: `State`.
     State {
@@ -131,6 +137,25 @@ pub enum NodeAnswer {
     Done,
     /// Text.
     State(String),
+    /// Not in the cloud yet: ask again.
+    Waiting {
+        /// To be brought along.
+        waited: Waited,
+        /// Whether the cloud took anything since the question.
+        has_moved: bool,
+    },
+}
+
+/// How far somebody who waits for the cloud has come. The agent's own; whoever asks brings it back, so that what is written
+/// meanwhile is not waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waited {
+    /// What was sealed before this number in the queue is waited for.
+    pub mark: u64,
+    /// The mark was taken a second time.
+    pub is_second: bool,
+    /// Once every chunk is in the cloud: the record of the namespace that has to follow.
+    pub record: Option<u64>,
 }
 
 /// What the agent asks the data plane.

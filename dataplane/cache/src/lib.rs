@@ -7,6 +7,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod cloud;
 mod commit;
 mod content;
 mod fetch;

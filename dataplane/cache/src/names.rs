@@ -570,10 +570,7 @@ impl FileSystem {
 
     /// Puts a directory's entries on stable storage.
     pub async fn fsyncdir(&self, ino: Ino) -> Result<()> {
-        self.inner
-            .link
-            .call(NodeCall::Fsync { ino })
+        self.with_the_cloud(|waited| NodeCall::Fsync { ino, waited })
             .await
-            .map(|_| ())
     }
 }

@@ -5,10 +5,9 @@
 //! sent again until it is answered; `fsync` waits for it.
 
 use crate::inode::{Inode, PendingCommit, Unsealed};
-use crate::link::unexpected;
 use crate::open_chunk::{Contents, OpenChunk, device_error};
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::control::{DataEvent, LocalChunk, NodeAnswer, NodeCall};
+use fastcache_api::control::{DataEvent, LocalChunk, NodeCall};
 use fastcache_api::{ChunkKey, Commit, Errno, Ino, Kind, Run, Time, Version};
 use fastcache_chunkstore::{ChunkBody, SealChunk, SealData, SealFile};
 use std::sync::Arc;
@@ -38,10 +37,8 @@ impl FileSystem {
             }
             self.safe_somewhere(&inode).await?;
         }
-        match self.inner.link.call(NodeCall::Fsync { ino }).await? {
-            NodeAnswer::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
+        self.with_the_cloud(|waited| NodeCall::Fsync { ino, waited })
+            .await
     }
 
     /// sync(2) and shutdown: every file with changes.

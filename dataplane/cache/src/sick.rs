@@ -2,10 +2,9 @@
 //! what it cannot give back is fetched again, and where nothing else has it, said.
 
 use crate::inode::Inode;
-use crate::link::unexpected;
 use crate::open_chunk::device_error;
 use crate::{FileSystem, Result, lock};
-use fastcache_api::control::{NodeAnswer, NodeCall};
+use fastcache_api::control::NodeCall;
 use fastcache_api::{ChunkKey, Errno, Ino};
 use fastcache_chunkstore::{ChunkBody, StoreError};
 use fastcache_reactor::sync::Mutex;
@@ -35,8 +34,8 @@ impl FileSystem {
         }
     }
 
-    /// What the device may lose of a file is in the cloud, with its commit, when this returns. EIO when the cloud does
-    /// not take it within the agent's bound: nothing is lost then while the process lives, and uploads go on.
+    /// What the device may lose of a file is in the cloud, with its commit, when this returns. EIO when the cloud takes
+    /// nothing for a minute: nothing is lost then while the process lives, and uploads go on.
     pub(crate) async fn safe_somewhere(&self, inode: &Arc<Inode>) -> Result<()> {
         {
             let state = lock(&inode.state);
@@ -60,10 +59,8 @@ impl FileSystem {
     }
 
     async fn persist(&self, ino: Option<Ino>) -> Result<()> {
-        match self.inner.link.call(NodeCall::Persist { ino }).await? {
-            NodeAnswer::Done => Ok(()),
-            other => Err(unexpected(&other)),
-        }
+        self.with_the_cloud(|waited| NodeCall::Persist { ino, waited })
+            .await
     }
 
     /// These are in the cloud now: those that are in RAM because the device refused them make room.

@@ -294,6 +294,18 @@ impl Queue {
         }
     }
 
+    /// How many chunks that became dirty before the mark are left, and whether one of them failed.
+    pub(crate) fn left_before(&self, ino: Option<Ino>, mark: u64) -> (u64, bool) {
+        let add = |(left, is_failing): (u64, bool), e: &Entry| match e.order < mark {
+            true => (left + 1, is_failing || e.failures > 0),
+            false => (left, is_failing),
+        };
+        match ino {
+            Some(ino) => self.of_file(ino).map(|(_, e)| e).fold((0, false), add),
+            None => self.entries.values().fold((0, false), add),
+        }
+    }
+
     /// Whether this version waits, or is being uploaded or recorded.
     pub(crate) fn holds(&self, key: ChunkKey) -> bool {
         self.entries

@@ -2,7 +2,7 @@
 //! map of chunks for the cloud. It outlives the node, so that a test can kill one and start the next.
 
 use fastcache_api::control::{
-    DataAnswer, DataCall, DataEvent, LocalChunk, NodeAnswer, NodeCall, ToAgent,
+    DataAnswer, DataCall, DataEvent, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
 };
 use fastcache_api::{
     Attr, ChunkKey, Commit, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
@@ -38,7 +38,7 @@ pub struct Agent {
     pub damages_fetches: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
     /// Calls to bring something to the cloud now that are not answered yet.
-    pub persists: RefCell<Vec<u64>>,
+    pub persists: RefCell<Vec<(u64, Option<Waited>)>>,
 }
 
 #[derive(Default)]
@@ -88,7 +88,9 @@ impl Agent {
                 }
             }
             ToAgent::Call(id, NodeCall::Fsync { .. }) => link.answered(0, id, Ok(NodeAnswer::Done)),
-            ToAgent::Call(id, NodeCall::Persist { .. }) => self.persists.borrow_mut().push(id),
+            ToAgent::Call(id, NodeCall::Persist { waited, .. }) => {
+                self.persists.borrow_mut().push((id, waited));
+            }
             ToAgent::Call(id, NodeCall::State { .. }) => {
                 link.answered(0, id, Ok(NodeAnswer::State("persisted".to_owned())));
             }
@@ -128,8 +130,16 @@ impl Agent {
 
     /// Answers those who wait for the cloud.
     pub fn let_persists_go(&self, link: &Link, answer: Result<(), Errno>) {
-        for id in self.persists.take() {
+        for (id, _) in self.persists.take() {
             link.answered(0, id, answer.map(|()| NodeAnswer::Done));
+        }
+    }
+
+    /// Tells those who wait for the cloud that it takes longer, and to bring this along.
+    pub fn let_persists_wait(&self, link: &Link, waited: Waited) {
+        for (id, _) in self.persists.take() {
+            let has_moved = true;
+            link.answered(0, id, Ok(NodeAnswer::Waiting { waited, has_moved }));
         }
     }
 

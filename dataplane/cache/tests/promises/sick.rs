@@ -4,6 +4,7 @@
 use crate::agent::Agent;
 use crate::node::{CHUNK, STORE_FILE, assert_same, on_reactor, pattern, start, until};
 use fastcache_api::Errno;
+use fastcache_api::control::Waited;
 use fastcache_reactor::faults::{Operation, clear, inject};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -69,6 +70,14 @@ fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
         })
         .await;
         assert!(node.fs.stats().spilled_bytes > 0);
+        // It takes longer than an answer may: close goes on with the same wait.
+        let waited = Waited {
+            mark: 7,
+            ..Waited::default()
+        };
+        agent.let_persists_wait(&node.link, waited);
+        until("close asks again", || !agent.persists.borrow().is_empty()).await;
+        assert_eq!(agent.persists.borrow()[0].1, Some(waited));
         node.upload().await;
         agent.let_persists_go(&node.link, Ok(()));
         closing.await.unwrap();
