@@ -6,10 +6,9 @@
 //! Short outages here; `FASTCACHE_FAULTS=long` makes them a minute (`make test-faults`).
 
 use fastcache_tests::{
-    Bytes, Cloud, Fault, FaultProxy, Node, Plane, S3, SeenRequest, Setup, close, drop_page_cache,
-    serial, wait_until,
+    Bytes, CHUNK, Cloud, Fault, FaultProxy, Files, Node, Plane, S3, SeenRequest, Setup, serial,
+    wait_until, write_and_close,
 };
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,6 @@ const MISS_BOUND: Duration = Duration::from_secs(60);
 const CACHED_BOUND: Duration = Duration::from_secs(5);
 /// Memory of each plane: buffers, arena (160 MiB, touched), checksums, and what a process of this kind needs.
 const MEMORY_MAX: u64 = 768 << 20;
-const CHUNK: usize = 4 << 20;
 
 /// How long an outage is.
 fn outage() -> Duration {
@@ -35,16 +33,6 @@ struct Behind {
     proxy: FaultProxy,
 }
 
-/// Writes a file; an error of `close` counts.
-fn write_and_close(path: PathBuf, bytes: &[u8]) -> std::io::Result<()> {
-    let file = std::fs::File::create(path)?;
-    std::os::unix::fs::FileExt::write_all_at(&file, bytes, 0)?;
-    close(file)
-}
-
-/// Files by name, seed and length.
-type Files = Vec<(String, u64, usize)>;
-
 impl Behind {
     fn start() -> Behind {
         let s3 = S3::start();
@@ -58,37 +46,12 @@ impl Behind {
     }
 
     fn write(&self, what: &str, count: u64) -> Files {
-        let files: Files = (0..count)
-            .map(|n| {
-                let len =
-                    [1000, 70_000, CHUNK, CHUNK + 12_345][usize::try_from(n % 4).expect("below 4")];
-                (format!("{what}-{n}"), n * 7919 + what.len() as u64, len)
-            })
-            .collect();
-        for (name, seed, len) in &files {
-            let started = Instant::now();
-            let data = Bytes::of(*seed).range(0, *len);
-            write_and_close(self.node.at(name), &data).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert!(started.elapsed() < CACHED_BOUND, "{name}: a slow write");
-        }
-        files
+        self.node.write_files(what, count, CACHED_BOUND)
     }
 
     /// Reads all of it, past the page cache, and compares.
     fn expect(&self, files: &Files, bound: Duration) {
-        drop_page_cache();
-        for (name, seed, len) in files {
-            let started = Instant::now();
-            let got = std::fs::read(self.node.at(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(got.len(), *len, "{name}");
-            let at = Bytes::of(*seed).first_difference(0, &got);
-            assert_eq!(at, None, "{name} differs");
-            assert!(
-                started.elapsed() < bound,
-                "{name}: {:?} is too slow",
-                started.elapsed()
-            );
-        }
+        self.node.expect_files(files, bound);
     }
 
     /// A read that cannot be answered: EIO, in time, and never bytes.
@@ -311,9 +274,8 @@ fn cloud_fails_three_requests_of_ten() {
     b.finish("errors");
 }
 
-#[test]
-fn cloud_gone_while_the_store_is_full_of_dirty_data() {
-    let _one = serial();
+/// A node with room for a dozen large files.
+fn small() -> Behind {
     let s3 = S3::start();
     let proxy = FaultProxy::start(s3.port());
     let node = Node::start(Setup {
@@ -321,18 +283,23 @@ fn cloud_gone_while_the_store_is_full_of_dirty_data() {
         capacity: Some("64MiB"),
         ..Setup::default()
     });
-    let b = Behind { node, proxy };
+    Behind { node, proxy }
+}
+
+#[test]
+fn cloud_gone_while_the_store_is_full_of_dirty_data() {
+    let _one = serial();
+    let b = small();
     let kept = b.cold("kept", 2);
     b.proxy.set(Fault::Refuse);
     // Three times what the store holds: the writer slows down, and goes on when the cloud is back.
     let started = Instant::now();
+    let files: Files = (0..48).map(|n| (format!("big-{n}"), n, CHUNK)).collect();
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            for n in 0..48u64 {
-                let path: PathBuf = b.node.at(&format!("big-{n}"));
-                write_and_close(path, &Bytes::of(n).range(0, CHUNK))?;
-            }
-            Ok::<(), std::io::Error>(())
+            files.iter().try_for_each(|(name, seed, len)| {
+                write_and_close(b.node.at(name), &Bytes::of(*seed).range(0, *len))
+            })
         });
         std::thread::sleep(outage().min(Duration::from_secs(20)));
         assert!(!writer.is_finished(), "the store took more than it has");
@@ -344,31 +311,79 @@ fn cloud_gone_while_the_store_is_full_of_dirty_data() {
     });
     println!("full: the writer took {:?}", started.elapsed());
     b.node.flush();
-    let files: Files = (0..48).map(|n| (format!("big-{n}"), n, CHUNK)).collect();
     b.expect(&files, MISS_BOUND);
     b.expect(&kept, MISS_BOUND);
-    if outage() > Duration::from_secs(30) {
-        // For good: an error after the bound, and everything that was closed is there.
-        b.proxy.set(Fault::Refuse);
-        let mut closed = Files::new();
-        let error = loop {
-            let n = 1000 + closed.len() as u64;
-            let name = format!("more-{n}");
-            match write_and_close(b.node.at(&name), &Bytes::of(n).range(0, CHUNK)) {
-                Ok(()) => closed.push((name, n, CHUNK)),
-                Err(e) => break e,
-            }
-            assert!(closed.len() < 64);
-        };
-        let errno = error.raw_os_error();
-        assert!(
-            errno == Some(libc::ENOSPC) || errno == Some(libc::EIO),
-            "{error}"
-        );
-        b.expect(&closed, CACHED_BOUND);
-        b.proxy.set(Fault::Pass);
-        b.node.flush();
-        b.expect(&closed, MISS_BOUND);
-    }
     b.finish("full");
+}
+
+/// A writer of a full store waits this long while no upload succeeds, and is told ENOSPC then.
+const STALL_MAX: Duration = Duration::from_secs(60);
+
+#[test]
+fn cloud_gone_until_a_full_store_says_enospc_loses_nothing() {
+    let _one = serial();
+    let b = small();
+    b.proxy.set(Fault::Refuse);
+    let big = |n: u64| (format!("big-{n}"), n, CHUNK);
+    let put = |(name, seed, len): &(String, u64, usize)| {
+        write_and_close(b.node.at(name), &Bytes::of(*seed).range(0, *len))
+    };
+    // What was acknowledged, with the time of the last.
+    let closed = std::sync::Mutex::new((Files::new(), Instant::now()));
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            for n in 0..64 {
+                put(&big(n)).map_err(|e| (e, Instant::now()))?;
+                let mut closed = closed.lock().expect("lock");
+                closed.0.push(big(n));
+                closed.1 = Instant::now();
+            }
+            Ok(())
+        });
+        wait_until("the writer waits", CACHED_BOUND, || {
+            b.node.stat("write_stalls") > 0
+        });
+        // Reads, and names, do not wait with it.
+        while !writer.is_finished() {
+            let there = closed.lock().expect("lock").0.clone();
+            b.expect(&there, CACHED_BOUND);
+            let started = Instant::now();
+            std::fs::create_dir(b.node.at("dir")).expect("mkdir");
+            std::fs::remove_dir(b.node.at("dir")).expect("rmdir");
+            assert!(started.elapsed() < CACHED_BOUND);
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        let (error, at) = writer.join().expect("the writer").expect_err("no room");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+        let waited = at.duration_since(closed.lock().expect("lock").1);
+        println!("ENOSPC after {waited:?}");
+        assert!(waited >= STALL_MAX && waited < STALL_MAX + MISS_BOUND);
+    });
+    let (mut closed, _) = closed.into_inner().expect("lock");
+    assert!(closed.len() >= 6, "only {} files", closed.len());
+    let (dirty, capacity) = (b.node.stat("dirty_bytes"), b.node.stat("capacity_bytes"));
+    assert!(dirty > capacity / 2 && b.node.stat("used_bytes") <= capacity);
+    assert!(b.node.json(&["status"]).to_string().contains("dirty_much"));
+    b.expect(&closed, CACHED_BOUND);
+    // A removal makes room, still without a cloud.
+    for (name, _, _) in closed.drain(..3) {
+        std::fs::remove_file(b.node.at(&name)).expect("remove");
+    }
+    put(&big(100)).expect("there is room again");
+    closed.push(big(100));
+    b.expect(&closed, CACHED_BOUND);
+    // The cloud is back: everything drains, and there is room for more than the store has.
+    b.proxy.set(Fault::Pass);
+    for n in 200..220 {
+        put(&big(n)).expect("uploads make room");
+        closed.push(big(n));
+    }
+    b.node.flush();
+    assert_eq!(b.node.stat("dirty_chunks"), 0);
+    for (name, _, _) in &closed {
+        assert_eq!(b.node.state_xattr(name), "persisted", "{name}");
+    }
+    b.node.evict();
+    b.expect(&closed, MISS_BOUND);
+    b.finish("ENOSPC");
 }
