@@ -1,7 +1,9 @@
 //! Promise: what is wrong between metadata, bucket and device is found and named; what nothing names is deleted, and
 //! nothing else is, however busy the file system is.
 
-use fastcache_tests::{Bytes, Cloud, Node, Plane, S3, Setup, serial, wait_until};
+use fastcache_tests::{
+    Bytes, Cloud, Fault, FaultProxy, Node, Plane, S3, Setup, run, serial, wait_until,
+};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -195,6 +197,93 @@ fn a_leak_a_missing_a_short_and_an_altered_object_are_named_and_only_the_leak_go
         (0, &Value::Bool(true)),
         "{report:#}"
     );
+}
+
+/// `--garbage-grace`, the shortest there is.
+const GRACE: Duration = Duration::from_secs(60);
+/// Beyond it: a snapshot half a minute after the last one, and a look every 5 s.
+const GRACE_BOUND: Duration = Duration::from_secs(120);
+
+#[test]
+fn what_nothing_names_is_deleted_after_the_grace_time_and_nothing_else() {
+    let _one = serial();
+    let s3 = S3::start();
+    let proxy = FaultProxy::start(s3.port());
+    let node = Node::start(Setup {
+        cloud: Cloud::S3(s3.through(&proxy)),
+        flags: vec!["--garbage-grace".into(), GRACE.as_secs().to_string()],
+        ..Setup::default()
+    });
+    let mut files = fill(&node);
+    // A ref that no layout names: its version is replaced while its upload is under way.
+    let delay = Duration::from_secs(5);
+    proxy.forget();
+    proxy.set_where(Fault::Delay { delay, share: 1.0 }, |r| {
+        r.is_put() && r.path.contains("/chunks/")
+    });
+    std::fs::write(node.at("replaced"), b"old").expect("write");
+    wait_until("its upload is under way", Duration::from_secs(30), || {
+        proxy.hurt() > 0
+    });
+    std::fs::write(node.at("replaced"), b"new").expect("write");
+    files.insert("replaced".to_owned(), b"new".to_vec());
+    node.flush();
+    proxy.set(Fault::Pass);
+    // An object that was never anybody's, and one whose file is deleted.
+    let (ino, rest) = objects_of(&node, "dir/0")[1]["chunks/".len()..]
+        .split_once('/')
+        .map(|(ino, rest)| (ino.to_owned(), rest.to_owned()))
+        .expect("a key");
+    let orphan = format!("chunks/{ino}/77-{}", rest.split_once('-').expect("a key").1);
+    let url = format!("{}/{}/{orphan}", node.s3().endpoint(), node.s3().bucket());
+    run(Command::new("curl").args(["-sSf", "-X", "PUT", "--data", "nobody's", &url]));
+    std::fs::write(node.at("deleted"), b"for now").expect("write");
+    node.flush();
+    let deleted = objects_of(&node, "deleted").remove(0);
+    std::fs::remove_file(node.at("deleted")).expect("remove");
+    let dropped = Instant::now();
+
+    let (code, report) = node.verdict(&["gc", "--grace", "0s"]);
+    assert_eq!((code, report["leaks"].as_u64()), (1, Some(2)), "{report:#}");
+    let listed = report["listed"].as_array().expect("leaks");
+    let why = |why: &str| {
+        let found = listed.iter().find(|l| l["why"] == why);
+        let found = found.unwrap_or_else(|| panic!("no {why}: {report:#}"));
+        found["object"].as_str().expect("an object").to_owned()
+    };
+    assert_eq!(why("not_named"), orphan);
+    let stale = why("stale_ref");
+    assert!(!objects_of(&node, "replaced").contains(&stale));
+    let (code, report) = node.verdict(&["fsck", "--grace", "0s"]);
+    let want = BTreeSet::from([("leak".to_owned(), String::new(), orphan.clone())]);
+    assert_eq!((code, findings(&report)), (1, want), "{report:#}");
+    assert_eq!(report["unnamed_refs"].as_u64(), Some(1), "{report:#}");
+
+    let (code, report) = node.verdict(&["gc", "--delete", "--grace", "0s"]);
+    let discarded = report["discarded"].as_u64();
+    assert_eq!((code, discarded), (0, Some(2)), "{report:#}");
+    let before = all_objects(&node);
+    let gone = [orphan, stale, deleted];
+    let is_named = |object: &str| !gone.iter().any(|g| g == object);
+    let (named, unnamed): (BTreeSet<_>, BTreeSet<_>) =
+        before.into_iter().partition(|(object, _)| is_named(object));
+    assert_eq!(unnamed.len(), 3, "{unnamed:?}");
+    wait_until("they are deleted", GRACE + GRACE_BOUND, || {
+        let now = all_objects(&node);
+        assert!(now.is_superset(&named), "something else was deleted");
+        let is_early = dropped.elapsed() < GRACE - Duration::from_secs(1);
+        assert!(
+            !is_early || now.is_superset(&unnamed),
+            "deleted after {:?}",
+            dropped.elapsed()
+        );
+        now == named
+    });
+    println!("deleted after {:?}", dropped.elapsed());
+    reads_back(&node, &files);
+    let (code, report) = node.verdict(&["fsck", "--deep", "--grace", "0s"]);
+    let is_clean = &report["is_clean"];
+    assert_eq!((code, is_clean), (0, &Value::Bool(true)), "{report:#}");
 }
 
 #[test]

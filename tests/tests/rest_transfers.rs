@@ -1,7 +1,9 @@
 //! Promise: a REST transfer costs little memory, whatever its size; and a client that is slow, stops, or vanishes takes
 //! nothing from the others and leaves nothing behind.
 
-use fastcache_tests::{Answer, Bytes, Http, Node, Plane, read_answer, serial, vanish, wait_until};
+use fastcache_tests::{
+    Answer, Bytes, Http, Node, Plane, Setup, read_answer, serial, vanish, wait_until,
+};
 use rustix::net::sockopt;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -140,7 +142,10 @@ fn belongings(http: &Http) -> (u64, BTreeSet<String>) {
 #[test]
 fn a_body_that_ends_early_leaves_nothing() {
     let _one = serial();
-    let node = Node::start_default();
+    let node = Node::start(Setup {
+        flags: ["--garbage-grace", "60"].map(str::to_owned).to_vec(),
+        ..Setup::default()
+    });
     let http = Http::on(node.port());
     assert_eq!(
         http.ask("PUT", "/api/files/d/old", &[], b"old contents")
@@ -185,7 +190,7 @@ fn a_body_that_ends_early_leaves_nothing() {
     node.flush();
     wait_until(
         "the objects are those of before",
-        Duration::from_secs(60),
+        Duration::from_secs(150),
         || node.data_objects() == objects,
     );
 }

@@ -3,6 +3,7 @@
 use crate::error::AgentError;
 use fastcache_api::control::SLOT_BYTES;
 use fastcache_cloud::{CloudConfig, Secret};
+use fastcache_coordinator::HistoryOptions;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -62,6 +63,8 @@ pub struct AgentConfig {
     pub fsync: FsyncLevel,
     /// Address of this pod, for other nodes.
     pub pod_ip: Option<String>,
+    /// How long an object stays when nothing names it any more, where the namespace is embedded.
+    pub garbage_grace: Duration,
     /// Most uploads at once; fewer while the store asks for fewer.
     pub upload_parallel: usize,
     /// Cloud reads at once.
@@ -91,6 +94,7 @@ impl Default for AgentConfig {
             cloud: CloudConfig::None,
             fsync: FsyncLevel::Local,
             pod_ip: None,
+            garbage_grace: HistoryOptions::default().garbage_grace,
             upload_parallel: 8,
             fetch_parallel: 16,
             upload_quiet: Duration::from_secs(1),

@@ -60,7 +60,10 @@ impl NamespaceHandle {
         }
         let history = cloud.map(|cloud| HistoryConfig {
             cloud,
-            options: HistoryOptions::default(),
+            options: HistoryOptions {
+                garbage_grace: config.garbage_grace,
+                ..HistoryOptions::default()
+            },
         });
         let engine = Engine::start(&config.state_dir.join("namespace"), history)
             .await

@@ -21,6 +21,7 @@ pub const AGENT_KEYS: &[&str] = &[
     "cloud-prefix",
     "cloud-ca",
     "cloud-uploads",
+    "garbage-grace",
     "s3-access-key",
     "s3-secret-key",
     "s3-session-token",

@@ -13,6 +13,7 @@
 
 mod claim;
 mod format;
+mod grace;
 mod progress;
 mod rebuild;
 mod shape;
@@ -49,6 +50,8 @@ pub struct HistoryOptions {
     pub snapshot_segments: u64,
     /// Or when objects have waited so long for it to be deleted.
     pub garbage_wait: Duration,
+    /// And they stay at least this long after nothing names them: a read that began before may still want them.
+    pub garbage_grace: Duration,
     /// Bytes of a part of a snapshot.
     pub part_bytes: usize,
     /// Snapshots that stay.
@@ -65,6 +68,7 @@ impl Default for HistoryOptions {
             snapshot_bytes: 64 << 20,
             snapshot_segments: 1000,
             garbage_wait: Duration::from_secs(30),
+            garbage_grace: Duration::from_secs(600),
             part_bytes: 4 << 20,
             snapshots_kept: 2,
             retry: (Duration::from_millis(500), Duration::from_secs(10)),
@@ -164,7 +168,11 @@ impl Engine {
     /// # Errors
     /// When the history there must not be written by this state.
     pub(crate) async fn write_history(&self, config: HistoryConfig) -> Result<(), HistoryError> {
-        self.progress().state = HistoryState::Claiming;
+        {
+            let mut progress = self.progress();
+            progress.state = HistoryState::Claiming;
+            progress.grace = grace::Grace::new(config.options.garbage_grace);
+        }
         let mut shipper = ship::Shipper::new(self, config);
         let claimed = match tokio::time::timeout(START_WITHIN, shipper.claim()).await {
             Ok(Ok(())) => true,

@@ -8,6 +8,7 @@ use anyhow::Context;
 use fastcache_api::ApiKey;
 use fastcache_cloud::{Cloud, CloudConfig};
 use fastcache_coordinator::{Coordinator, HistoryConfig, HistoryOptions, Options, serve};
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Runs the coordinator until a signal ends it.
@@ -21,13 +22,16 @@ pub async fn run(flags: CoordinatorFlags) -> anyhow::Result<()> {
     })?;
     std::fs::create_dir_all(&flags.state_dir)
         .with_context(|| format!("cannot make {}", flags.state_dir.display()))?;
-    let bucket = bucket(&flags)?;
+    let (bucket, garbage_grace) = bucket(&flags)?;
     if flags.rebuild {
         rebuild::if_empty(&bucket, &flags.state_dir).await?;
     }
     let history = Cloud::open(&bucket)?.map(|cloud| HistoryConfig {
         cloud,
-        options: HistoryOptions::default(),
+        options: HistoryOptions {
+            garbage_grace,
+            ..HistoryOptions::default()
+        },
     });
     if history.is_none() {
         tracing::warn!(target: "history",
@@ -56,8 +60,8 @@ pub async fn run(flags: CoordinatorFlags) -> anyhow::Result<()> {
     .context("the coordinator's listener failed")
 }
 
-/// The bucket, by the same rules as the agent's; none unless one is named.
-fn bucket(flags: &CoordinatorFlags) -> Result<CloudConfig, UsageError> {
+/// The bucket, by the same rules as the agent's (none unless one is named), and how long unnamed objects stay in it.
+fn bucket(flags: &CoordinatorFlags) -> Result<(CloudConfig, Duration), UsageError> {
     let file = FileConfig::read(flags.config.as_deref())?;
     let agent = AgentFlags {
         store: flags.store.clone(),
@@ -68,5 +72,6 @@ fn bucket(flags: &CoordinatorFlags) -> Result<CloudConfig, UsageError> {
         ..Defaults::default()
     };
     let settings = AgentSettings::resolve(&agent, &file, &environment, &defaults)?;
-    Ok(settings.to_config().cloud)
+    let config = settings.to_config();
+    Ok((config.cloud, config.garbage_grace))
 }

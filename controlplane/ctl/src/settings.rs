@@ -45,6 +45,7 @@ pub struct FileConfig {
     cloud_prefix: Option<String>,
     cloud_ca: Option<PathBuf>,
     cloud_uploads: Option<u32>,
+    garbage_grace: Option<u32>,
     s3_access_key: Option<String>,
     s3_secret_key: Option<String>,
     s3_session_token: Option<String>,
@@ -382,6 +383,7 @@ impl AgentSettings {
             pod_ip: self.pod_ip.clone(),
             put_limit: self.put_limit,
             upload_parallel: self.cloud.uploads,
+            garbage_grace: self.cloud.garbage_grace,
             ..AgentConfig::default()
         }
     }

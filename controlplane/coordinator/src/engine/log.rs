@@ -127,10 +127,12 @@ impl Engine {
 
     /// Up to which number the deletion queue may be emptied.
     pub(crate) fn garbage_released(&self) -> u64 {
-        let progress = self.progress();
+        let last = self.counters().garbage;
+        let mut progress = self.progress();
+        let over = progress.grace.over(last, Instant::now());
         match progress.state {
             HistoryState::Off => u64::MAX,
-            HistoryState::Shipping => progress.garbage,
+            HistoryState::Shipping => progress.garbage.min(over),
             HistoryState::Claiming | HistoryState::Stopped => 0,
         }
     }

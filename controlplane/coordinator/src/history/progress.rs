@@ -1,6 +1,7 @@
 //! How far the history in the bucket is behind the log, and which inodes the missing records concern. Pure: time is
 //! passed in. Memory is bounded however long the bucket is away.
 
+use super::grace::Grace;
 use fastcache_api::{HistoryState, Ino};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ pub(crate) struct Progress {
     pub snapshot: u64,
     /// Up to this number the deletion queue is named by no state that could be rebuilt.
     pub garbage: u64,
+    /// How long the deletion queue keeps what comes into it.
+    pub grace: Grace,
     /// Records up to here may concern any inode.
     floor: u64,
     concerned: HashMap<Ino, u64>,
@@ -40,6 +43,7 @@ impl Progress {
             shipped,
             snapshot: 0,
             garbage: 0,
+            grace: Grace::default(),
             floor: position,
             concerned: HashMap::new(),
             samples: VecDeque::new(),

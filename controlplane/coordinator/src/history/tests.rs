@@ -24,6 +24,7 @@ const QUICK: HistoryOptions = HistoryOptions {
     snapshot_bytes: 1 << 40,
     snapshot_segments: 1 << 40,
     garbage_wait: Duration::from_secs(3600),
+    garbage_grace: Duration::ZERO,
     part_bytes: 2 << 10,
     snapshots_kept: 2,
     retry: (Duration::from_millis(10), Duration::from_millis(50)),

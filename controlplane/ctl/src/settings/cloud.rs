@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use fastcache_agent::{Encryption, Secret, UPLOADS_MAX};
 use serde::Deserialize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// How an S3 server is told the bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -47,6 +48,9 @@ pub struct CloudFlags {
     /// Most uploads at once; fewer while the store asks for fewer [default: 8]
     #[arg(long, value_name = "N", env = "FASTCACHE_CLOUD_UPLOADS")]
     pub cloud_uploads: Option<u32>,
+    /// An object stays in the store so long after nothing names it any more, at least 60 [default: 600]
+    #[arg(long, value_name = "SECONDS", env = "FASTCACHE_GARBAGE_GRACE")]
+    pub garbage_grace: Option<u32>,
     /// Access key; better in AWS_ACCESS_KEY_ID
     #[arg(long, value_name = "KEY", env = "FASTCACHE_S3_ACCESS_KEY", hide_env_values = true, value_parser = secret)]
     pub s3_access_key: Option<Secret>,
@@ -117,6 +121,8 @@ pub struct CloudSettings {
     pub ca_file: Option<PathBuf>,
     /// Most uploads at once.
     pub uploads: usize,
+    /// How long an object stays that nothing names any more.
+    pub garbage_grace: Duration,
     /// Of settings, not of AWS_ACCESS_KEY_ID.
     pub s3_access_key: Option<Secret>,
     /// With it.
@@ -168,6 +174,10 @@ impl CloudSettings {
                 .filter(|p| !p.is_empty()),
             ca_file: flags.cloud_ca.or_else(|| file.cloud_ca.clone()),
             uploads: uploads.unwrap_or(usize::MAX),
+            garbage_grace: flags
+                .garbage_grace
+                .or(file.garbage_grace)
+                .map_or(GARBAGE_GRACE_DEFAULT, |s| Duration::from_secs(s.into())),
             s3_access_key: secret(flags.s3_access_key, &file.s3_access_key),
             s3_secret_key: secret(flags.s3_secret_key, &file.s3_secret_key),
             s3_session_token: secret(flags.s3_session_token, &file.s3_session_token),
@@ -201,6 +211,12 @@ impl CloudSettings {
         if !(1..=UPLOADS_MAX).contains(&self.uploads) {
             return Err(UsageError(format!(
                 "--cloud-uploads is a number from 1 to {UPLOADS_MAX}"
+            )));
+        }
+        if self.garbage_grace < GARBAGE_GRACE_MIN {
+            return Err(UsageError(format!(
+                "--garbage-grace is in seconds, at least {}: a read may still be under way so long",
+                GARBAGE_GRACE_MIN.as_secs()
             )));
         }
         if self.s3_access_key.is_some() != self.s3_secret_key.is_some() {
@@ -272,6 +288,10 @@ impl CloudSettings {
             ("cloud-prefix", self.prefix.clone()),
             ("cloud-ca", path(&self.ca_file)),
             ("cloud-uploads", Some(self.uploads.to_string())),
+            (
+                "garbage-grace",
+                Some(self.garbage_grace.as_secs().to_string()),
+            ),
             ("s3-profile", self.s3_profile.clone()),
             ("s3-addressing", Some(name_of(self.s3_addressing))),
             ("s3-encryption", self.s3_encryption.map(name_of)),
@@ -298,6 +318,10 @@ impl CloudSettings {
 
 /// Uploads at once, unless told otherwise: each holds a chunk of 4 MiB in memory.
 const UPLOADS_DEFAULT: usize = 8;
+/// How long an object stays that nothing names any more, unless told otherwise.
+const GARBAGE_GRACE_DEFAULT: Duration = Duration::from_secs(600);
+/// And at least: a fetch of what was named when it began takes up to 40 s.
+const GARBAGE_GRACE_MIN: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests;

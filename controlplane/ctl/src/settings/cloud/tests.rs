@@ -104,6 +104,7 @@ fn prefix_encryption_and_addressing_reach_the_store() {
         "--s3-kms-key=k",
         "--s3-addressing=virtual",
         "--cloud-uploads=3",
+        "--garbage-grace=61",
     ];
     let env = [
         ("AWS_ENDPOINT_URL", "http://all"),
@@ -123,6 +124,7 @@ fn prefix_encryption_and_addressing_reach_the_store() {
         }
     ));
     assert_eq!(settings.to_config().upload_parallel, 3);
+    assert_eq!(settings.to_config().garbage_grace.as_secs(), 61);
     let dir = [
         "--cloud-provider=dir",
         "--cloud-dir=/d",
@@ -136,7 +138,7 @@ fn prefix_encryption_and_addressing_reach_the_store() {
 
 #[test]
 fn what_does_not_go_together_is_refused_with_what_to_do() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         (&["--s3-access-key=a"], "--s3-secret-key"),
         (&["--s3-session-token=a"], "--s3-access-key"),
         (&["--s3-kms-key=a"], "--s3-encryption"),
@@ -146,6 +148,7 @@ fn what_does_not_go_together_is_refused_with_what_to_do() {
         ),
         (&["--azure-client-secret=a"], "--azure-tenant-id"),
         (&["--cloud-uploads=0"], "1 to 64"),
+        (&["--garbage-grace=59"], "at least 60"),
         (&["--s3-encryption=none"], "AES256"),
     ];
     for (args, want) in cases {
