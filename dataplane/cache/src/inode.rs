@@ -109,6 +109,8 @@ pub(crate) struct InodeState {
     pub kills_suid: bool,
     /// The device may lose what was sealed last: it has to be in the cloud before `close` says that it is safe.
     pub is_volatile: bool,
+    /// How often something was sealed that it may lose.
+    pub volatile_seals: u64,
     /// Why the last commit was refused; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.

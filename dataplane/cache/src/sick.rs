@@ -18,6 +18,20 @@ const UNREADABLE_MAX: usize = 4096;
 #[derive(Default)]
 pub(crate) struct Unreadable(Mutex<BTreeSet<ChunkKey>>);
 
+/// How often a file was sealed where the device may lose it; `None` when nothing of it is only there.
+fn volatile_seals(inode: &Inode) -> Option<u64> {
+    let state = lock(&inode.state);
+    (state.is_volatile && !state.is_orphan).then_some(state.volatile_seals)
+}
+
+/// What these seals left is in the cloud. What was sealed since is another matter.
+fn safe_upto(inode: &Inode, seals: u64) {
+    let mut state = lock(&inode.state);
+    if state.volatile_seals == seals {
+        state.is_volatile = false;
+    }
+}
+
 impl FileSystem {
     /// Flushes the device. One that refuses is made good by [`FileSystem::safe_somewhere`].
     pub(crate) async fn flush_device(&self) -> Result<()> {
@@ -30,30 +44,42 @@ impl FileSystem {
     /// Behind a seal: notes whether the device may lose it.
     pub(crate) fn note_volatile(&self, inode: &Inode) {
         if self.inner.store.is_volatile() {
-            lock(&inode.state).is_volatile = true;
+            let mut state = lock(&inode.state);
+            state.is_volatile = true;
+            state.volatile_seals += 1;
         }
     }
 
     /// What the device may lose of a file is in the cloud, with its commit, when this returns. EIO when the cloud takes
     /// nothing for a minute: nothing is lost then while the process lives, and uploads go on.
     pub(crate) async fn safe_somewhere(&self, inode: &Arc<Inode>) -> Result<()> {
-        {
-            let state = lock(&inode.state);
-            if !state.is_volatile || state.is_orphan {
-                return Ok(());
-            }
-        }
+        let Some(seals) = volatile_seals(inode) else {
+            return Ok(());
+        };
         self.commits_done(inode).await?;
         self.persist(Some(inode.ino)).await?;
-        lock(&inode.state).is_volatile = false;
+        safe_upto(inode, seals);
         Ok(())
     }
 
-    /// The same of every file.
+    /// The same of every file, with one wait for all.
     pub(crate) async fn all_safe_somewhere(&self) -> Result<()> {
+        let mut all = Vec::new();
         let mut result = Ok(());
         for inode in self.inner.inodes.all() {
-            result = result.and(self.safe_somewhere(&inode).await);
+            if let Some(seals) = volatile_seals(&inode) {
+                match self.commits_done(&inode).await {
+                    Ok(()) => all.push((inode, seals)),
+                    Err(e) => result = Err(e),
+                }
+            }
+        }
+        if all.is_empty() {
+            return result;
+        }
+        self.persist(None).await?;
+        for (inode, seals) in all {
+            safe_upto(&inode, seals);
         }
         result
     }
