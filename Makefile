@@ -107,11 +107,12 @@ test-faults: setup build
 test-rest: setup build
 	FASTCACHE_CONTRACT_SECONDS=300 $(E2E) --test rest_contract -- --test-threads=1 --nocapture
 
-# Every object store that can be had here: moto, Azurite, and s3s-fs, which checks signatures.
+# Every object store that can be had here: moto, Azurite, and s3s-fs, which checks signatures; and every kind of
+# temporary credentials.
 test-clouds:
 	@tests/setup/install.sh clouds
 	@$(MAKE) --no-print-directory build
-	FASTCACHE_CLOUDS=s3s $(E2E) --test clouds -- --test-threads=1 --nocapture
+	FASTCACHE_CLOUDS=s3s,identities $(E2E) --test clouds --test credentials -- --test-threads=1 --nocapture
 
 # A real Ceph object gateway of one node; 430 MB of memory.
 test-ceph:

@@ -81,6 +81,8 @@ if [ "$what" = test ]; then
     need curl curl
     need setpriv util-linux
     need ps procps
+    need openssl openssl
+    need ip iproute2
     need node nodejs
     need npm npm
     need stress-ng stress-ng

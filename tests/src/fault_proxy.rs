@@ -101,6 +101,8 @@ pub struct SeenRequest {
     pub range: Option<String>,
     /// Header `Authorization`: whose credentials were used.
     pub authorization: Option<String>,
+    /// The customer's key for encryption that came with it (SSE-C of S3, the same of Azure).
+    pub customer_key: Option<String>,
 }
 
 impl SeenRequest {
@@ -380,6 +382,13 @@ impl Shared {
             path: request.word(1).to_owned(),
             range: request.header("range").map(str::to_owned),
             authorization: request.header("authorization").map(str::to_owned),
+            customer_key: [
+                "x-amz-server-side-encryption-customer-key",
+                "x-ms-encryption-key",
+            ]
+            .iter()
+            .find_map(|name| request.header(name))
+            .map(str::to_owned),
         };
         let fault = {
             let current = lock(&self.fault);

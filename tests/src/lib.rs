@@ -8,9 +8,12 @@
 mod azurite;
 mod bytes;
 mod ceph;
+mod certificates;
 mod coordinator;
 mod fault_proxy;
 mod http;
+mod identity;
+mod island;
 pub mod load;
 mod loss;
 mod machine;
@@ -19,15 +22,19 @@ mod node;
 mod s3;
 mod s3s;
 mod shared;
+mod tls_front;
 mod tree;
 mod written;
 
 pub use azurite::Azurite;
 pub use bytes::{Bytes, sha256_file};
 pub use ceph::Ceph;
+pub use certificates::Certificates;
 pub use coordinator::Coordinator;
 pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
 pub use http::{Answer, Http, read_answer, vanish};
+pub use identity::{Identity, IdentitySetup};
+pub use island::on_an_island;
 pub use loss::lose_everything;
 pub use machine::{
     close, drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir,
@@ -38,5 +45,6 @@ pub use node::{Cloud, Node, Plane, Setup};
 pub use s3::S3;
 pub use s3s::S3s;
 pub use shared::{shared_folder, shared_node};
+pub use tls_front::TlsFront;
 pub use tree::{SourceTree, assert_same_tree, count_files};
 pub use written::{CHUNK, Files, write_and_close};

@@ -1,8 +1,10 @@
-//! A real S3 server (moto) on a free port, with one bucket.
+//! A real S3 server (moto) with one bucket.
 
+use crate::certificates::Certificates;
 use crate::fault_proxy::FaultProxy;
 use crate::machine::{free_port, repository, run, wait_until};
 use std::net::TcpStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,6 +12,10 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct S3 {
     child: Child,
+    /// HTTP or HTTPS, and where.
+    base: String,
+    /// Whom to trust where it speaks HTTPS.
+    authority: Option<PathBuf>,
     port: u16,
     /// Port that nodes are told: of a proxy, or our own.
     told: u16,
@@ -21,43 +27,64 @@ const BUCKET: &str = "fastcache-tests";
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 impl S3 {
-    /// Starts a server and makes the bucket.
+    /// Starts a server on a free port and makes the bucket.
     ///
     /// # Panics
     /// When it is not installed or does not come up.
     pub fn start() -> S3 {
+        S3::start_on("127.0.0.1", free_port(), None)
+    }
+
+    /// The same at an address of this machine; with certificates it speaks HTTPS.
+    ///
+    /// # Panics
+    /// When it is not installed or does not come up.
+    pub fn start_on(host: &str, port: u16, tls: Option<&Certificates>) -> S3 {
         let binary = repository().join(".venv/bin/moto_server");
         assert!(
             binary.exists(),
             "no S3 server: tests/setup/install.sh makes .venv with moto"
         );
-        let port = free_port();
-        let child = Command::new(binary)
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
+        let mut command = Command::new(binary);
+        command.args(["-H", host, "-p", &port.to_string()]);
+        if let Some(tls) = tls {
+            command.arg("-s").arg("-c").arg(tls.certificate());
+            command.arg("-k").arg(tls.key());
+        }
+        let child = command
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|e| panic!("moto_server: {e}"));
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let s3 = S3 {
             child,
+            base: format!("{scheme}://{host}:{port}"),
+            authority: tls.map(Certificates::authority),
             port,
             told: port,
         };
         wait_until("the S3 server answers", START_LIMIT, || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+            TcpStream::connect((host, port)).is_ok()
         });
-        run(Command::new("curl").args([
-            "-sSf",
-            "-X",
-            "PUT",
-            &format!("{}/{BUCKET}", s3.endpoint()),
-        ]));
+        let bucket = format!("{}/{BUCKET}", s3.endpoint());
+        run(s3.curl().args(["-X", "PUT", &bucket]));
         s3
+    }
+
+    /// The test's own way to the server.
+    fn curl(&self) -> Command {
+        let mut command = Command::new("curl");
+        command.arg("-sSf");
+        if let Some(authority) = &self.authority {
+            command.arg("--cacert").arg(authority);
+        }
+        command
     }
 
     /// Its address.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        self.base.clone()
     }
 
     /// Nodes reach it through a proxy; the tests' own look at the objects does not.
@@ -90,8 +117,7 @@ impl S3 {
         let mut objects = Vec::new();
         let mut start_after = String::new();
         loop {
-            let page = run(Command::new("curl").args([
-                "-sSf",
+            let page = run(self.curl().args([
                 "-G",
                 &format!("{}/{BUCKET}", self.endpoint()),
                 "--data-urlencode",

@@ -8,13 +8,6 @@ use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What an instance answers credentials at: asked last, when nothing else names any.
-const METADATA: [&str; 3] = [
-    "/latest/api/token",
-    "/latest/meta-data/",
-    "/metadata/identity/",
-];
-
 impl Cloud {
     /// Whether the store can be listed, written, read and deleted from, now. The error's text says what to do; its kind
     /// whether waiting may help ([`CloudError::is_passing`]).
@@ -28,21 +21,20 @@ impl Cloud {
             Err(_) => CloudError::Transient(format!("no answer within {CHECK_DEADLINE:?}")),
         };
         let place = &self.place;
-        let text = error.to_string();
-        if METADATA.iter().any(|path| text.contains(path)) {
-            return Err(CloudError::Denied(format!(
-                "there are no credentials for {place}: no setting, variable or profile has any, and this machine has no \
-                 instance identity that answers. Set keys (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or \
-                 AZURE_STORAGE_KEY), a profile or a web identity. ({text})"
-            )));
+        if error.is_of_identity() && !error.is_of_certificate() {
+            return Err(self.source.unavailable(place, &error));
         }
         Err(match error {
+            error if error.is_of_certificate() => CloudError::Config(format!(
+                "{place} shows a certificate that is not trusted here, or the service does that gives its credentials; when its authority is one of your own, name the \
+                 authority's certificate with --cloud-ca, else check the endpoint's name and this machine's clock. ({error})"
+            )),
             CloudError::NotFound(e) => CloudError::NotFound(format!(
                 "{place} does not exist; create it, or name another one. ({e})"
             )),
             CloudError::Denied(e) => CloudError::Denied(format!(
-                "{place} refuses these credentials; check the keys, and that they may list, get, \
-                 put and delete. ({e})"
+                "{place} refuses these credentials; {}. ({e})",
+                self.source.todo()
             )),
             CloudError::Config(e) => CloudError::Config(format!(
                 "{place} cannot be used as configured; check region, endpoint and name. ({e})"

@@ -59,7 +59,8 @@ impl CloudError {
             {
                 CloudError::NotFound(text)
             }
-            _ if says(&text, &REFUSED) => CloudError::Denied(text),
+            _ if says(&text, &REFUSED) || is_refused_identity(&text) => CloudError::Denied(text),
+            _ if text.contains(BAD_CERTIFICATE) => CloudError::Config(text),
             _ if says(
                 &text,
                 &["SlowDown", "429 Too Many", "503 Service", "ServerBusy"],
@@ -70,6 +71,16 @@ impl CloudError {
             _ if says(&text, &WRONG_SETTINGS) => CloudError::Config(text),
             _ => CloudError::Transient(text),
         }
+    }
+
+    /// Whether it comes from the service that hands out credentials, and not from the store.
+    pub(crate) fn is_of_identity(&self) -> bool {
+        is_of_identity(&self.to_string())
+    }
+
+    /// Whether a certificate was shown that is not trusted.
+    pub(crate) fn is_of_certificate(&self) -> bool {
+        self.to_string().contains(BAD_CERTIFICATE)
     }
 
     /// Whether the same request may succeed later without anybody changing settings.
@@ -87,6 +98,33 @@ const REFUSED: [&str; 6] = [
     "InvalidAccessKeyId",
     "AuthenticationFailed",
 ];
+
+/// What a client says of a certificate.
+const BAD_CERTIFICATE: &str = "invalid peer certificate";
+
+/// How errors begin that are about credentials that had to be asked for: tokens of Azure; the request to Amazon's STS,
+/// the one POST that is made; and where metadata services answer.
+const IDENTITY: [&str; 8] = [
+    "token request",
+    "token response",
+    "Generic S3 error: Error performing POST REDACTED",
+    "AssumeRoleWithWebIdentity",
+    "/latest/api/token",
+    "/latest/meta-data/",
+    "://169.254.170.",
+    " token file",
+];
+
+fn is_of_identity(text: &str) -> bool {
+    says(text, &IDENTITY)
+}
+
+/// Such a service has answered, and asking again the same way will not help.
+fn is_refused_identity(text: &str) -> bool {
+    is_of_identity(text)
+        && (text.contains(" token file") || text.contains("non-2xx status code: 4"))
+        && !says(text, &["408 Request", "429 Too Many"])
+}
 
 /// What stores answer when region, endpoint or name are wrong.
 const WRONG_SETTINGS: [&str; 4] = [

@@ -16,6 +16,7 @@ mod objects;
 mod observe;
 mod open;
 mod profile;
+mod source;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -56,6 +57,7 @@ pub struct Cloud {
     once: Arc<dyn ObjectStore>,
     place: Arc<str>,
     has_attributes: bool,
+    source: source::Source,
     traffic: Arc<Traffic>,
 }
 
@@ -81,6 +83,7 @@ impl Cloud {
             once: opened.once,
             place: config.place().into(),
             has_attributes: opened.has_attributes,
+            source: opened.source,
             traffic,
         }))
     }

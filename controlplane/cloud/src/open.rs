@@ -4,6 +4,7 @@ use crate::config::{AzureConfig, CloudConfig, Encryption, Environment, S3Config,
 use crate::error::CloudError;
 use crate::observe::{Observer, Watch};
 use crate::profile::{Files, Profile, ProfileKeys};
+use crate::source::{Source, check_token_file};
 use crate::{CALL_DEADLINE, CONNECT_DEADLINE, REQUEST_DEADLINE};
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -62,42 +63,35 @@ pub(crate) struct Opened {
     pub(crate) once: Arc<dyn ObjectStore>,
     /// Whether objects have metadata.
     pub(crate) has_attributes: bool,
+    /// Where its credentials come from.
+    pub(crate) source: Source,
+}
+
+/// Both stores of a builder. Those of the two clouds have the same methods and no trait in common.
+macro_rules! twice {
+    ($builder:expr, $prefix:expr, $config:expr) => {{
+        let (builder, source) = $builder;
+        let patient = builder.clone().with_retry(retry(RETRIES)).build();
+        let patient = patient.map_err(|e| refused($config, &e))?;
+        // Temporary credentials are asked for once.
+        let builder = builder.with_credentials(patient.credentials().clone());
+        let once = builder.with_retry(retry(0)).build();
+        let once = once.map_err(|e| refused($config, &e))?;
+        Opened {
+            patient: below($prefix, patient)?,
+            once: below($prefix, once)?,
+            has_attributes: true,
+            source,
+        }
+    }};
 }
 
 /// Opens what a configuration names; `None` for the provider `none`.
 pub(crate) fn open(config: &CloudConfig, watch: &Arc<Watch>) -> Result<Option<Opened>, CloudError> {
     let opened = match config {
         CloudConfig::None => return Ok(None),
-        CloudConfig::S3(s3) => {
-            let builder = s3_builder(s3, watch)?;
-            let patient = builder.clone().with_retry(retry(RETRIES)).build();
-            let patient = patient.map_err(|e| refused(config, &e))?;
-            let once = builder
-                .with_credentials(patient.credentials().clone())
-                .with_retry(retry(0))
-                .build();
-            let once = once.map_err(|e| refused(config, &e))?;
-            Opened {
-                patient: below(&s3.prefix, patient)?,
-                once: below(&s3.prefix, once)?,
-                has_attributes: true,
-            }
-        }
-        CloudConfig::Azure(azure) => {
-            let builder = azure_builder(azure, watch)?;
-            let patient = builder.clone().with_retry(retry(RETRIES)).build();
-            let patient = patient.map_err(|e| refused(config, &e))?;
-            let once = builder
-                .with_credentials(patient.credentials().clone())
-                .with_retry(retry(0))
-                .build();
-            let once = once.map_err(|e| refused(config, &e))?;
-            Opened {
-                patient: below(&azure.prefix, patient)?,
-                once: below(&azure.prefix, once)?,
-                has_attributes: true,
-            }
-        }
+        CloudConfig::S3(s3) => twice!(s3_builder(s3, watch)?, &s3.prefix, config),
+        CloudConfig::Azure(azure) => twice!(azure_builder(azure, watch)?, &azure.prefix, config),
         CloudConfig::Dir { path } => {
             std::fs::create_dir_all(path).map_err(|e| {
                 CloudError::Config(format!(
@@ -114,6 +108,7 @@ pub(crate) fn open(config: &CloudConfig, watch: &Arc<Watch>) -> Result<Option<Op
                 patient: store.clone(),
                 once: store,
                 has_attributes: false,
+                source: Source::Nothing,
             }
         }
     };
@@ -150,7 +145,10 @@ fn below(
     }
 }
 
-fn s3_builder(config: &S3Config, watch: &Arc<Watch>) -> Result<AmazonS3Builder, CloudError> {
+fn s3_builder(
+    config: &S3Config,
+    watch: &Arc<Watch>,
+) -> Result<(AmazonS3Builder, Source), CloudError> {
     if config.bucket.is_empty() {
         return wrong("no bucket is named; set --s3-bucket");
     }
@@ -165,7 +163,6 @@ fn s3_builder(config: &S3Config, watch: &Arc<Watch>) -> Result<AmazonS3Builder, 
         .with_disable_bulk_delete(true)
         .with_virtual_hosted_style_request(config.is_virtual_hosted)
         .with_client_options(client(is_http, &config.ca_file)?)
-        .with_allow_http(is_http)
         .with_http_connector(Observer::new(watch.clone(), is_sts_http));
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
@@ -220,17 +217,17 @@ fn encrypt(
 fn s3_credentials(
     mut builder: AmazonS3Builder,
     config: &S3Config,
-) -> Result<AmazonS3Builder, CloudError> {
+) -> Result<(AmazonS3Builder, Source), CloudError> {
     let env = &config.environment;
     match (&config.access_key, &config.secret_key) {
         (Some(access), Some(secret)) => {
             builder = builder
                 .with_access_key_id(access)
                 .with_secret_access_key(secret.expose());
-            return Ok(match &config.session_token {
-                Some(token) => builder.with_token(token.expose()),
-                None => builder,
-            });
+            if let Some(token) = &config.session_token {
+                builder = builder.with_token(token.expose());
+            }
+            return Ok((builder, Source::S3Keys));
         }
         (None, None) => {}
         _ => {
@@ -252,7 +249,7 @@ fn s3_credentials(
         .or_else(|| env.get("AWS_PROFILE").filter(|_| !has_keys));
     if let Some(name) = named {
         return match of_profile(&builder, env, name)? {
-            Some(builder) => Ok(builder),
+            Some(found) => Ok(found),
             None => wrong(format!(
                 "there are no keys in the AWS profile `{name}` ({}); add aws_access_key_id and \
                  aws_secret_access_key, or name another profile with --s3-profile",
@@ -294,19 +291,30 @@ fn s3_credentials(
             builder = builder.with_config(key, value);
         }
     }
+    let token_of = |name: &str| match env.get(name) {
+        Some(path) => check_token_file(name, Path::new(path)),
+        None => Ok(()),
+    };
     let is_set = |names: &[&str]| names.iter().all(|n| env.get(n).is_some());
-    let is_elsewhere = has_keys
-        || is_set(&["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"])
-        || is_set(&["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"])
-        || is_set(&[
-            "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-        ]);
-    if is_elsewhere {
-        return Ok(builder);
+    if has_keys {
+        return Ok((builder, Source::S3Keys));
     }
-    if let Some(builder) = of_profile(&builder, env, "default")? {
-        return Ok(builder);
+    if is_set(&["AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"]) {
+        token_of("AWS_WEB_IDENTITY_TOKEN_FILE")?;
+        return Ok((builder, Source::S3WebIdentity));
+    }
+    if is_set(&["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"]) {
+        return Ok((builder, Source::S3Container));
+    }
+    if is_set(&[
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    ]) {
+        token_of("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE")?;
+        return Ok((builder, Source::S3Pod));
+    }
+    if let Some(found) = of_profile(&builder, env, "default")? {
+        return Ok(found);
     }
     if env
         .get("AWS_EC2_METADATA_DISABLED")
@@ -317,26 +325,28 @@ fn s3_credentials(
              AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --s3-profile",
         );
     }
-    Ok(builder)
+    Ok((builder, Source::S3Instance))
 }
 
 fn of_profile(
     builder: &AmazonS3Builder,
     env: &Environment,
     name: &str,
-) -> Result<Option<AmazonS3Builder>, CloudError> {
+) -> Result<Option<(AmazonS3Builder, Source)>, CloudError> {
     let files = Files::of(env);
     let builder = builder.clone();
     Ok(match files.profile(name).map_err(CloudError::Config)? {
         None => None,
         Some(Profile::Keys(keys)) => {
-            Some(builder.with_credentials(Arc::new(ProfileKeys::new(files, name, keys))))
+            let keys = ProfileKeys::new(files, name, keys);
+            Some((builder.with_credentials(Arc::new(keys)), Source::S3Keys))
         }
         Some(Profile::WebIdentity {
             role,
             token_file,
             session,
         }) => {
+            check_token_file("web_identity_token_file", Path::new(&token_file))?;
             let mut builder = builder
                 .with_config(AmazonS3ConfigKey::RoleArn, role)
                 .with_config(AmazonS3ConfigKey::WebIdentityTokenFile, token_file);
@@ -346,7 +356,7 @@ fn of_profile(
             if let Some(sts) = env.get("AWS_ENDPOINT_URL_STS") {
                 builder = builder.with_config(AmazonS3ConfigKey::StsEndpoint, sts);
             }
-            Some(builder)
+            Some((builder, Source::S3WebIdentity))
         }
     })
 }
@@ -354,7 +364,7 @@ fn of_profile(
 fn azure_builder(
     config: &AzureConfig,
     watch: &Arc<Watch>,
-) -> Result<MicrosoftAzureBuilder, CloudError> {
+) -> Result<(MicrosoftAzureBuilder, Source), CloudError> {
     if config.account.is_empty() {
         return wrong("no storage account is named; set --azure-account or AZURE_STORAGE_ACCOUNT");
     }
@@ -366,7 +376,6 @@ fn azure_builder(
         .with_account(&config.account)
         .with_container_name(&config.container)
         .with_client_options(client(is_http, &config.ca_file)?)
-        .with_allow_http(is_http)
         .with_http_connector(Observer::new(watch.clone(), false));
     if let Some(endpoint) = &config.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
@@ -429,12 +438,45 @@ fn azure_builder(
             env.get("AZURE_STORAGE_ENCRYPTION_KEY").map(str::to_owned),
         ),
     ];
+    let mut set = Vec::new();
     for (key, value) in values {
-        if let Some(value) = value {
-            builder = builder.with_config(key, value);
+        let Some(value) = value else { continue };
+        if key == AzureConfigKey::FederatedTokenFile {
+            check_token_file("AZURE_FEDERATED_TOKEN_FILE", Path::new(&value))?;
         }
+        if key == AzureConfigKey::EncryptionKey && is_http {
+            return wrong(
+                "the customer's key (AZURE_STORAGE_ENCRYPTION_KEY) would cross the network in the clear; use an https \
+                 endpoint",
+            );
+        }
+        set.push(key);
+        builder = builder.with_config(key, value);
     }
-    Ok(builder)
+    Ok((builder, azure_source(env, &set)))
+}
+
+/// Which of the credentials that are set are used, as the crate has it.
+fn azure_source(env: &Environment, set: &[AzureConfigKey]) -> Source {
+    let has = |keys: &[AzureConfigKey]| keys.iter().all(|key| set.contains(key));
+    let identity = [AzureConfigKey::ClientId, AzureConfigKey::AuthorityId];
+    let is_application = has(&identity);
+    match env.get("AZURE_CREDENTIAL_TYPE") {
+        Some("bearer_token") => Source::AzureToken,
+        Some("access_key") => Source::AzureKey,
+        Some("client_secret") => Source::AzureSecret,
+        Some("workload_identity") => Source::AzureWorkload,
+        Some("sas_token") => Source::AzureSas,
+        Some("azure_cli") => Source::AzureCli,
+        Some("managed_identity") => Source::AzureIdentity,
+        _ if has(&[AzureConfigKey::Token]) => Source::AzureToken,
+        _ if has(&[AzureConfigKey::AccessKey]) => Source::AzureKey,
+        _ if is_application && has(&[AzureConfigKey::FederatedTokenFile]) => Source::AzureWorkload,
+        _ if is_application && has(&[AzureConfigKey::ClientSecret]) => Source::AzureSecret,
+        _ if has(&[AzureConfigKey::SasKey]) => Source::AzureSas,
+        _ if has(&[AzureConfigKey::UseAzureCli]) => Source::AzureCli,
+        _ => Source::AzureIdentity,
+    }
 }
 
 fn retry(max_retries: usize) -> RetryConfig {

@@ -4,6 +4,7 @@
 
 mod credentials;
 mod faults;
+mod temporary;
 
 use super::*;
 use bytes::Bytes;

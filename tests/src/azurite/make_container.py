@@ -1,9 +1,10 @@
-"""Makes a container with a request signed by the account's key: ENDPOINT ACCOUNT KEY CONTAINER."""
+"""Makes a container with a request signed by the account's key: ENDPOINT ACCOUNT KEY CONTAINER [AUTHORITY]."""
 
 import base64
 import email.utils
 import hashlib
 import hmac
+import ssl
 import sys
 import urllib.request
 
@@ -18,5 +19,6 @@ request = urllib.request.Request(f"{endpoint}/{container}?restype=container", me
 request.add_header("x-ms-date", date)
 request.add_header("x-ms-version", version)
 request.add_header("Authorization", f"SharedKey {account}:{base64.b64encode(digest).decode()}")
-with urllib.request.urlopen(request, timeout=10) as answer:
+context = ssl.create_default_context(cafile=sys.argv[5]) if len(sys.argv) > 5 else None
+with urllib.request.urlopen(request, timeout=10, context=context) as answer:
     assert answer.status == 201, answer.status

@@ -1,4 +1,4 @@
-//! Where credentials come from. moto stands for the store, for STS and for an instance's metadata; the proxy sees whose
+//! Where credentials come from. moto stands for the store and for an instance's metadata; the proxy sees whose
 //! credentials a request carries.
 
 use super::*;
@@ -28,8 +28,6 @@ async fn s3_credentials_are_found_where_the_tools_put_them() {
     let proxy = FaultProxy::start(s3.port());
     let home = tempfile::tempdir().unwrap();
     let nothing = home.path().join("nothing").to_str().unwrap().to_owned();
-    let token = home.path().join("token");
-    std::fs::write(&token, "web-identity").unwrap();
     std::fs::create_dir(home.path().join(".aws")).unwrap();
     std::fs::write(
         home.path().join(".aws/credentials"),
@@ -76,22 +74,6 @@ async fn s3_credentials_are_found_where_the_tools_put_them() {
     assert!(refusal(unknown).contains("`nobody`"));
     let forbidden = of(&[("AWS_EC2_METADATA_DISABLED", "true"), ("HOME", &nothing)]);
     assert!(refusal(forbidden).contains("AWS_ACCESS_KEY_ID"));
-    // moto knows STS by the name of the host alone, which is a number here: what is asserted is what was asked.
-    let web = of(&[
-        ("AWS_WEB_IDENTITY_TOKEN_FILE", token.to_str().unwrap()),
-        ("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/tests"),
-        ("AWS_ENDPOINT_URL_STS", &proxy.endpoint()),
-        ("HOME", home),
-    ]);
-    assert!(open_s3(web).check().await.is_err());
-    let asked = proxy.requests().pop().unwrap().path;
-    for part in [
-        "Action=AssumeRoleWithWebIdentity",
-        "WebIdentityToken=web-identity",
-        "role%2Ftests",
-    ] {
-        assert!(asked.contains(part), "{part}: {asked}");
-    }
     // Nothing at all, and an instance that does not answer: said with what to do, and not as a passing failure.
     let nowhere = of(&[
         ("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://127.0.0.1:9"),
