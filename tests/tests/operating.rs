@@ -2,7 +2,8 @@
 //! what the documentation says.
 
 use fastcache_tests::{
-    Bytes, Node, Plane, Setup, output_of, program, repository, run, serial, wait_until,
+    Bytes, Cloud, Fault, FaultProxy, Node, Plane, S3, Setup, drop_page_cache, output_of, program,
+    repository, run, serial, wait_until,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,65 @@ fn problems(node: &Node) -> (i32, Vec<String>, Value) {
         .iter()
         .map(|p| p["code"].as_str().expect("a code").to_owned());
     (code, codes.collect(), status)
+}
+
+#[test]
+fn reads_of_the_cloud_that_are_stopped_are_told_and_go_on() {
+    let _one = serial();
+    let s3 = S3::start();
+    let proxy = FaultProxy::start(s3.port());
+    let node = Node::start(Setup {
+        cloud: Cloud::S3(s3.through(&proxy)),
+        ..Setup::default()
+    });
+    // As many misses at once as stop the reads: each is tried for some seconds.
+    let files: Vec<_> = (0..12).map(|n| node.at(&format!("file-{n}"))).collect();
+    for file in &files {
+        std::fs::write(file, b"cold").expect("write");
+    }
+    node.flush();
+    node.evict();
+    drop_page_cache();
+    assert_eq!(problems(&node).0, 0);
+    proxy.set(Fault::Refuse);
+    std::thread::scope(|scope| {
+        let read = |file| move || std::fs::read(file);
+        let reads: Vec<_> = files.iter().map(|f| scope.spawn(read(f))).collect();
+        for read in reads {
+            let error = read
+                .join()
+                .expect("a reader")
+                .expect_err("no cloud, no bytes");
+            assert_eq!(error.raw_os_error(), Some(libc::EIO));
+        }
+    });
+    let (code, codes, status) = problems(&node);
+    assert_eq!(code, 1, "{status:#}");
+    assert!(codes.contains(&"reads_stopped".to_owned()), "{status:#}");
+    let out = node.try_ctl(&["status"]);
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert!(
+        text.contains("CRITICAL: reads of the object store are stopped"),
+        "{text}"
+    );
+    let health: Value = serde_json::from_str(&get(&node, "/api/health")).expect("JSON");
+    assert_eq!(health["are_cloud_reads_stopped"], true, "{health}");
+    let metrics = get(&node, "/metrics");
+    for line in [
+        "fastcache_cloud_reads_stopped 1",
+        "fastcache_problem{code=\"reads_stopped\"} 1",
+    ] {
+        assert!(
+            metrics.lines().any(|l| l == line),
+            "no {line} in\n{metrics}"
+        );
+    }
+    proxy.set(Fault::Pass);
+    wait_until("reads work again", Duration::from_secs(60), || {
+        std::fs::read(&files[0]).is_ok_and(|bytes| bytes == b"cold")
+    });
+    let (code, codes, _) = problems(&node);
+    assert_eq!((code, codes), (0, vec![]));
 }
 
 #[test]

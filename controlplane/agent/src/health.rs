@@ -38,7 +38,7 @@ pub struct Problem {
 }
 
 /// Every code there is, for the metric `fastcache_problem`.
-pub const CODES: [&str; 12] = [
+pub const CODES: [&str; 13] = [
     "data_plane_away",
     "namespace_away",
     "uploads_paused",
@@ -49,6 +49,7 @@ pub const CODES: [&str; 12] = [
     "checksum_errors",
     "dirty_old",
     "dirty_much",
+    "reads_stopped",
     "history_stopped",
     "history_behind",
 ];
@@ -97,6 +98,16 @@ pub fn assess(stats: &NodeStats) -> Vec<Problem> {
             let what = format!("uploads fail: {error}");
             found.push(problem("uploads_failing", Warning, what, todo));
         }
+    }
+    if let Some(error) = &stats.reads_stopped {
+        found.push(problem(
+            "reads_stopped",
+            Critical,
+            format!(
+                "reads of the object store are stopped because they kept failing: what is not on this node gives EIO: {error}"
+            ),
+            "check the object store, its credentials and the network; one read at a time probes, and all go on by themselves",
+        ));
     }
     if let Some(age) = stats.backlog.oldest_dirty_age
         && stats.has_cloud
@@ -227,6 +238,7 @@ mod tests {
             uptime: Duration::ZERO,
             has_cloud: true,
             is_breaker_open: false,
+            reads_stopped: None,
             uploads_in_flight: 0,
             fetches_in_flight: 0,
         }
@@ -235,7 +247,7 @@ mod tests {
     #[test]
     fn each_problem_has_its_code_and_something_to_do() {
         type Break = fn(&mut NodeStats);
-        let table: [(&str, Break); 10] = [
+        let table: [(&str, Break); 11] = [
             ("data_plane_away", |s| s.data = None),
             ("namespace_away", |s| s.namespace = None),
             ("uploads_paused", |s| {
@@ -262,6 +274,9 @@ mod tests {
             }),
             ("dirty_much", |s| {
                 s.data.as_mut().unwrap().dirty_bytes = 800;
+            }),
+            ("reads_stopped", |s| {
+                s.reads_stopped = Some("no route".to_owned());
             }),
         ];
         assert_eq!(assess(&well()), vec![]);

@@ -468,6 +468,7 @@ impl Node {
             uptime: inner.started.elapsed(),
             has_cloud: inner.cloud.is_some(),
             is_breaker_open: lock(&inner.breaker).is_open(),
+            reads_stopped: inner.cloud.as_ref().and_then(Cloud::reads_stopped),
             uploads_in_flight: count(&c.uploading),
             fetches_in_flight: u64::try_from(
                 inner
@@ -492,6 +493,12 @@ impl Node {
     /// This node's name.
     pub fn peer_id(&self) -> &str {
         &self.inner.peer_id
+    }
+
+    /// Whether reads of the object store are stopped, but for probes, because they kept failing.
+    pub fn are_cloud_reads_stopped(&self) -> bool {
+        let cloud = self.inner.cloud.as_ref();
+        cloud.is_some_and(|cloud| cloud.reads_stopped().is_some())
     }
 
     /// Whether the data plane is connected now.

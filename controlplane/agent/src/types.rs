@@ -125,6 +125,8 @@ pub struct NodeStats {
     pub has_cloud: bool,
     /// Uploads failed so often in a row that they are paused, but for probes.
     pub is_breaker_open: bool,
+    /// What the object store last said, while reads of it are stopped, but for probes, because they kept failing.
+    pub reads_stopped: Option<String>,
     /// Uploads under way.
     pub uploads_in_flight: u64,
     /// Cloud reads under way.

@@ -116,6 +116,12 @@ impl Traffic {
 }
 
 impl Cloud {
+    /// What the store last said, while reads of chunks are stopped because they kept failing; `None`: they go on.
+    pub fn reads_stopped(&self) -> Option<String> {
+        let reads = lock(&self.traffic.reads);
+        reads.is_open().then(|| reads.error().to_owned())
+    }
+
     /// Writes an object, with its checksum and length as metadata. Returns its ETag, where the store gives one.
     ///
     /// # Errors

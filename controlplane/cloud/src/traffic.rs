@@ -139,6 +139,11 @@ impl Breaker {
         !was_open && self.probe_at.is_some()
     }
 
+    /// Whether reads are stopped, but for probes.
+    pub(crate) fn is_open(&self) -> bool {
+        self.probe_at.is_some()
+    }
+
     /// Why reads are stopped.
     pub(crate) fn error(&self) -> &str {
         &self.error
@@ -184,7 +189,9 @@ mod tests {
             assert!(!breaker.failed("away", t));
             assert!(breaker.admit(t).is_ok());
         }
+        assert!(!breaker.is_open());
         assert!(breaker.failed("away", t));
+        assert!(breaker.is_open());
         assert_eq!(breaker.admit(t), Err(t + PROBE.0));
         let later = t + PROBE.0;
         assert!(breaker.admit(later).is_ok(), "the probe");
@@ -195,6 +202,7 @@ mod tests {
             at = breaker.admit(at).err().unwrap_or(at);
         }
         assert!(breaker.worked());
+        assert!(!breaker.is_open());
         assert!(breaker.admit(later).is_ok());
     }
 }

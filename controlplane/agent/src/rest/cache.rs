@@ -92,6 +92,7 @@ pub async fn health(State(rest): State<Rest>) -> Response {
     let body = HealthBody {
         status: text.to_owned(),
         is_data_connected,
+        are_cloud_reads_stopped: rest.node.are_cloud_reads_stopped(),
         peer_id: rest.node.peer_id().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };

@@ -50,6 +50,10 @@ pub struct HealthBody {
     pub status: String,
     /// Whether the data plane is connected.
     pub is_data_connected: bool,
+    /// Whether reads of the object store are stopped because they kept failing: what is not cached gives EIO. No reason
+    /// for 503: a restart of the node would not help.
+    #[serde(default)]
+    pub are_cloud_reads_stopped: bool,
     /// This node's name.
     pub peer_id: String,
     /// Version of fastcache.
