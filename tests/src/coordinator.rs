@@ -60,8 +60,9 @@ impl Coordinator {
         coordinator
     }
 
-    /// A directory of its own, unless the flags name another bucket: without one nothing is ever persisted.
-    fn bucket(&self) -> Vec<String> {
+    /// Its bucket, as flags, which its nodes have to be given: a directory of its own. None where its own flags name
+    /// another one.
+    pub fn bucket(&self) -> Vec<String> {
         if self.flags.iter().any(|f| f == "--cloud-provider") {
             return Vec::new();
         }
@@ -93,6 +94,16 @@ impl Coordinator {
         wait_until("the coordinator answers", Duration::from_secs(20), || {
             TcpStream::connect(("127.0.0.1", self.port)).is_ok()
         });
+    }
+
+    /// The same with other flags.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[track_caller]
+    pub fn start_again_with(&mut self, flags: &[&str]) {
+        self.flags = flags.iter().map(|f| (*f).to_owned()).collect();
+        self.start();
     }
 
     /// kill -9.

@@ -565,9 +565,11 @@ fn garbage_on_the_coordinators_port_is_refused_and_it_serves_on() {
             &format!("{url}/fastcache.v1.Coordinator/Call"),
         ]));
     }
+    let mut flags = coordinator.bucket();
+    flags.extend(["--coordinator".to_owned(), coordinator.address()]);
     let node = Node::start(Setup {
         capacity: Some("64MiB"),
-        flags: vec!["--coordinator".to_owned(), format!("127.0.0.1:{port}")],
+        flags,
         ..Setup::default()
     });
     works(&node);

@@ -1,6 +1,7 @@
 //! Promise: a node works the same with a coordinator in a process of its own (gRPC) as with the embedded one.
 
-use fastcache_tests::{Bytes, Coordinator, Node, Setup, serial, temp_dir};
+use fastcache_tests::{Bytes, Coordinator, Node, Setup, serial, temp_dir, wait_until};
+use std::time::Duration;
 
 #[test]
 fn a_node_with_a_coordinator_of_its_own_process() {
@@ -43,5 +44,109 @@ fn a_node_with_a_coordinator_of_its_own_process() {
     assert_eq!(
         (got.len(), Bytes::of(99).first_difference(0, &got)),
         (20 << 20, None)
+    );
+}
+
+/// What `up` says of a node that must not start with these flags.
+#[track_caller]
+fn refusal(node: &Node, flags: &[&str]) -> String {
+    let out = node.try_up_with(flags);
+    let said = [out.stdout, out.stderr].map(|b| String::from_utf8_lossy(&b).into_owned());
+    let said = said.concat();
+    assert!(!out.status.success(), "{flags:?}: the node started: {said}");
+    assert!(!node.is_mounted(), "{flags:?}: something is mounted");
+    said
+}
+
+#[test]
+fn a_node_with_another_bucket_than_its_coordinators_is_refused() {
+    let _one = serial();
+    let (ours, empty, theirs) = (temp_dir("bucket"), temp_dir("empty"), temp_dir("theirs"));
+    let (coordinator, _) = Coordinator::start_with_folder(ours.path());
+    // Another file system's.
+    let (other, _) = Coordinator::start_with_folder(theirs.path());
+    let folder = |dir: &tempfile::TempDir| format!("--cloud-dir={}", dir.path().display());
+    // Its own, as it was at an earlier time.
+    let copy = temp_dir("copy");
+    let node = Node::prepare(Setup {
+        flags: vec![
+            format!("--coordinator={}", coordinator.address()),
+            "--cloud-provider=dir".to_owned(),
+        ],
+        ..Setup::default()
+    });
+    let prefix = [&*folder(&ours), "--cloud-prefix=team"];
+    let table: [(&[&str], &str); 3] = [
+        (&[&folder(&empty)], "holds no file system"),
+        (&prefix, "holds no file system"),
+        (&[&folder(&theirs)], "holds the file system"),
+    ];
+    for (flags, want) in table {
+        let said = refusal(&node, flags);
+        for words in [
+            "is not the bucket of this node's coordinator",
+            "--cloud-prefix",
+            want,
+        ] {
+            assert!(said.contains(words), "{flags:?}: {words}: {said}");
+        }
+    }
+    drop(other);
+    node.up_with(&[&folder(&ours)]);
+    std::fs::write(node.at("file"), b"ours").expect("write");
+    node.flush();
+    assert_eq!(node.state_xattr("file"), "persisted");
+    node.down();
+
+    let mut coordinator = coordinator;
+    fastcache_tests::run(
+        std::process::Command::new("cp")
+            .arg("-a")
+            .arg(ours.path().join("."))
+            .arg(copy.path()),
+    );
+    coordinator.kill();
+    coordinator.start();
+    let said = refusal(&node, &[&folder(&copy)]);
+    assert!(said.contains("a copy of it that ends with epoch"), "{said}");
+}
+
+#[test]
+fn a_coordinator_that_goes_to_another_bucket_is_noticed_by_its_node() {
+    let _one = serial();
+    let (ours, other) = (temp_dir("bucket"), temp_dir("other"));
+    let (mut coordinator, flags) = Coordinator::start_with_folder(ours.path());
+    let node = Node::start(Setup {
+        flags,
+        ..Setup::default()
+    });
+    std::fs::write(node.at("before"), b"before").expect("write");
+    node.flush();
+    coordinator.kill();
+    let other = other.path().display().to_string();
+    coordinator.start_again_with(&["--cloud-provider", "dir", "--cloud-dir", &other]);
+    let stopped = || {
+        let (code, status) = node.verdict(&["status"]);
+        let problems = status["problems"].as_array().expect("problems");
+        let found = problems.iter().find(|p| p["code"] == "history_stopped");
+        found.map(|p| (code, p["what"].as_str().unwrap_or("").to_owned()))
+    };
+    let what = "the node says that the bucket is another";
+    wait_until(what, Duration::from_secs(60), || stopped().is_some());
+    let (code, text) = stopped().expect("still");
+    assert_eq!(code, 1);
+    assert!(
+        text.contains("is not the bucket of this node's coordinator"),
+        "{text}"
+    );
+    // The file system works, and nothing of it is said to be safe.
+    std::fs::write(node.at("after"), b"after").expect("write");
+    assert_ne!(node.state_xattr("before"), "persisted");
+    assert_ne!(node.state_xattr("after"), "persisted");
+    let out = node.try_ctl(&["flush", "--wait"]);
+    assert!(
+        !out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
     );
 }

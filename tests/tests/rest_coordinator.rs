@@ -13,8 +13,9 @@ fn node_of(coordinator: &Coordinator, more: &[&str]) -> Node {
     let address = coordinator.address();
     let mut flags = vec!["--coordinator", &address, "--peer-id", "n1"];
     flags.extend(more);
+    let flags = flags.into_iter().map(str::to_owned);
     Node::start(Setup {
-        flags: flags.into_iter().map(str::to_owned).collect(),
+        flags: flags.chain(coordinator.bucket()).collect(),
         ..Setup::default()
     })
 }

@@ -14,12 +14,8 @@ const LOOK: Duration = Duration::from_millis(200);
 impl Inner {
     /// How far the history is, and whether it covers an inode.
     pub(crate) async fn history(&self, ino: Option<Ino>) -> Result<HistoryStatus, Errno> {
-        told(
-            self.namespace
-                .call(self.request(NsOp::History { ino }))
-                .await
-                .result,
-        )
+        let asked = self.namespace.call(self.request(NsOp::History { ino }));
+        told(asked.await.result).map(|status| self.judged(status))
     }
 
     /// Waits until `record`, or everything that was acknowledged so far (which is put there), is in the bucket. ENOTSUP when
@@ -36,7 +32,7 @@ impl Inner {
         loop {
             let asked = self.namespace.call(self.request(NsOp::Persist { upto }));
             let answer = tokio::select! {
-                answer = asked => told(answer.result),
+                answer = asked => told(answer.result).map(|status| self.judged(status)),
                 () = self.stop.cancelled() => return Err(Errno::EIO),
             };
             match answer {
@@ -48,6 +44,10 @@ impl Inner {
                 Ok(status) if status.state == HistoryState::Stopped => {
                     error!(target: "cloud", "{}", problem(&status).unwrap_or_default());
                     return Err(Errno::ENOTSUP);
+                }
+                // The coordinator answers at once where its bucket is not known to be this node's.
+                Ok(status) if status.state == HistoryState::Claiming => {
+                    tokio::time::sleep(LOOK).await;
                 }
                 Ok(_) => {}
                 Err(errno) => {
@@ -66,11 +66,11 @@ impl Inner {
         loop {
             match self.history(None).await.map(|status| status.state) {
                 Ok(HistoryState::Off | HistoryState::Shipping) => return true,
-                Ok(HistoryState::Stopped) => {
+                Ok(HistoryState::Stopped) if !self.is_bucket_another() => {
                     error!(target: "cloud", "nothing is uploaded: the bucket belongs to another coordinator");
                     return false;
                 }
-                Ok(HistoryState::Claiming) | Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}

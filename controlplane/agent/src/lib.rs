@@ -9,6 +9,7 @@
     )
 )]
 
+mod bucket;
 pub mod check;
 mod config;
 mod error;

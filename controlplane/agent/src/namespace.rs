@@ -12,7 +12,7 @@ use fastcache_coordinator::{
     Engine, HistoryConfig, HistoryOptions, Namespace, RemoteNamespace, Revocation,
 };
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::info;
 
 /// Where the data plane of a node listens for others, unless told otherwise.
@@ -77,6 +77,14 @@ impl NamespaceHandle {
             NamespaceHandle::Real(namespace) => namespace.call(request).await,
             #[cfg(test)]
             NamespaceHandle::Fake(answer) => answer(request),
+        }
+    }
+
+    /// File system and epoch of a coordinator of its own process; `None`: embedded.
+    pub(crate) fn owner(&self) -> Option<watch::Receiver<(u64, u64)>> {
+        match self {
+            NamespaceHandle::Real(Namespace::Remote(remote)) => Some(remote.owner()),
+            _ => None,
         }
     }
 

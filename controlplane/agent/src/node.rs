@@ -1,5 +1,6 @@
 //! A node's control plane as its callers see it (REST, the command line), and what its parts share.
 
+use crate::bucket::{self, Bucket};
 use crate::config::{AgentConfig, FsyncLevel};
 use crate::error::AgentError;
 use crate::garbage;
@@ -53,6 +54,8 @@ pub(crate) struct Inner {
     pub(crate) cache: Mutex<Lru>,
     pub(crate) queue: Mutex<Queue>,
     pub(crate) breaker: Mutex<Breaker>,
+    /// Whether the bucket is the coordinator's.
+    pub(crate) bucket: Mutex<Bucket>,
     /// Writers wait for space until then, as far as is known.
     pub(crate) pressed_until: Mutex<Option<Instant>>,
     /// Invalidations the data plane has still to be told.
@@ -131,7 +134,12 @@ impl Node {
         let cloud = open_cloud(&config).await?;
         let opened = NamespaceHandle::open(&config, &peer_id, cloud.clone()).await?;
         let (namespace, revocations) = opened;
-        let node = Node::start_on(config, peer_id, namespace, cloud);
+        let owner = bucket::expect_same(&namespace, cloud.as_ref()).await?;
+        let node = Node::start_on(config, peer_id, namespace, cloud.clone());
+        if let (Some(owner), Some(cloud)) = (owner, cloud) {
+            let task = bucket::watch_loop(node.inner.clone(), cloud, owner);
+            lock(&node.inner.tasks).spawn(task);
+        }
         if let Some(revocations) = revocations {
             let task = namespace::revocation_loop(node.inner.clone(), revocations);
             lock(&node.inner.tasks).spawn(task);
@@ -154,6 +162,12 @@ impl Node {
             longest: config.upload_max_delay,
         };
         let (finished, to_record) = mpsc::channel(persist::RECORD_QUEUE);
+        let is_watched = namespace.owner().is_some() && cloud.is_some();
+        let bucket = if is_watched {
+            Bucket::Unknown
+        } else {
+            Bucket::Same
+        };
         let inner = Arc::new(Inner {
             uploads: Arc::new(Semaphore::new(config.upload_parallel)),
             fetches: Semaphore::new(config.fetch_parallel),
@@ -167,6 +181,7 @@ impl Node {
             cache: Mutex::default(),
             queue: Mutex::new(Queue::new(pace)),
             breaker: Mutex::default(),
+            bucket: Mutex::new(bucket),
             pressed_until: Mutex::default(),
             missed: Mutex::default(),
             queue_changed: watch::Sender::new(()),

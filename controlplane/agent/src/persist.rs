@@ -80,6 +80,7 @@ pub(crate) async fn upload_loop(
             let wait = match lock(&inner.breaker).may_begin(in_flight, now) {
                 Err(wait) => wait,
                 Ok(()) if inner.link.current().is_none() => None,
+                Ok(()) if inner.is_bucket_another() => None,
                 Ok(()) if !lock(&limit).may_begin(in_flight) => None,
                 Ok(()) if cloud.paused_until().is_some() => cloud.paused_until(),
                 Ok(()) => match inner.next_upload(now) {

@@ -396,6 +396,11 @@ impl Engine {
         }
     }
 
+    /// Number of the file system, and the epoch of this start.
+    pub fn owner(&self) -> (u64, u64) {
+        (self.inner.file_system, self.inner.epoch)
+    }
+
     /// Counters now.
     pub fn stats(&self) -> EngineStats {
         let inner = &self.inner;

@@ -58,7 +58,10 @@ impl coordinator_server::Coordinator for Service {
             .0
             .register(node.unwrap_or_default(), ns_version, previous_session)
             .await?;
+        let (file_system, epoch) = self.0.engine().owner();
         Ok(Response::new(RegisterReply {
+            file_system,
+            epoch,
             lease_ms: u32::try_from(done.lease.as_millis()).unwrap_or(u32::MAX),
             session: done.session,
         }))

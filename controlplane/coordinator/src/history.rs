@@ -11,6 +11,7 @@
 //! [`ship`] and [`snapshot`] write, [`rebuild`](mod@rebuild) reads, [`progress`] knows how far it is. Changes never wait
 //! for the bucket: what is not there yet is read from the log on this disk, which keeps it until then.
 
+mod bucket;
 mod claim;
 mod format;
 mod grace;
@@ -22,6 +23,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use bucket::{BucketError, check_bucket};
 pub(crate) use claim::{Claimant, expect_free};
 pub(crate) use format::Owner;
 pub(crate) use progress::Progress;

@@ -37,8 +37,8 @@ pub use coordinator::{
 };
 pub use engine::{Engine, EngineError, EngineStats, LOG_KEPT, SYNC_EVERY};
 pub use history::{
-    HistoryConfig, HistoryError, HistoryOptions, RebuildError, RebuildOptions, Rebuilt, Step,
-    rebuild,
+    BucketError, HistoryConfig, HistoryError, HistoryOptions, RebuildError, RebuildOptions,
+    Rebuilt, Step, check_bucket, rebuild,
 };
 pub use namespace::Namespace;
 pub use registry::{PEER_ID_MAX, PEERS_MAX, Peer, RegisterError, UnknownSession};

@@ -136,6 +136,8 @@ struct Shared {
     session: watch::Sender<u64>,
     /// Revocations that came in: replies that were under way then are not to be cached.
     revoked: AtomicU64,
+    /// File system and epoch of the last registration.
+    owner: watch::Sender<(u64, u64)>,
     node: Mutex<Node>,
     lost: tokio::sync::Notify,
 }
@@ -189,6 +191,7 @@ impl RemoteNamespace {
             coordinator: coordinator.to_owned(),
             session: watch::Sender::new(NONE),
             revoked: AtomicU64::new(0),
+            owner: watch::Sender::new((0, 0)),
             node: Mutex::new(node),
             lost: tokio::sync::Notify::new(),
         });
@@ -214,6 +217,11 @@ impl RemoteNamespace {
         node.capacity_bytes = capacity_bytes;
         node.used_bytes = used_bytes;
         node.dirty_bytes = dirty_bytes;
+    }
+
+    /// The file system and the epoch under which the coordinator writes its history, as of the last registration.
+    pub fn owner(&self) -> watch::Receiver<(u64, u64)> {
+        self.shared.owner.subscribe()
     }
 
     /// The coordinator knows this node now.
@@ -394,7 +402,13 @@ impl Keeper {
                 previous_session: previous,
             };
             let status = match self.shared.client.clone().register(request).await {
-                Ok(reply) => return Ok((reply.into_inner(), sent)),
+                Ok(reply) => {
+                    let reply = reply.into_inner();
+                    self.shared
+                        .owner
+                        .send_replace((reply.file_system, reply.epoch));
+                    return Ok((reply, sent));
+                }
                 Err(status) => status,
             };
             let coordinator = &self.shared.coordinator;

@@ -13,7 +13,7 @@ use tracing::error;
 const LOST_MAX: u32 = 50;
 /// Between two looks when nothing happens.
 const LOOK: Duration = Duration::from_millis(100);
-/// The data plane is told so often that it still waits; less than it waits for an answer (30 s), also with the time that
+/// The data plane is told so often that it still waits; less than it waits for an answer (75 s), also with the time that
 /// the coordinator may take to answer on top.
 const SLICE: Duration = Duration::from_secs(10);
 
@@ -87,6 +87,10 @@ impl Inner {
         let mut lost = 0;
         let mut was_synced = true;
         while waited.record.is_none() {
+            if self.is_bucket_another() {
+                error!(target: "cloud", "nothing is persisted: the bucket is not the coordinator's");
+                return Err(Errno::ENOTSUP);
+            }
             let (is_synced, is_left) = {
                 let mut queue = lock(&self.queue);
                 if queue.is_synced() && !was_synced {
