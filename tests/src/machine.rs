@@ -163,13 +163,23 @@ pub fn close(file: std::fs::File) -> std::io::Result<()> {
     }
 }
 
-/// A TCP port of 127.0.0.1 that was free a moment ago.
+/// A TCP port of 127.0.0.1 that was free a moment ago. None of those that the kernel gives to outgoing connections:
+/// somebody's could take it before whom it is for.
 ///
 /// # Panics
 /// When there is none.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .unwrap_or_else(|e| panic!("no free port: {e}"))
-        .port()
+    const FIRST: u16 = 10_000;
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let range = range.unwrap_or_else(|e| panic!("ip_local_port_range: {e}"));
+    let end: u16 = range
+        .split_whitespace()
+        .next()
+        .and_then(|n| n.parse().ok())
+        .filter(|end| *end > FIRST)
+        .unwrap_or(u16::MAX);
+    (0..1000)
+        .map(|_| rand::random_range(FIRST..end))
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("no free port")
 }

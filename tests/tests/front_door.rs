@@ -219,11 +219,15 @@ fn a_reread_makes_no_request() {
     let mut file = std::fs::File::open(node.at("file")).expect("open");
     let mut buf = Vec::with_capacity(64 << 20);
     file.read_to_end(&mut buf).expect("first reading");
-    let before = node.fuse_requests();
+    // Others may take pages away when the machine is short of memory, and what the kernel asks for ahead of a reader is
+    // counted late: then the reading before was another first one.
     let mut again = vec![0; 64 << 20];
-    file.read_exact_at(&mut again, 0).expect("second reading");
-    assert_eq!(node.fuse_requests() - before, 0, "the page cache answers");
-    assert!(buf == again);
+    wait_until("the page cache answers", Duration::from_secs(60), || {
+        let before = node.fuse_requests();
+        file.read_exact_at(&mut again, 0).expect("next reading");
+        assert!(buf == again);
+        node.fuse_requests() == before
+    });
 }
 
 #[test]

@@ -196,7 +196,7 @@ fn setuid_and_setgid_go_with_a_write_a_truncation_and_a_chown() {
     may(BOB, &[BOB], &here, "echo x >>file");
     wait_until(
         "the mode alone is told anew",
-        Duration::from_secs(5),
+        Duration::from_secs(30),
         || known() == 0o777,
     );
     // Root writes without taking them; a chown takes them, whoever does it, but not from a directory.

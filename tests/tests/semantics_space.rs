@@ -31,7 +31,7 @@ fn statfs_tells_a_size_without_end_and_what_is_used() {
     node.flush();
     wait_until(
         "10 MiB are used, and the hole is not",
-        Duration::from_secs(5),
+        Duration::from_secs(30),
         || {
             let now = stat();
             before.f_bfree - now.f_bfree == (10 * MIB as u64) / 4096
