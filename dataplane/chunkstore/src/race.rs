@@ -5,7 +5,7 @@
 use crate::tests::{buf, bytes, check, chunk, clean, file, id, inline, key, pending, read};
 use crate::*;
 use fastcache_reactor::race::{cut_power, try_schedules};
-use fastcache_reactor::{Task, spawn};
+use fastcache_reactor::{Task, spawn, yield_now};
 use fastcache_types::{BLOCK, ChunkKey, Extent};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -82,6 +82,23 @@ fn reader(store: &Store, ino: u64) -> Task<()> {
     })
 }
 
+/// Reads the chunk that is there now, over and over, until the others have ended, and once more.
+fn patient_reader(store: &Store, ino: u64, others: &Rc<()>) -> Task<()> {
+    let (store, others) = (store.clone(), Rc::downgrade(others));
+    let body = store.get(id(ino, 0)).unwrap();
+    spawn(async move {
+        loop {
+            let is_last = others.strong_count() == 0;
+            let got = read(&store, &body).await.unwrap();
+            assert!(got == bytes(body.key().version.0, LEN), "{}", body.key());
+            if is_last {
+                return;
+            }
+            yield_now().await;
+        }
+    })
+}
+
 /// Seals a clean version of a chunk; where there is no room, what was freed becomes room first.
 fn writer(store: &Store, key: ChunkKey) -> Task<()> {
     let store = store.clone();
@@ -102,6 +119,8 @@ fn blocks_of_a_reader_are_not_reused() {
         let rest = narrow(store, 2);
         let one = key(1, 0, 1);
         store.seal(vec![clean(one, LEN)], None).await.unwrap();
+        let others = Rc::new(());
+        let patient = patient_reader(store, 1, &others);
         let evictor = {
             let store = store.clone();
             spawn(async move {
@@ -110,13 +129,14 @@ fn blocks_of_a_reader_are_not_reused() {
             })
         };
         all([
-            reader(store, 1),
             evictor,
             writer(store, key(1, 0, 2)),
             writer(store, key(2, 0, 3)),
             reader(store, 1),
         ])
         .await;
+        drop(others);
+        patient.await;
         rest.into_iter().for_each(|e| store.release(e));
     });
 }
@@ -251,7 +271,7 @@ fn what_a_flush_promised_is_there_after_a_power_cut() {
         let cut = {
             let (promised, path) = (Rc::clone(&promised), path.to_owned());
             spawn(async move {
-                fastcache_reactor::yield_now().await;
+                yield_now().await;
                 let promised = promised.borrow().clone();
                 cut_power(&path);
                 let (left, _) = open(&path).await;
