@@ -138,9 +138,12 @@ fn read_error(error: fjall::Error) -> KvError {
     KvError(error.to_string())
 }
 
+/// A first and a last key.
+type Keys = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
 /// The keys that start with `prefix`, from `from` on; `None` when there can be none. It ends with the prefix: the store
 /// would walk over everything that was removed behind it, to find the next key that is there.
-fn range_of(prefix: &[u8], from: &[u8]) -> Option<(Bound<Vec<u8>>, Bound<Vec<u8>>)> {
+fn range_of(prefix: &[u8], from: &[u8]) -> Option<Keys> {
     let start = if from < prefix { prefix } else { from };
     if !start.starts_with(prefix) {
         return None;
