@@ -2,7 +2,7 @@
 //!
 //! The short form takes a few of them, side by side; `FASTCACHE_STRESS_SECONDS` takes all, each for so long.
 
-use fastcache_tests::{Node, Setup, output_of, serial};
+use fastcache_tests::{Node, Plane, Setup, output_of, serial};
 use std::process::Command;
 use std::time::Duration;
 
@@ -40,6 +40,10 @@ const SHORT: &[&str] = &[
     "utime",
     "xattr",
 ];
+
+/// What the agent with its namespace may have resident after many changes, bytes: docs/operations.md, "Memory", without
+/// uploads.
+const AGENT_MAX: u64 = 224 << 20;
 
 #[test]
 fn the_file_stressors_find_nothing() {
@@ -99,4 +103,47 @@ fn the_file_stressors_find_nothing() {
     node.flush();
     let left = std::fs::read_dir(&dir).expect("the folder").count();
     println!("{left} entries left behind");
+    let most = node.peak_memory(Plane::Agent);
+    println!("the agent had at most {} MiB", most >> 20);
+    assert!(
+        most <= AGENT_MAX,
+        "the agent had {} MiB resident",
+        most >> 20
+    );
+}
+
+/// Files made, renamed and unlinked.
+const FILES: u32 = 30_000;
+/// Of these, so many are there at any time, for each of [`WRITERS`].
+const ALIVE: u32 = 2_000;
+const WRITERS: u32 = 4;
+
+#[test]
+fn many_changes_leave_the_agent_inside_its_memory() {
+    let _one = serial();
+    let node = Node::start_default();
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let dir = node.at(&format!("writer-{writer}"));
+            scope.spawn(move || {
+                std::fs::create_dir(&dir).expect("mkdir");
+                for n in 0..FILES / WRITERS {
+                    let (new, name) = (dir.join("new"), dir.join(n.to_string()));
+                    std::fs::File::create(&new).expect("create");
+                    std::fs::rename(&new, &name).expect("rename");
+                    if let Some(old) = n.checked_sub(ALIVE) {
+                        std::fs::remove_file(dir.join(old.to_string())).expect("unlink");
+                    }
+                }
+            });
+        }
+    });
+    let most = node.peak_memory(Plane::Agent);
+    println!("the agent had at most {} MiB", most >> 20);
+    assert!(most > 0, "the agent does not run");
+    assert!(
+        most <= AGENT_MAX,
+        "the agent had {} MiB resident after {FILES} files came and went",
+        most >> 20
+    );
 }

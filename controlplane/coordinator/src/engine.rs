@@ -33,6 +33,11 @@ pub const LOG_KEPT: u64 = 1_000_000;
 const TRIM_AT_ONCE: u64 = 4;
 /// Cache of the embedded store, bytes.
 const CACHE_BYTES: u64 = 64 << 20;
+/// Changes of the state, and of the log, that the embedded store gathers in memory before it writes a table, bytes. It
+/// holds up to five of them each when the disk is slow. Kept with a namespace when it is made.
+const WRITE_BUFFER_BYTES: u64 = 16 << 20;
+/// Most bytes of the embedded store's journal, which is read again at every start.
+const JOURNAL_BYTES: u64 = 128 << 20;
 
 /// Why the namespace cannot be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +139,11 @@ struct StateKv(Keyspace);
 /// The state as it was at one moment: what a read of several keys needs while changes go on.
 struct SnapshotKv<'a>(fjall::Snapshot, &'a Keyspace);
 
+/// How the tables are made.
+fn table_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(WRITE_BUFFER_BYTES)
+}
+
 fn read_error(error: fjall::Error) -> KvError {
     KvError(error.to_string())
 }
@@ -219,17 +229,12 @@ impl Engine {
         };
         let db = Database::builder(&path)
             .cache_size(CACHE_BYTES)
+            .max_journaling_size(JOURNAL_BYTES)
             .open()
             .map_err(wrong)?;
-        let state = db
-            .keyspace("state", KeyspaceCreateOptions::default)
-            .map_err(wrong)?;
-        let log = db
-            .keyspace("log", KeyspaceCreateOptions::default)
-            .map_err(wrong)?;
-        let notes = db
-            .keyspace("history", KeyspaceCreateOptions::default)
-            .map_err(wrong)?;
+        let state = db.keyspace("state", table_options).map_err(wrong)?;
+        let log = db.keyspace("log", table_options).map_err(wrong)?;
+        let notes = db.keyspace("history", table_options).map_err(wrong)?;
         let state = StateKv(state);
         let counters = fastcache_namespace::counters(&state)?;
         let floor = log::note(&notes, log::EPOCH_FLOOR).map_err(wrong)?;

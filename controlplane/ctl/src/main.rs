@@ -31,6 +31,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
+/// glibc keeps what many threads freed (docs/adr/0006-memory-of-the-control-plane.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Exit code of a command that was not understood, as clap's own.
 const NOT_UNDERSTOOD: u8 = 2;
 

@@ -1,9 +1,9 @@
 //! A namespace that is being rebuilt: filled from the outside, then closed, to be opened like any other.
 
-use super::{CACHE_BYTES, EngineError, StateKv, fill, log};
+use super::{CACHE_BYTES, EngineError, StateKv, fill, log, table_options};
 use fastcache_api::Ino;
 use fastcache_namespace::{Counters, Pair, Record};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{Database, Keyspace, PersistMode};
 use std::path::{Path, PathBuf};
 
 /// Whether a directory holds a namespace, or anything.
@@ -38,7 +38,7 @@ impl Target {
             .cache_size(CACHE_BYTES)
             .open()
             .map_err(wrong)?;
-        let open = |name: &str| db.keyspace(name, KeyspaceCreateOptions::default);
+        let open = |name: &str| db.keyspace(name, table_options);
         let state = StateKv(open("state").map_err(wrong)?);
         let notes = open("history").map_err(wrong)?;
         open("log").map_err(wrong)?;
