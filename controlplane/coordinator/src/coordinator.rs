@@ -16,19 +16,23 @@
 //! commit is based on (ESTALE), not yet by write leases. What is open on a node is not known here either, so
 //! that as soon as there are two nodes, orphans that another one may have open are not reaped.
 
+mod revocations;
+mod tables;
+
+pub use revocations::Revocations;
+
 use crate::leases::LeaseTable;
 use crate::locations::Locations;
 use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
 use crate::revocation::{Effect, is_cached, revealed};
 use crate::{Engine, EngineError, HistoryConfig};
-use fastcache_api::{Attr, Ino, NS_VERSION, NsOp, NsReply, NsRequest, grpc};
+use fastcache_api::{Ino, NS_VERSION, NsReply, NsRequest, grpc};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, oneshot, watch};
+use tables::{Outlet, Tables, Wait};
+use tokio::sync::{mpsc, watch};
 
 /// How long a lease is, from when the request was received. Holders count from when they sent it, which is earlier.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -64,43 +68,6 @@ pub struct Registered {
     pub session: u64,
     /// Length of a lease.
     pub lease: Duration,
-}
-
-/// A revocation whose acknowledgement is waited for.
-struct Pending {
-    session: u64,
-    held: HashSet<Ino>,
-    stamp: u64,
-    sent: Instant,
-    /// Dropped or used: the wait is over.
-    done: oneshot::Sender<()>,
-}
-
-/// The way to a node's watch stream.
-struct Outlet {
-    sender: mpsc::Sender<grpc::Revocation>,
-    /// Until the node opens its stream.
-    receiver: Option<mpsc::Receiver<grpc::Revocation>>,
-}
-
-struct Tables {
-    registry: Registry,
-    leases: LeaseTable,
-    pending: HashMap<u64, Pending>,
-    outlets: HashMap<u64, Outlet>,
-    next_revocation: u64,
-    /// Position of the last change: a reply with an earlier one repeats what was told before.
-    position: u64,
-    is_stopping: bool,
-    revocations: u64,
-    unanswered: u64,
-}
-
-/// One node that has to give something up.
-struct Wait {
-    acknowledged: oneshot::Receiver<()>,
-    session: u64,
-    until: Instant,
 }
 
 struct Inner {
@@ -471,128 +438,6 @@ impl Coordinator {
     }
 }
 
-impl Tables {
-    /// Sends a node a revocation.
-    fn revoke(
-        &mut self,
-        session: u64,
-        held: HashSet<Ino>,
-        mut revocation: grpc::Revocation,
-        until: Instant,
-    ) -> Wait {
-        self.next_revocation += 1;
-        self.revocations += 1;
-        revocation.number = self.next_revocation;
-        let (done, acknowledged) = oneshot::channel();
-        let stamp = self.leases.stamp();
-        let sent = Instant::now();
-        let pending = Pending {
-            session,
-            held,
-            stamp,
-            sent,
-            done,
-        };
-        self.pending.insert(revocation.number, pending);
-        let is_sent = self
-            .outlets
-            .get(&session)
-            .is_some_and(|o| o.sender.try_send(revocation).is_ok());
-        if !is_sent {
-            tracing::debug!(target: "leases", session, "a revocation cannot be sent: waiting for the leases to end");
-        }
-        Wait {
-            acknowledged,
-            session,
-            until,
-        }
-    }
-
-    fn revoke_others(&mut self, session: u64, effect: &Effect, touched: &[Attr]) -> Vec<Wait> {
-        let holders = self.leases.holders(effect.covered(), Instant::now());
-        let mut waits = Vec::new();
-        for (holder, (held, until)) in holders {
-            if self.registry.is_same_node(holder, session) {
-                continue;
-            }
-            match effect.told_to(&held, touched) {
-                Ok(what) => {
-                    let revocation = grpc::Revocation {
-                        what,
-                        ..Default::default()
-                    };
-                    waits.push(self.revoke(holder, held, revocation, until));
-                }
-                Err(error) => {
-                    tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
-                    let all = grpc::Revocation {
-                        everything: true,
-                        ..Default::default()
-                    };
-                    waits.push(self.revoke(holder, held, all, until));
-                }
-            }
-        }
-        waits
-    }
-
-    /// Takes those orphans out of a reap that another node may have open.
-    fn spare_open_orphans(&self, session: u64, op: &mut NsOp) {
-        if !self.registry.is_shared() {
-            return;
-        }
-        match op {
-            NsOp::Reap { inos } => {
-                let holders = self.leases.holders(inos.iter().copied(), Instant::now());
-                inos.retain(|ino| {
-                    !holders.iter().any(|(holder, (held, _))| {
-                        held.contains(ino) && !self.registry.is_same_node(*holder, session)
-                    })
-                });
-            }
-            NsOp::ReapAllBut { .. } => *op = NsOp::Reap { inos: Vec::new() },
-            _ => {}
-        }
-    }
-
-    /// Ends a session. When it was last heard of, if it was live.
-    fn fence(&mut self, session: u64) -> Option<Instant> {
-        let seen = self.registry.fence(session)?;
-        self.outlets.remove(&session);
-        tracing::warn!(target: "registry", session, "session ended: the node was silent, or left a revocation unanswered");
-        Some(seen)
-    }
-
-    /// What time alone changes.
-    fn keep(&mut self, now: Instant, lease: Duration) {
-        for session in self.registry.stale(now) {
-            self.fence(session);
-        }
-        let is_late = |p: &Pending| now >= p.sent + lease;
-        let late: HashSet<u64> = self
-            .pending
-            .values()
-            .filter(|p| is_late(p))
-            .map(|p| p.session)
-            .collect();
-        let before = self.pending.len();
-        self.pending.retain(|_, p| !is_late(p));
-        self.unanswered += (before - self.pending.len()) as u64;
-        for session in late {
-            self.fence(session);
-        }
-        self.leases.prune(now);
-        let ended = self.registry.ended();
-        if !ended.is_empty() {
-            let holding = self.leases.sessions();
-            for session in ended.iter().filter(|s| !holding.contains(s)) {
-                self.registry.forget(*session);
-                self.outlets.remove(session);
-            }
-        }
-    }
-}
-
 /// Runs [`Tables::keep`] until the coordinator is gone.
 async fn keep_tables(inner: Weak<Inner>, every: Duration) {
     loop {
@@ -600,29 +445,5 @@ async fn keep_tables(inner: Weak<Inner>, every: Duration) {
         let Some(inner) = inner.upgrade() else { return };
         let mut tables = inner.tables.lock().unwrap_or_else(PoisonError::into_inner);
         tables.keep(Instant::now(), inner.options.lease);
-    }
-}
-
-/// The revocations for one session.
-pub struct Revocations {
-    receiver: mpsc::Receiver<grpc::Revocation>,
-    session: u64,
-    inner: Weak<Inner>,
-}
-
-impl futures_util::Stream for Revocations {
-    type Item = Result<grpc::Revocation, tonic::Status>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiver.poll_recv(cx).map(|r| r.map(Ok))
-    }
-}
-
-impl Drop for Revocations {
-    fn drop(&mut self) {
-        if let Some(inner) = self.inner.upgrade() {
-            let mut tables = inner.tables.lock().unwrap_or_else(PoisonError::into_inner);
-            tables.registry.unwatched(self.session);
-        }
     }
 }
