@@ -1,13 +1,13 @@
 //! What `gc` and `fsck` are told of the namespace: every inode with what is wrong with it, every cloud ref.
 
-use crate::{Attr, ChunkKey, CloudRef, Layout};
+use crate::{Attr, ChunkKey, CloudRef, Layout, Version};
 use serde::{Deserialize, Serialize};
 
 /// Something about an inode that cannot be, unless the namespace is damaged.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Flaw {
     /// For programs: `attributes`, `link_count`, `lost_name`, `dangling_name`, `orphan`,
-    /// `unreachable`, `layout`, `symlink`.
+    /// `unreachable`, `layout`, `symlink`, `spare`.
     pub code: String,
     /// For people.
     pub text: String,
@@ -35,6 +35,8 @@ pub enum RefUse {
     Unnamed,
     /// There is no such inode: the namespace is damaged.
     NoInode,
+    /// The spare of its chunk: what comes back if the version that the layout names is lost.
+    Spare,
 }
 
 /// A cloud ref with its chunk.
@@ -46,4 +48,15 @@ pub struct AuditedRef {
     pub at: CloudRef,
     /// Whether it is of use.
     pub used: RefUse,
+}
+
+/// What a chunk was when it was last persisted, while the version that the layout names is not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Spare {
+    /// The version that the layout names.
+    pub named: ChunkKey,
+    /// The version that is in the object store.
+    pub version: Version,
+    /// Its valid bytes.
+    pub valid: u32,
 }

@@ -10,7 +10,7 @@ pub mod ns;
 pub mod path;
 pub mod settings;
 
-pub use audit::{Audited, AuditedRef, Flaw, RefUse};
+pub use audit::{Audited, AuditedRef, Flaw, RefUse, Spare};
 pub use errno::Errno;
 pub use ids::{COUNTER_BITS, ChunkId, ChunkKey, Ino, OpId, Time, Version};
 pub use key::{API_KEY_HEADER, ApiKey};

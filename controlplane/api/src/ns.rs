@@ -487,6 +487,22 @@ pub enum NsOp {
         /// The inode and layout version the name has to lead to.
         expected: (Ino, Version),
     },
+
+    // ---- chunks that were lost before they were uploaded ----
+    /// Spares, in order of inode and chunk: what a chunk was when it was last persisted, where what it is now is not. A
+    /// read. Answer: `Spares`.
+    Spares {
+        /// After this chunk.
+        after: Option<crate::ChunkId>,
+        /// At most this many (1 to 10,000).
+        max: u32,
+    },
+    /// These chunk versions are nowhere: where a layout names one of them, without a cloud ref and with a spare, it names
+    /// the spare again. A change. Answer: `Reverted`. Only whoever knows that no device has them may ask for it.
+    Revert {
+        /// The lost versions.
+        chunks: Vec<crate::ChunkKey>,
+    },
 }
 
 impl NsOp {
@@ -511,6 +527,7 @@ impl NsOp {
                 | NsOp::QueuedGarbage { .. }
                 | NsOp::History { .. }
                 | NsOp::Persist { .. }
+                | NsOp::Spares { .. }
         )
     }
 }
@@ -602,6 +619,15 @@ pub enum NsAnswer {
     Discarded(u64),
     /// How far the history in the bucket is.
     History(HistoryStatus),
+    /// Part of the spares.
+    Spares {
+        /// The spares.
+        spares: Vec<crate::Spare>,
+        /// Nothing comes after these.
+        is_end: bool,
+    },
+    /// The chunks that are as they were when they were persisted, by file: none for a file that has none.
+    Reverted(Vec<(Ino, Vec<u32>)>),
 }
 
 /// What the coordinator does about the history in the bucket.

@@ -5,7 +5,8 @@ use crate::keys;
 use crate::kv::Kv;
 use crate::state::{Dirent, Done, Fault, State, decode};
 use fastcache_api::{
-    Attr, Audited, AuditedRef, ChunkKey, CloudRef, Errno, Flaw, Ino, Kind, Layout, NsAnswer, RefUse,
+    Attr, Audited, AuditedRef, ChunkKey, CloudRef, Errno, Flaw, Ino, Kind, Layout, NsAnswer,
+    RefUse, Version,
 };
 
 /// Most inodes of a page.
@@ -68,6 +69,7 @@ impl<K: Kv> State<'_, K> {
                     layout = self.layout(attr.ino)?;
                     check_layout(&attr, &layout, &mut flaws);
                     work += layout.runs.len();
+                    work += self.check_spares(&attr, &layout, &mut flaws)?;
                 }
                 Kind::Symlink => match self.target(attr.ino)? {
                     Some(target) if target.len() as u64 == attr.size => {}
@@ -291,6 +293,34 @@ impl<K: Kv> State<'_, K> {
         Ok(listed)
     }
 
+    /// What `contents` says of spares. How many the file has.
+    fn check_spares(&self, attr: &Attr, layout: &Layout, flaws: &mut Flaws) -> Done<usize> {
+        let ino = attr.ino;
+        let spares = self.spares(ino)?;
+        for (index, (version, _)) in &spares {
+            let mut wrong = |what: &str| {
+                let text = format!("the spare of its chunk {index} {what}");
+                flaws.add("spare", text);
+            };
+            if self.cloud_refs(ino, Some((*index, *version)))?.is_empty() {
+                wrong("has no object");
+            }
+            match layout.chunk(*index, attr.chunk_size) {
+                None => wrong("is of a chunk that it does not have"),
+                Some((named, _)) if named == *version => wrong("is the chunk itself"),
+                Some((named, _)) if !self.cloud_refs(ino, Some((*index, named)))?.is_empty() => {
+                    wrong("is of a chunk that needs none");
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(spares.len())
+    }
+
+    fn is_spare(&self, ino: Ino, index: u32, version: Version) -> Done<bool> {
+        Ok(self.spare(ino, index)?.is_some_and(|(v, _)| v == version))
+    }
+
     /// Answers [`fastcache_api::NsOp::AllRefs`].
     pub(crate) fn all_refs(&self, after: Option<ChunkKey>, max: u32) -> Done<NsAnswer> {
         let max = max.clamp(1, REFS_MAX) as usize;
@@ -323,6 +353,7 @@ impl<K: Kv> State<'_, K> {
                 None => RefUse::NoInode,
                 Some((attr, layout)) => match layout.chunk(index, attr.chunk_size) {
                     Some((v, _)) if v == version => RefUse::Named,
+                    _ if self.is_spare(ino, index, version)? => RefUse::Spare,
                     _ => RefUse::Unnamed,
                 },
             };
@@ -364,7 +395,7 @@ impl<K: Kv> State<'_, K> {
                 Err(Fault::Refused(Errno::ENOENT)) => false,
                 Err(e) => return Err(e),
             };
-            if is_named {
+            if is_named || self.is_spare(key.ino, key.index, key.version)? {
                 continue;
             }
             let mut is_queued = false;

@@ -3,15 +3,12 @@
 use crate::kv::Kv;
 use crate::state::{Dirent, Done, Fault, State, check_name};
 use fastcache_api::{
-    Attr, Commit, Errno, FILE_SIZE_MAX, Ino, Kind, LINK_MAX, Layout, NewInode, NsAnswer, NsOp,
-    PersistedChunk, RenameMode, SYMLINK_MAX, SetAttr, Time, Version, XATTR_LIST_MAX,
-    XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX, XattrMode,
+    Attr, Errno, Ino, Kind, LINK_MAX, NewInode, NsAnswer, NsOp, RenameMode, SYMLINK_MAX, SetAttr,
+    Time, Version, XATTR_LIST_MAX, XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX, XattrMode,
 };
 
 /// Most garbage taken at once.
 const GARBAGE_MAX: u32 = 10_000;
-/// Chunks of a commit that are looked up one by one for objects they replace; beyond, the file's objects are listed.
-const LOOKUPS_MAX: u64 = 1024;
 /// Deepest directory tree a rename walks up, so that a damaged tree cannot loop.
 const DEPTH_MAX: usize = 100_000;
 
@@ -101,6 +98,7 @@ impl<K: Kv> State<'_, K> {
                 Ok(NsAnswer::Done)
             }
             NsOp::Discard { objects } => self.discard(objects),
+            NsOp::Revert { chunks } => self.revert(chunks, now),
             _ => Err(Errno::EINVAL.into()),
         }
     }
@@ -465,73 +463,6 @@ impl<K: Kv> State<'_, K> {
         Ok(NsAnswer::Done)
     }
 
-    fn commit(&mut self, commit: &Commit, now: Time) -> Done<NsAnswer> {
-        let mut attr = self.attr(commit.ino)?;
-        if attr.kind != Kind::File {
-            return Err(Errno::EINVAL.into());
-        }
-        if attr.layout_version == commit.version {
-            return Ok(NsAnswer::Attr(attr));
-        }
-        if attr.layout_version != commit.base {
-            return Err(Errno::ESTALE.into());
-        }
-        check_runs(commit, attr.chunk_size)?;
-        let old = self.layout(commit.ino)?;
-        let mut layout = old.clone();
-        if let Some(size) = commit.truncate {
-            layout.truncate(size, attr.chunk_size);
-        }
-        layout.lay(&commit.runs, attr.chunk_size);
-        // Versions that the file named and names no more: their objects are garbage. Others stay, since a chunk can be
-        // persisted before the commit that names it.
-        let indexes = commit.runs.iter().map(|r| u64::from(r.count)).sum::<u64>();
-        let stale = if commit.truncate.is_some() || indexes > LOOKUPS_MAX {
-            self.cloud_refs(commit.ino, None)?
-        } else {
-            let mut refs = Vec::new();
-            for run in &commit.runs {
-                for index in run.first..run.first.saturating_add(run.count) {
-                    refs.extend(self.cloud_refs_of(commit.ino, index)?);
-                }
-            }
-            refs
-        };
-        let names = |layout: &Layout, index, version| {
-            layout
-                .chunk(index, attr.chunk_size)
-                .is_some_and(|(v, _)| v == version)
-        };
-        for (index, version, at) in stale {
-            if names(&old, index, version) && !names(&layout, index, version) {
-                self.remove_cloud_ref(commit.ino, index, version, at);
-            }
-        }
-        self.put_layout(commit.ino, &layout)?;
-        let allocated = layout.allocated(attr.chunk_size);
-        self.counters.bytes = self.counters.bytes.saturating_sub(attr.allocated) + allocated;
-        attr.allocated = allocated;
-        attr.size = commit.size;
-        attr.mtime = commit.mtime;
-        attr.ctime = attr.ctime.max(now);
-        attr.layout_version = commit.version;
-        if commit.kill_suid {
-            kill_suid(&mut attr);
-        }
-        Ok(NsAnswer::Attr(self.put_attr(attr)?))
-    }
-
-    fn persisted(&mut self, chunks: &[PersistedChunk]) -> Done<NsAnswer> {
-        for chunk in chunks {
-            match self.attr(chunk.key.ino) {
-                Ok(_) => self.put_cloud_ref(chunk.key, &chunk.at)?,
-                Err(Fault::Refused(Errno::ENOENT)) => self.add_garbage(chunk.at.object.clone()),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(NsAnswer::Done)
-    }
-
     fn reap(&mut self, ino: Ino) -> Done<()> {
         let attr = match self.attr(ino) {
             Ok(attr) => attr,
@@ -570,28 +501,13 @@ impl<K: Kv> State<'_, K> {
 }
 
 /// Clears setuid, and setgid where the group may execute; for files only (write(2), chown(2)).
-fn kill_suid(attr: &mut Attr) {
+pub(crate) fn kill_suid(attr: &mut Attr) {
     if attr.kind == Kind::Dir {
         return;
     }
     attr.mode &= !0o4000;
     if attr.mode & 0o010 != 0 {
         attr.mode &= !0o2000;
-    }
-}
-
-/// Refuses contents that cannot be: they would make a layout that nobody can read.
-fn check_runs(commit: &Commit, chunk_size: u32) -> Result<(), Errno> {
-    if commit.size > FILE_SIZE_MAX {
-        return Err(Errno::EFBIG);
-    }
-    let is_sound = |r: &fastcache_api::Run| {
-        r.count > 0 && r.first.checked_add(r.count).is_some() && r.valid <= chunk_size
-    };
-    if commit.runs.iter().all(is_sound) {
-        Ok(())
-    } else {
-        Err(Errno::EINVAL)
     }
 }
 

@@ -10,6 +10,8 @@
 //! | `l` | inode | [`Layout`](fastcache_api::Layout) |
 //! | `x` | inode, name | value of an extended attribute |
 //! | `r` | inode, chunk index, version | [`CloudRef`](fastcache_api::CloudRef) |
+//! | `k` | inode, chunk index | version and valid bytes of the [spare](crate::contents) |
+//! | `t` | inode | the layout versions before and after the last revert |
 //! | `o` | inode | nothing: orphans |
 //! | `g` | number | object key to delete |
 //! | `q` | client, sequence number | the reply that was given |
@@ -77,6 +79,18 @@ pub(crate) fn cloud_ref(ino: Ino, index: u32, version: Version) -> Vec<u8> {
     k.extend_from_slice(&version.0.to_be_bytes());
     k
 }
+pub(crate) fn spare(ino: Ino, index: u32) -> Vec<u8> {
+    key(b'k', &[ino.0], &index.to_be_bytes())
+}
+pub(crate) fn spares(ino: Ino) -> Vec<u8> {
+    key(b'k', &[ino.0], &[])
+}
+pub(crate) fn all_spares() -> Vec<u8> {
+    vec![b'k']
+}
+pub(crate) fn reverted(ino: Ino) -> Vec<u8> {
+    key(b't', &[ino.0], &[])
+}
 pub(crate) fn orphan(ino: Ino) -> Vec<u8> {
     key(b'o', &[ino.0], &[])
 }
@@ -108,6 +122,11 @@ pub(crate) fn parse_cloud_ref(key: &[u8]) -> Option<(u32, Version)> {
     let index = u32::from_be_bytes(*tail.first_chunk::<4>()?);
     let version = u64::from_be_bytes(*tail.get(4..)?.first_chunk::<8>()?);
     Some((index, Version(version)))
+}
+
+/// Chunk index at the end of a spare's key.
+pub(crate) fn parse_spare(key: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(*key.get(9..)?.first_chunk::<4>()?))
 }
 
 /// The number behind the first `skip` bytes of a key.

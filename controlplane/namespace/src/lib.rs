@@ -17,6 +17,7 @@
 
 mod audit;
 mod change;
+mod contents;
 mod incomplete;
 mod keys;
 mod kv;

@@ -75,6 +75,7 @@ impl<K: Kv> State<'_, K> {
             NsOp::Audit { after, max } => self.audit(*after, *max),
             NsOp::AllRefs { after, max } => self.all_refs(*after, *max),
             NsOp::QueuedGarbage { after, max } => self.queued_garbage(*after, *max),
+            NsOp::Spares { after, max } => self.list_spares(*after, *max),
             _ => Err(Errno::EINVAL.into()),
         }
     }

@@ -78,6 +78,9 @@ fn encode<T: Serialize>(value: &T) -> Done<Vec<u8>> {
     postcard::to_stdvec(value).map_err(|error| Fault::Damaged { table: '?', error })
 }
 
+/// The spare of a chunk: its version, and how many of its bytes are valid.
+pub(crate) type SpareValue = (Version, u32);
+
 /// An entry of a listing: cookie, name, inode, kind.
 pub(crate) type Listed = (u64, Vec<u8>, Ino, Kind);
 
@@ -200,6 +203,10 @@ impl<'a, K: Kv> State<'a, K> {
             self.kv.remove(key);
             self.add_garbage(at.object);
         }
+        // Their objects are among the refs above.
+        for (key, _) in self.kv.scan(&keys::spares(ino), &[], usize::MAX)? {
+            self.kv.remove(key);
+        }
         for (key, _) in self.kv.scan(&keys::xattr(ino, b""), &[], usize::MAX)? {
             self.kv.remove(key);
         }
@@ -207,6 +214,7 @@ impl<'a, K: Kv> State<'a, K> {
             keys::attr(ino),
             keys::target(ino),
             keys::layout(ino),
+            keys::reverted(ino),
             keys::orphan(ino),
         ] {
             self.kv.remove(key);
@@ -349,6 +357,38 @@ impl<'a, K: Kv> State<'a, K> {
     pub fn remove_cloud_ref(&mut self, ino: Ino, index: u32, version: Version, at: CloudRef) {
         self.kv.remove(keys::cloud_ref(ino, index, version));
         self.add_garbage(at.object);
+    }
+
+    pub fn spare(&self, ino: Ino, index: u32) -> Done<Option<SpareValue>> {
+        self.load(&keys::spare(ino, index))
+    }
+
+    /// All spares of a file: index and value.
+    pub fn spares(&self, ino: Ino) -> Done<Vec<(u32, SpareValue)>> {
+        let mut out = Vec::new();
+        for (key, value) in self.kv.scan(&keys::spares(ino), &[], usize::MAX)? {
+            if let Some(index) = keys::parse_spare(&key) {
+                out.push((index, decode(&key, &value)?));
+            }
+        }
+        Ok(out)
+    }
+
+    pub fn put_spare(&mut self, ino: Ino, index: u32, spare: SpareValue) -> Done<()> {
+        self.store(keys::spare(ino, index), &spare)
+    }
+
+    pub fn remove_spare(&mut self, ino: Ino, index: u32) {
+        self.kv.remove(keys::spare(ino, index));
+    }
+
+    /// The layout versions before and after the last revert of a file.
+    pub fn reverted(&self, ino: Ino) -> Done<Option<(Version, Version)>> {
+        self.load(&keys::reverted(ino))
+    }
+
+    pub fn put_reverted(&mut self, ino: Ino, from: Version, to: Version) -> Done<()> {
+        self.store(keys::reverted(ino), &(from, to))
     }
 
     pub fn add_garbage(&mut self, object: String) {

@@ -5,6 +5,7 @@ mod audit;
 mod contents;
 mod names;
 mod random;
+mod spares;
 
 use crate::{Kv, MemoryKv, Outcome, Record, answer, begin_epoch, change, counters, keys, replay};
 use fastcache_api::{
@@ -215,7 +216,7 @@ impl Tree {
             );
             assert!(attr.seq > 0 && attr.ino == *ino);
         }
-        for table in *b"lxrso" {
+        for table in *b"lxrsokt" {
             for (key, _) in self.table(table) {
                 let letter = char::from(table);
                 assert!(

@@ -156,7 +156,7 @@ impl Check<'_> {
             *object
         });
         match used {
-            RefUse::Named => {}
+            RefUse::Named | RefUse::Spare => {}
             RefUse::Unnamed => {
                 self.report.unnamed_refs += 1;
                 return None;

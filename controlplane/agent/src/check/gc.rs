@@ -192,7 +192,7 @@ async fn settle_refs(
                 object.is_settled = true;
             }
             match one.used {
-                RefUse::Named => report.named += 1,
+                RefUse::Named | RefUse::Spare => report.named += 1,
                 RefUse::Unnamed | RefUse::NoInode if stale.len() < STALE_MAX => {
                     stale.push((one.key, one.at.object));
                 }

@@ -267,3 +267,33 @@ fn refs_are_named_or_not_and_only_those_that_are_not_are_dropped() {
     assert_eq!(t.garbage(), both.to_vec());
     t.check();
 }
+
+#[test]
+fn spares_that_cannot_be_are_found() {
+    let mut t = Tree::new();
+    let file = t.make(Ino::ROOT, "file", Kind::File);
+    t.write(file, 100);
+    let first = t.persist(file, 0, 100);
+    t.write(file, 101);
+    assert_eq!(t.flaws(), vec![]);
+    let spare = |index: u32, version: u64| {
+        let value = postcard::to_stdvec(&(Version(version), 7u32)).unwrap();
+        (keys::spare(file, index), Some(value))
+    };
+    let found = vec![(file, "spare".to_owned())];
+    let sound = t.kv.clone();
+    // Without an object; the chunk itself, which has none either; of a chunk that is not there; of one that is persisted.
+    for (key, value) in [spare(0, 99), spare(9, 100)] {
+        t.damage(key, value);
+        assert!(t.flaws().contains(&found[0]));
+        t.kv = sound.clone();
+    }
+    t.damage(keys::cloud_ref(file, 0, first.version), None);
+    assert_eq!(t.flaws(), found);
+    t.kv = sound;
+    let (key, value) = spare(0, 100);
+    let at = t.kv.get(&keys::cloud_ref(file, 0, first.version)).unwrap();
+    t.damage(keys::cloud_ref(file, 0, Version(101)), at);
+    t.damage(key, value);
+    assert_eq!(t.flaws(), found);
+}

@@ -25,6 +25,7 @@ enum Step {
     Commit(Pick, Option<u64>, u32, u32, bool),
     Persisted(Pick, u32),
     Discard(Pick),
+    Revert(Pick),
     Reap(Pick),
     ReapAllBut(Pick),
     TakeGarbage,
@@ -62,6 +63,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(i, cut, first, count, hole)| Step::Commit(i, cut, first, count, hole)),
         3 => (pick.clone(), 0..6u32).prop_map(|(i, index)| Step::Persisted(i, index)),
         1 => pick.clone().prop_map(Step::Discard),
+        2 => pick.clone().prop_map(Step::Revert),
         2 => pick.clone().prop_map(Step::Reap),
         1 => pick.prop_map(Step::ReapAllBut),
         1 => Just(Step::TakeGarbage),
@@ -76,6 +78,10 @@ struct Walk {
     made: Vec<Ino>,
     versions: u64,
     last: Option<(NsRequest, NsReply)>,
+    /// Objects of versions that were named when they were persisted.
+    uploaded: BTreeSet<String>,
+    /// Objects that were handed out for deletion.
+    taken: BTreeSet<String>,
 }
 
 impl Walk {
@@ -104,6 +110,46 @@ impl Walk {
 
     fn file(&self, pick: Pick) -> Ino {
         self.named(pick, false)
+    }
+
+    fn exists(&self, ino: Ino) -> bool {
+        self.tree.kv.get(&keys::attr(ino)).unwrap().is_some()
+    }
+
+    fn layout(&self, ino: Ino) -> Layout {
+        let layout = self.tree.kv.get(&keys::layout(ino)).unwrap();
+        postcard::from_bytes(&layout.unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Everything is persisted in the end: there are no spares then, and of the objects of chunks that were named once,
+    /// each is named, or about to be deleted.
+    fn persist_all(&mut self) {
+        for ino in self.made.clone() {
+            for (index, version, _) in self.layout(ino).chunks(CHUNK) {
+                self.uploaded.insert(format!("{ino}/{index}-{}", version.0));
+                self.tree.done(persisted(ino, index, version));
+            }
+        }
+        assert_eq!(self.tree.table(b'k'), vec![], "a spare is left");
+        let mut known: BTreeSet<String> = self.taken.clone();
+        for (_, object) in self.tree.table(b'g') {
+            known.insert(String::from_utf8(object).unwrap());
+        }
+        let refs = self.tree.refs();
+        let named = refs
+            .iter()
+            .filter(|r| r.used == fastcache_api::RefUse::Named);
+        for one in named {
+            assert!(
+                !known.contains(&one.at.object),
+                "{} is deleted",
+                one.at.object
+            );
+            known.insert(one.at.object.clone());
+        }
+        for object in &self.uploaded {
+            assert!(known.contains(object), "{object} is leaked");
+        }
     }
 
     fn op(&mut self, step: Step) -> NsOp {
@@ -185,29 +231,26 @@ impl Walk {
             }
             Step::Persisted(i, index) => {
                 let ino = self.file(i);
-                let layout = self
-                    .tree
-                    .kv
-                    .get(&keys::layout(ino))
-                    .unwrap()
-                    .unwrap_or_default();
-                let layout: Layout = postcard::from_bytes(&layout).unwrap_or_default();
-                let version = layout.chunk(index, CHUNK).map_or(Version(1), |(v, _)| v);
-                let object = format!("{ino}/{index}-{}", version.0);
-                let at = CloudRef {
-                    object,
-                    offset: 0,
-                    len: CHUNK,
-                    crc32c: 0,
-                    etag: None,
-                };
-                let key = ChunkKey {
+                let named = self.layout(ino).chunk(index, CHUNK);
+                if named.is_some() && self.exists(ino) {
+                    let version = named.map_or(0, |(v, _)| v.0);
+                    self.uploaded.insert(format!("{ino}/{index}-{version}"));
+                }
+                persisted(ino, index, named.map_or(Version(1), |(v, _)| v))
+            }
+            Step::Revert(i) => {
+                let ino = self.file(i);
+                let layout = self.layout(ino);
+                let lost = layout
+                    .chunks(CHUNK)
+                    .filter(|(index, _, _)| (i + *index as usize).is_multiple_of(2));
+                let chunks = lost.map(|(index, version, _)| ChunkKey {
                     ino,
                     index,
                     version,
-                };
-                NsOp::Persisted {
-                    chunks: vec![PersistedChunk { key, at }],
+                });
+                NsOp::Revert {
+                    chunks: chunks.collect(),
                 }
             }
             Step::Discard(i) => {
@@ -249,6 +292,9 @@ impl Walk {
         let request = self.tree.request(op);
         let before = counters(&self.tree.kv).unwrap().position;
         let reply = self.tree.reply(&request);
+        if let Ok(NsAnswer::Garbage(objects)) = &reply.result {
+            self.taken.extend(objects.iter().cloned());
+        }
         if let (NsOp::Make { .. }, Ok(NsAnswer::Entry(attr))) = (&request.op, &reply.result) {
             assert!(!self.made.contains(&attr.ino), "an inode number came twice");
             self.made.push(attr.ino);
@@ -271,19 +317,39 @@ impl Walk {
     }
 }
 
+fn persisted(ino: Ino, index: u32, version: Version) -> NsOp {
+    let at = CloudRef {
+        object: format!("{ino}/{index}-{}", version.0),
+        offset: 0,
+        len: CHUNK,
+        crc32c: 0,
+        etag: None,
+    };
+    let key = ChunkKey {
+        ino,
+        index,
+        version,
+    };
+    NsOp::Persisted {
+        chunks: vec![PersistedChunk { key, at }],
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
     fn a_tree_stays_a_tree(steps in proptest::collection::vec(step(), 1..150)) {
         let made = vec![Ino::ROOT];
-        let mut walk = Walk { tree: Tree::new(), made, versions: 100, last: None };
+        let mut walk = Walk { tree: Tree::new(), made, versions: 100, last: None, uploaded: BTreeSet::new(), taken: BTreeSet::new() };
         for (i, step) in steps.into_iter().enumerate() {
             walk.walk(step);
             if i % 25 == 0 {
                 walk.tree.check();
             }
         }
+        walk.tree.check();
+        walk.persist_all();
         walk.tree.check();
     }
 }
