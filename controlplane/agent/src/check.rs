@@ -9,11 +9,13 @@ mod gc;
 mod local;
 mod objects;
 pub mod report;
+mod revert;
 
 use crate::node::{Inner, Node};
 use fastcache_api::{AuditedRef, ChunkKey, Errno, Ino, NsAnswer, NsOp};
 use fastcache_cloud::CloudError;
 use report::{FsckReport, GcReport, Line, Progress};
+pub(crate) use revert::settle_loop;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -73,6 +75,9 @@ pub struct GcRequest {
 pub struct FsckRequest {
     /// Read the bytes of every object and of every local chunk.
     pub is_deep: bool,
+    /// Bring lost chunks back as they were when they were last persisted. With a coordinator of its own process, what
+    /// this node does not have counts as lost.
+    pub is_repair: bool,
     /// Objects younger than this are not called leaks.
     pub grace: Duration,
 }
@@ -136,8 +141,8 @@ impl Node {
         gc::run(self.inner(), request, &mut Teller::new(to)).await
     }
 
-    /// Checks metadata, objects and this node's chunks against each other. Changes nothing, but that open files are
-    /// sealed and committed as at `flush`.
+    /// Checks metadata, objects and this node's chunks against each other. Changes nothing, unless it is to repair, but
+    /// that open files are sealed and committed as at `flush`.
     ///
     /// # Errors
     /// See [`CheckError`].

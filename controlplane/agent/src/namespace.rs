@@ -88,6 +88,23 @@ impl NamespaceHandle {
         }
     }
 
+    /// Whether this is an embedded namespace that was rebuilt from the bucket, and nobody has looked since which chunks
+    /// went with the disks.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        match self {
+            NamespaceHandle::Real(Namespace::Embedded(engine)) => engine.is_unsettled(),
+            _ => false,
+        }
+    }
+
+    /// Somebody has.
+    pub(crate) fn settled(&self) -> Result<(), String> {
+        match self {
+            NamespaceHandle::Real(Namespace::Embedded(engine)) => engine.settled(),
+            _ => Ok(()),
+        }
+    }
+
     /// How the node is, for a coordinator.
     pub(crate) fn set_status(&self, capacity_bytes: u64, used_bytes: u64, dirty_bytes: u64) {
         if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {

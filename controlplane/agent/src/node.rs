@@ -1,6 +1,7 @@
 //! A node's control plane as its callers see it (REST, the command line), and what its parts share.
 
 use crate::bucket::{self, Bucket};
+use crate::check;
 use crate::config::{AgentConfig, FsyncLevel};
 use crate::error::AgentError;
 use crate::garbage;
@@ -66,6 +67,8 @@ pub(crate) struct Inner {
     pub(crate) victims_wake: Notify,
     /// There is something in the deletion queue.
     pub(crate) garbage_wake: Notify,
+    /// False while chunks that went with the disks, before a rebuild, may still come back as they were.
+    pub(crate) is_settled: watch::Sender<bool>,
     /// One `gc` or `fsck` at a time.
     pub(crate) checking: Semaphore,
     pub(crate) uploads: Arc<Semaphore>,
@@ -161,6 +164,7 @@ impl Node {
             quiet: config.upload_quiet,
             longest: config.upload_max_delay,
         };
+        let is_settled = !namespace.is_unsettled();
         let (finished, to_record) = mpsc::channel(persist::RECORD_QUEUE);
         let is_watched = namespace.owner().is_some() && cloud.is_some();
         let bucket = if is_watched {
@@ -188,6 +192,7 @@ impl Node {
             upload_wake: Notify::new(),
             victims_wake: Notify::new(),
             garbage_wake: Notify::new(),
+            is_settled: watch::Sender::new(is_settled),
             checking: Semaphore::new(1),
             capacity_bytes: AtomicU64::new(0),
             counters: Counters::default(),
@@ -199,6 +204,9 @@ impl Node {
             let mut tasks = lock(&inner.tasks);
             tasks.spawn(link::supervise(inner.clone()));
             tasks.spawn(victims::victims_loop(inner.clone()));
+            if !is_settled {
+                tasks.spawn(check::settle_loop(inner.clone()));
+            }
             if let Some(cloud) = cloud {
                 tasks.spawn(persist::upload_loop(inner.clone(), cloud.clone(), finished));
                 tasks.spawn(persist::record_loop(inner.clone(), to_record));

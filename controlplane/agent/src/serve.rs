@@ -30,7 +30,12 @@ impl Inner {
         call: NodeCall,
     ) -> Result<NodeAnswer, Errno> {
         match call {
-            NodeCall::Ns(request) => Ok(NodeAnswer::Ns(self.namespace.call(request).await)),
+            NodeCall::Ns(request) => {
+                if matches!(request.op, NsOp::Open { .. }) {
+                    self.wait_settled().await;
+                }
+                Ok(NodeAnswer::Ns(self.namespace.call(request).await))
+            }
             NodeCall::Fetch { key, slot } => {
                 match tokio::time::timeout(FETCH_DEADLINE, self.fetch(session, key, slot)).await {
                     Ok(done) => done,

@@ -126,6 +126,10 @@ impl Coordinator {
     }
 
     fn on(engine: Engine, state_dir: &Path, options: Options) -> Result<Coordinator, EngineError> {
+        if engine.is_unsettled() {
+            // Only an operator knows which nodes there are.
+            tracing::warn!(target: "registry", "this namespace was rebuilt: chunks that no node has any more read as errors; when every node is connected or known to be gone, fastcache-ctl fsck --repair on one of them brings back what was persisted before");
+        }
         let stats = engine.stats();
         let registry = Registry::open(
             state_dir,

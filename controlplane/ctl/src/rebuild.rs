@@ -133,8 +133,8 @@ fn summary(rebuilt: &Rebuilt, state_dir: &Path) -> String {
     }
     if !rebuilt.incomplete.is_empty() {
         text.push_str(&format!(
-            "\n{} files have contents that were never uploaded; reading those parts fails with EIO unless a node's device \
-             has them:",
+            "\n{} files have contents that were never uploaded. Where no node's device has those parts, they are again what \
+             they were when they were last persisted; reading what never was fails with EIO:",
             rebuilt.incomplete.len()
         ));
         for (ino, path) in rebuilt.incomplete.iter().take(NAMED_MAX) {

@@ -7,6 +7,7 @@
 use super::local::Local;
 use super::objects::{Survey, parse};
 use super::report::{Finding, FsckReport, LISTED_MAX};
+use super::revert::REVERT_BATCH;
 use super::{CheckError, FsckRequest, REFS_PAGE, Teller};
 use crate::link::lock;
 use crate::node::Inner;
@@ -52,6 +53,8 @@ struct Check<'a> {
     local: Local,
     suspects: Vec<Suspect>,
     suspected: u64,
+    /// Lost, and there is a spare: what `--repair` brings back.
+    to_revert: Vec<ChunkKey>,
 }
 
 pub(super) async fn run(
@@ -72,6 +75,7 @@ pub(super) async fn run(
         local,
         suspects: Vec::new(),
         suspected: 0,
+        to_revert: Vec::new(),
     };
     check.report.objects = check.survey.objects.len() as u64;
     check.report.object_bytes = check.survey.bytes;
@@ -84,6 +88,7 @@ pub(super) async fn run(
         check.read_local(teller).await?;
     }
     check.second_look(teller).await?;
+    check.repair(teller).await?;
     let mut report = check.report;
     report.listed.sort();
     report.is_clean = report.findings == 0;
@@ -421,7 +426,13 @@ impl Check<'_> {
 
     async fn object_again(&mut self, key: ChunkKey, at: CloudRef) -> Result<(), CheckError> {
         let is_named = self.inner.is_named(key).await? == Some(true);
-        if !is_named || self.ref_of(key).await?.as_ref() != Some(&at) {
+        let is_spare = !is_named
+            && self
+                .inner
+                .spare_of(key.id())
+                .await?
+                .is_some_and(|spare| spare.version == key.version);
+        if !(is_named || is_spare) || self.ref_of(key).await?.as_ref() != Some(&at) {
             return Ok(());
         }
         let (code, what) = match compare(self.cloud, &at).await {
@@ -455,7 +466,9 @@ impl Check<'_> {
             ),
         };
         let has_copy = self.local.chunks.contains_key(&key);
-        let what = if has_copy {
+        let what = if is_spare {
+            format!("{what}; it is of the version before the newest, which is not uploaded yet")
+        } else if has_copy {
             format!("{what}; this node still has the chunk")
         } else {
             format!("{what}; this node does not have the chunk, reading it fails")
@@ -475,12 +488,54 @@ impl Check<'_> {
                 self.find("no_object", what.to_owned(), Some(key.ino), Some(key))
                     .await;
             }
-            // Another node may have it.
-            None if self.inner.config.coordinator.is_some() => {}
             None => {
-                let what = "neither the cloud nor this node has the chunk: reading it fails";
-                self.find("lost_chunk", what.to_owned(), Some(key.ino), Some(key))
-                    .await;
+                let has_spare = self.inner.spare_of(key.id()).await?.is_some();
+                if has_spare && self.request.is_repair {
+                    self.to_revert.push(key);
+                    return Ok(());
+                }
+                self.report.repairable += u64::from(has_spare);
+                // Another node may have it.
+                if self.inner.config.coordinator.is_none() || self.request.is_repair {
+                    self.find_lost(key, has_spare).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn find_lost(&mut self, key: ChunkKey, has_spare: bool) {
+        let way_back = match has_spare {
+            true => "fsck --repair brings back what it was when it was last persisted",
+            false => "there is no way back",
+        };
+        let what =
+            format!("neither the cloud nor this node has the chunk: reading it fails; {way_back}");
+        self.find("lost_chunk", what, Some(key.ino), Some(key))
+            .await;
+    }
+
+    /// Brings back what was found to be lost.
+    async fn repair(&mut self, teller: &mut Teller) -> Result<(), CheckError> {
+        let lost = std::mem::take(&mut self.to_revert);
+        let total = lost.len() as u64;
+        for batch in lost.chunks(REVERT_BATCH) {
+            teller
+                .tell("repairing", self.report.repaired, Some(total))
+                .await?;
+            let reverted = self.inner.revert(&self.local, batch).await?;
+            for key in batch {
+                if reverted.contains(&key.id()) {
+                    self.report.repaired += 1;
+                    let what = "the chunk was lost before it was uploaded: it is again what it was when it was last persisted";
+                    self.find("repaired_chunk", what.to_owned(), Some(key.ino), Some(*key))
+                        .await;
+                } else if self.inner.is_named(*key).await? == Some(true)
+                    && self.ref_of(*key).await?.is_none()
+                    && !self.local.holds(self.inner, *key)
+                {
+                    self.find_lost(*key, true).await;
+                }
             }
         }
         Ok(())

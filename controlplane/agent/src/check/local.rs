@@ -4,7 +4,7 @@ use super::CheckError;
 use crate::link::{Session, lock};
 use crate::node::Inner;
 use fastcache_api::control::{DataAnswer, DataCall, DataStats, LocalChunk};
-use fastcache_api::{ChunkKey, Errno};
+use fastcache_api::{ChunkId, ChunkKey, Errno, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -88,6 +88,17 @@ impl Local {
     /// Whether this version is on the device, or on its way to the cloud.
     pub(super) fn holds(&self, inner: &Inner, key: ChunkKey) -> bool {
         self.chunks.contains_key(&key) || lock(&inner.queue).holds(key)
+    }
+
+    /// Whether a version of this chunk is dirty: one that is going to be named, or was until now.
+    pub(super) fn holds_dirty(&self, inner: &Inner, id: ChunkId) -> bool {
+        let version = |version| ChunkKey {
+            ino: id.ino,
+            index: id.index,
+            version: Version(version),
+        };
+        let all = version(0)..=version(u64::MAX);
+        self.chunks.range(all).any(|(_, c)| c.is_dirty) || lock(&inner.queue).holds_some(id)
     }
 
     /// Whether the data plane is still the one that was asked.

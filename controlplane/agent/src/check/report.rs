@@ -23,7 +23,7 @@ pub enum Line {
 /// How far a stage is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Progress {
-    /// `objects`, `references`, `namespace`, `chunks`, `reading`, `confirming`, `deleting`.
+    /// `objects`, `references`, `namespace`, `chunks`, `reading`, `confirming`, `deleting`, `repairing`.
     pub stage: String,
     /// So many are done.
     pub done: u64,
@@ -85,7 +85,7 @@ pub struct GcReport {
 /// Something wrong.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Finding {
-    /// For programs: `missing_object`, `wrong_length`, `wrong_checksum`, `lost_chunk`, `no_object`, `stray_chunk`,
+    /// For programs: `missing_object`, `wrong_length`, `wrong_checksum`, `lost_chunk`, `repaired_chunk`, `no_object`, `stray_chunk`,
     /// `unreadable_chunk`, `accounting`, `leak`, `ref_without_inode`, `unreadable_object`, or the code of a
     /// [`fastcache_api::Flaw`].
     pub code: String,
@@ -120,7 +120,11 @@ pub struct FsckReport {
     pub read_bytes: u64,
     /// Refs of versions that no layout names: `gc` finds out what they are.
     pub unnamed_refs: u64,
-    /// What is wrong.
+    /// Lost chunks that `--repair` brings back as they were when they were last persisted.
+    pub repairable: u64,
+    /// Lost chunks that came back so.
+    pub repaired: u64,
+    /// What is wrong, or was.
     pub findings: u64,
     /// The first of them.
     pub listed: Vec<Finding>,

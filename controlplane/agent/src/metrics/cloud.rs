@@ -130,6 +130,12 @@ pub(super) const METRICS: &[Metric] = &[
         "",
         "dirty chunks that could not be read for their upload",
     ),
+    metric(
+        "fastcache_reverted_chunks_total",
+        Counter,
+        "",
+        "chunks that were lost before they were uploaded and are again what was last persisted",
+    ),
 ];
 
 /// Begins those at 0 that nothing may ever happen to.

@@ -313,6 +313,11 @@ impl Queue {
             .is_some_and(|e| e.key == key || e.uploading == Some(key))
     }
 
+    /// Whether any version of a chunk waits, or is being uploaded or recorded.
+    pub(crate) fn holds_some(&self, id: ChunkId) -> bool {
+        self.entries.contains_key(&id)
+    }
+
     /// Chunks and bytes that wait or are being uploaded.
     pub(crate) fn left(&self, ino: Option<Ino>) -> (u64, u64) {
         match ino {

@@ -176,10 +176,11 @@ pub async fn gc(State(rest): State<Rest>, uri: Uri) -> Result<Response, ApiError
     }))
 }
 
-/// `POST /api/admin/fsck?deep=&grace=`: lines of JSON, the last one a report or an error.
+/// `POST /api/admin/fsck?deep=&repair=&grace=`: lines of JSON, the last one a report or an error.
 pub async fn fsck(State(rest): State<Rest>, uri: Uri) -> Result<Response, ApiError> {
     let request = FsckRequest {
         is_deep: is_set(&uri, "deep")?,
+        is_repair: is_set(&uri, "repair")?,
         grace: grace(&uri)?,
     };
     Ok(lines(|to| async move {

@@ -16,6 +16,8 @@ const PERSIST_WAIT: Duration = Duration::from_secs(5);
 const RECORDS_MAX: usize = 50_000;
 /// Note: the last record that is known to be in the bucket.
 pub(super) const SHIPPED: &str = "shipped";
+/// Note: 1 where the state was rebuilt from the bucket, and the chunks that were lost with the disks are not dealt with.
+pub(super) const UNSETTLED: &str = "unsettled";
 /// Note: epochs up to this one are taken, though no record here is of them.
 pub(super) const EPOCH_FLOOR: &str = "epoch-floor";
 
@@ -177,6 +179,24 @@ impl Engine {
                 true => inner.db.persist(PersistMode::SyncData),
                 false => Ok(()),
             })
+            .map_err(|e| e.to_string())
+    }
+
+    /// Whether this state was rebuilt from the bucket, and nobody has looked since which chunks went with the disks.
+    pub fn is_unsettled(&self) -> bool {
+        note(&self.inner.notes, UNSETTLED).unwrap_or(0) != 0
+    }
+
+    /// Somebody has. On stable storage when it returns.
+    ///
+    /// # Errors
+    /// When the store cannot be written, with its words.
+    pub fn settled(&self) -> Result<(), String> {
+        let inner = &self.inner;
+        inner
+            .notes
+            .remove(UNSETTLED)
+            .and_then(|()| inner.db.persist(PersistMode::SyncAll))
             .map_err(|e| e.to_string())
     }
 

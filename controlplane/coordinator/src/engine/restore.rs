@@ -97,6 +97,7 @@ impl Target {
         let mut batch = self.db.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&self.notes, log::EPOCH_FLOOR, epoch.to_be_bytes().to_vec());
         batch.insert(&self.notes, log::SHIPPED, shipped.to_be_bytes().to_vec());
+        batch.insert(&self.notes, log::UNSETTLED, 1u64.to_be_bytes().to_vec());
         batch.commit().map_err(|e| self.wrong(&e))?;
         Ok(counters)
     }

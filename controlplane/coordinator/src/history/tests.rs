@@ -341,6 +341,27 @@ async fn the_bucket_alone_gives_the_state_back() {
     assert!(rebuilt.put_aside.unwrap().exists());
 }
 
+/// Chunks that went with the disks come back once, after a rebuild, and whoever is killed over it does it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rebuilt_state_says_so_until_it_is_settled() {
+    let mut place = Place::new(7);
+    let engine = place.start("a", QUICK).await;
+    place.change(&engine).await;
+    place.persist(&engine).await;
+    assert!(!engine.is_unsettled());
+    drop(engine);
+    place.rebuild("b", RebuildOptions::default()).await.unwrap();
+    for (is_unsettled, is_done) in [(true, false), (true, true), (false, false)] {
+        let engine = place.start("b", QUICK).await;
+        assert_eq!(engine.is_unsettled(), is_unsettled);
+        if is_done {
+            engine.settled().unwrap();
+            assert!(!engine.is_unsettled());
+        }
+        drop(engine);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_replace_what_is_older() {
     let options = HistoryOptions {

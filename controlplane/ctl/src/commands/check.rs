@@ -37,6 +37,10 @@ pub struct FsckFlags {
     /// Read every object and every local chunk, and compare the bytes with their checksums
     #[arg(long)]
     pub deep: bool,
+    /// Bring chunks that are neither in the cloud nor on this node back as they were when they were last persisted.
+    /// With a coordinator of its own: only when every node is connected or known to be gone
+    #[arg(long)]
+    pub repair: bool,
     /// Do not call younger objects leaks: 90s, 15min, 1h, 2d [default: 1h]
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub grace: Option<Duration>,
@@ -86,7 +90,10 @@ pub async fn gc(flags: &GcFlags) -> ExitCode {
 
 /// `fsck`.
 pub async fn fsck(flags: &FsckFlags) -> ExitCode {
-    let mut query = format!("/api/admin/fsck?deep={}", flags.deep);
+    let mut query = format!(
+        "/api/admin/fsck?deep={}&repair={}",
+        flags.deep, flags.repair
+    );
     if let Some(grace) = flags.grace {
         query.push_str(&format!("&grace={}", grace.as_secs()));
     }
@@ -136,6 +143,7 @@ fn show(bar: &ProgressBar, progress: &Progress) {
         "chunks" => "reading this node's chunks",
         "confirming" => "looking again at what seems wrong",
         "deleting" => "deleting",
+        "repairing" => "repairing",
         other => other,
     };
     let template = match (progress.total, progress.stage.as_str()) {
@@ -252,6 +260,19 @@ fn tell_fsck(report: &FsckReport, flags: &FsckFlags) -> ExitCode {
         say!(
             "{} references are of replaced versions; gc deletes what is not needed",
             report.unnamed_refs
+        );
+    }
+    if report.repaired > 0 {
+        say!(
+            "{} lost chunks are again what they were when they were last persisted",
+            report.repaired
+        );
+    }
+    if report.repairable > 0 {
+        say!(
+            "{} chunks that this node does not have can be brought back as they were when they were last persisted: \
+             fsck --repair, when no node that has them will come back",
+            report.repairable
         );
     }
     if report.is_clean {
