@@ -133,7 +133,7 @@ test-race:
 		echo 'Miri is not installed (rustup +nightly component add miri): buffers were tested by models only'; \
 	fi
 
-# The long form of gc: beside writers for two minutes, and until what is queued is deleted (a quarter of an hour).
+# The long form of gc: beside writers for two minutes, and until what is queued is deleted: four minutes.
 test-gc: setup build
 	FASTCACHE_GC_LONG=1 $(E2E) --test gc_fsck -- --test-threads=1 --nocapture
 

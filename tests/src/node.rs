@@ -6,8 +6,8 @@ use serde_json::Value;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -73,6 +73,8 @@ pub struct Node {
     port: u16,
     setup: Setup,
     is_over: Arc<AtomicBool>,
+    /// Processes that were killed since it last came up.
+    killed: Mutex<Vec<u32>>,
 }
 
 impl Node {
@@ -103,6 +105,7 @@ impl Node {
             port: free_port(),
             setup,
             is_over,
+            killed: Mutex::default(),
         };
         node.watch();
         node
@@ -153,6 +156,11 @@ impl Node {
 
     /// The same, with further flags.
     pub fn try_up_with(&self, flags: &[&str]) -> Output {
+        // What was killed and is not dead yet still holds its locks.
+        let killed = std::mem::take(&mut *self.killed.lock().expect("lock"));
+        wait_until("what was killed is dead", Duration::from_secs(30), || {
+            killed.iter().all(|pid| is_dead(*pid))
+        });
         let mut command = Command::new("timeout");
         command
             .arg(UP_LIMIT_S.to_string())
@@ -409,7 +417,9 @@ impl Node {
 
     /// kill -9. Says whether there was something to kill.
     pub fn kill(&self, plane: Plane) -> bool {
-        self.pid(plane).is_some_and(kill_9)
+        let pid = self.pid(plane).filter(|pid| kill_9(*pid));
+        self.killed.lock().expect("lock").extend(pid);
+        pid.is_some()
     }
 
     /// Kills everything and unmounts: a test gives up, and nothing may hang.
@@ -559,6 +569,14 @@ fn kill_9(pid: u32) -> bool {
         .is_some_and(|pid| {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
         })
+}
+
+fn is_dead(pid: u32) -> bool {
+    // The state stands behind the name, which may hold anything.
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()))
+        .is_none_or(|rest| rest.starts_with(['Z', 'X']))
 }
 
 /// The value of a name, wherever in a document it is.

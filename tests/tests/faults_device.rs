@@ -205,6 +205,7 @@ fn nvme_write_errors_fall_to_the_cloud() {
 }
 
 #[test]
+#[ignore = "waits for the bound of a minute: make test-faults"]
 fn nvme_write_errors_without_a_cloud_are_errors() {
     let _one = serial();
     let rig = Rig::start();
