@@ -2,6 +2,7 @@
 
 use crate::inode::Inode;
 use crate::open_chunk::OpenChunk;
+use crate::read::LOOK_TRIES;
 use crate::write::{attr_of, locate};
 use crate::{FileSystem, Result, lock};
 use fastcache_api::{Errno, FILE_SIZE_MAX, Ino, Run, Version};
@@ -225,11 +226,11 @@ impl FileSystem {
             let (index, within) = locate(at, attr.chunk_size)?;
             let chunk_start = at - within as u64;
             let blocks = attr.chunk_size as usize / BLOCK;
-            let view = View::of(self, &inode, index);
+            let view = self.view(ino, &inode, index).await?;
             let found = match &view {
                 View::Hole if !wants_data => Some(within),
                 View::Hole => None,
-                view => (within / BLOCK..blocks)
+                View::Data(_) => (within / BLOCK..blocks)
                     .find(|b| view.has_data(*b) == wants_data)
                     .map(|b| within.max(b * BLOCK)),
             };
@@ -252,11 +253,13 @@ impl FileSystem {
     /// Where the next chunk with data begins after a hole; the size when there is none.
     fn next_chunk(&self, inode: &Inode, index: u32, chunk_size: u32, size: u64) -> u64 {
         let state = lock(&inode.state);
+        let Some(layout) = &state.layout else {
+            // Revoked a moment ago: nothing is skipped.
+            return 0;
+        };
         let open = state.open_chunks.range(index + 1..).next().map(|(i, _)| *i);
-        let sealed = state.layout.as_ref().and_then(|l| {
-            let at = l.runs.partition_point(|r| r.first <= index);
-            l.runs.get(at).map(|r| r.first)
-        });
+        let at = layout.runs.partition_point(|r| r.first <= index);
+        let sealed = layout.runs.get(at).map(|r| r.first);
         match open.into_iter().chain(sealed).min() {
             Some(next) => u64::from(next) * u64::from(chunk_size),
             None => size,
@@ -312,53 +315,77 @@ fn end_of(wants_data: bool, size: u64) -> Result<u64> {
 /// A chunk as SEEK_DATA sees it.
 enum View {
     Hole,
-    /// Sealed, somewhere else: all of it counts as data.
-    Elsewhere(usize),
-    Open(Arc<OpenChunk>),
-    Here(Vec<(usize, usize)>, usize),
+    /// Ranges of blocks that hold data.
+    Data(Vec<(usize, usize)>),
 }
 
 impl View {
-    fn of(fs: &FileSystem, inode: &Inode, index: u32) -> View {
-        let (version, valid) = {
-            let state = lock(&inode.state);
-            if let Some(c) = state.open_chunks.get(&index) {
-                return View::Open(Arc::clone(c));
-            }
-            let chunk_size = state.attr.as_ref().map_or(1 << 22, |a| a.chunk_size);
-            match state
-                .layout
-                .as_ref()
-                .and_then(|l| l.chunk(index, chunk_size))
-            {
-                Some(found) => found,
-                None => return View::Hole,
-            }
-        };
-        let valid = (valid as usize).div_ceil(BLOCK);
-        match fs.inner.store.get(ChunkId {
-            ino: inode.ino,
-            index,
-        }) {
-            Some(body) if body.key().version == version => {
-                let runs = body.runs().iter();
-                let runs =
-                    runs.map(|r| (r.first as usize, r.first as usize + r.extent.len as usize));
-                View::Here(runs.collect(), valid)
-            }
-            _ => View::Elsewhere(valid),
-        }
-    }
-
     fn has_data(&self, block: usize) -> bool {
         match self {
             View::Hole => false,
-            View::Elsewhere(valid) => block < *valid,
-            View::Open(chunk) => FileSystem::has_data(chunk, block),
-            View::Here(runs, valid) => {
-                block < *valid && runs.iter().any(|(a, b)| *a <= block && block < *b)
-            }
+            View::Data(ranges) => ranges.iter().any(|(a, b)| (*a..*b).contains(&block)),
         }
+    }
+}
+
+impl FileSystem {
+    /// A chunk at one moment: looked at again when it was sealed or replaced under the look.
+    async fn view(&self, ino: Ino, inode: &Arc<Inode>, index: u32) -> Result<View> {
+        for _ in 0..LOOK_TRIES {
+            if let Some(view) = self.try_view(inode, index) {
+                return Ok(view);
+            }
+            fastcache_reactor::yield_now().await;
+            self.with_layout(ino, false).await?;
+        }
+        Err(Errno::EIO)
+    }
+
+    /// `None` when it has to be looked at again.
+    fn try_view(&self, inode: &Inode, index: u32) -> Option<View> {
+        enum Source {
+            Open(Arc<OpenChunk>),
+            Sealed(Version, usize),
+        }
+        let look =
+            || {
+                let state = lock(&inode.state);
+                if let Some(chunk) = state.open_chunks.get(&index) {
+                    return Some(Some(Source::Open(Arc::clone(chunk))));
+                }
+                let chunk_size = state.attr.as_ref()?.chunk_size;
+                let found = state.layout.as_ref()?.chunk(index, chunk_size);
+                Some(found.map(|(version, valid)| {
+                    Source::Sealed(version, (valid as usize).div_ceil(BLOCK))
+                }))
+            };
+        let (version, valid) = match look()? {
+            None => return Some(View::Hole),
+            Some(Source::Open(chunk)) => return FileSystem::data_ranges(&chunk).map(View::Data),
+            Some(Source::Sealed(version, valid)) => (version, valid),
+        };
+        let id = ChunkId {
+            ino: inode.ino,
+            index,
+        };
+        let body = self.inner.store.get(id);
+        // Elsewhere: all of it counts as data.
+        let Some(body) = body.filter(|body| body.key().version == version) else {
+            return match look()? {
+                Some(Source::Sealed(now, _)) if now == version => {
+                    Some(View::Data(vec![(0, valid)]))
+                }
+                _ => None,
+            };
+        };
+        let runs = body.runs().iter();
+        let ranges = runs.map(|r| {
+            (
+                r.first as usize,
+                valid.min((r.first + r.extent.len) as usize),
+            )
+        });
+        Some(View::Data(ranges.collect()))
     }
 }
 

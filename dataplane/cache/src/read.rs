@@ -11,7 +11,7 @@ use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
 
 /// Times a chunk that changes under a reader is looked up again.
-const LOOK_TRIES: usize = 64;
+pub(crate) const LOOK_TRIES: usize = 64;
 
 /// Where a chunk's bytes are, as the inode says now.
 enum Source {

@@ -132,10 +132,27 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Byte ranges of the chunk that hold data, block by block: whether `block` does.
-    pub(crate) fn has_data(chunk: &OpenChunk, block: usize) -> bool {
+    /// Ranges of blocks that hold data: on the device, gathered, or on their way from one to the other. `None` when the chunk
+    /// is no longer open.
+    pub(crate) fn data_ranges(chunk: &OpenChunk) -> Option<Vec<(usize, usize)>> {
         let state = lock(&chunk.state);
-        state.slot(block).dev != Slot::HOLE || state.gather_overlaps(block, block + 1)
+        if state.is_closed {
+            return None;
+        }
+        let mut ranges = state.inflight.clone();
+        if let Some(g) = state.gather.as_ref().filter(|g| g.start < g.end) {
+            ranges.push((g.start / BLOCK, g.end.div_ceil(BLOCK)));
+        }
+        for (block, slot) in state.slots.iter().enumerate() {
+            if slot.dev == Slot::HOLE {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some((_, end)) if *end == block => *end += 1,
+                _ => ranges.push((block, block + 1)),
+            }
+        }
+        Some(ranges)
     }
 }
 

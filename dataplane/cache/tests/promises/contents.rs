@@ -4,12 +4,13 @@
 //! one that has nothing but the layout and the cloud. `FASTCACHE_SEED` runs one seed, any number; the operations are printed.
 
 use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, soon, start};
+use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start};
 use fastcache_api::{Errno, Ino};
 use fastcache_types::BLOCK;
 use futures_util::future::join;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::cell::Cell;
 use std::rc::Rc;
 
 /// Largest offset that is written, bytes.
@@ -369,4 +370,35 @@ impl Test {
             self.check_seek(at).await;
         }
     }
+}
+
+#[test]
+fn seek_finds_data_that_is_on_its_way_to_the_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        let mut looks = 0;
+        for round in 0..20u64 {
+            // Gathered in memory, behind a hole.
+            let len = if round % 2 == 0 { 5000 } else { 40_960 };
+            let at = (round * 3 + 1) * CHUNK as u64 + 49_198;
+            node.write(ino, at, &pattern(round, len)).await.unwrap();
+            let last = at + len as u64 - 1;
+            let (fs, is_over) = (node.fs.clone(), Rc::new(Cell::new(false)));
+            let over = Rc::clone(&is_over);
+            let sync = fastcache_reactor::spawn(async move {
+                fs.fsync(ino, 0, false).await.unwrap();
+                over.set(true);
+            });
+            while !is_over.get() {
+                assert_eq!(node.fs.lseek(ino, 0, last, SEEK_DATA).await, Ok(last));
+                looks += 1;
+                fastcache_reactor::yield_now().await;
+            }
+            sync.await;
+        }
+        assert!(looks > 40, "{looks} looks are too few to see anything");
+    });
 }
