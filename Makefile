@@ -26,7 +26,7 @@ help:
 	@echo 'make build            the two binaries, in target/release'
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-rest | test-clouds | test-ceph | test-cluster | test-verbose'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-cluster | test-verbose'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make lint | fmt | clean'
