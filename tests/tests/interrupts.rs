@@ -17,9 +17,22 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 struct Stopped<'a>(&'a Node);
 
 impl<'a> Stopped<'a> {
+    /// Returns when each of its threads stands: the signal only asks for that, and a thread that still runs answers.
     fn new(node: &'a Node) -> Stopped<'a> {
-        signal(node.pid(Plane::Agent).expect("an agent"), "STOP");
-        Stopped(node)
+        let pid = node.pid(Plane::Agent).expect("an agent");
+        signal(pid, "STOP");
+        let stopped = Stopped(node);
+        wait_until("the agent stands", WAIT_MAX, || {
+            let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+            threads.flatten().all(|thread| {
+                // A thread that ended meanwhile has no state.
+                std::fs::read_to_string(thread.path().join("stat"))
+                    .ok()
+                    .and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T')))
+                    .unwrap_or(true)
+            })
+        });
+        stopped
     }
 }
 
