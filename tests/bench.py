@@ -1,16 +1,14 @@
 #!/usr/bin/env python3
-"""Runs fio-profiles/ on a fastcache mount and on a plain file of the same disk, and prints the ratios.
+"""Runs fio-profiles/ and two jobs of its own on a fastcache mount and on plain files of the same disk, and prints ratios.
 
 Raw and mount take turns, round by round, so that what else the machine does hits both. Each number is the median of
 the rounds. With --write FILE the table replaces what stands between the two markers in FILE.
 
-The node is started here, with its store, its directory for the cloud and the raw file in one temporary folder, and is
+The node is started here, with its store, its directory for the cloud and the raw files in one temporary folder, and is
 stopped again. Only Python's own library is used.
 """
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -19,110 +17,12 @@ import tempfile
 import time
 from datetime import date
 
+from benchlib import jobs, machine
+from benchlib.node import Node
+
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROFILES = os.path.join(REPO, "fio-profiles")
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 MIB = 1 << 20
-
-# name, what it says, unit, ratio to raw that the project promises at this stage (None: none yet). The node writes through to
-# a directory on the same disk, as a node does that is started with nothing but defaults.
-CASES = [
-    ("seq_read", "1 MiB direct reads, depth 16", "MB/s", 0.5),
-    ("rand_read", "4 KiB random direct reads, depth 32 × 2 jobs", "IOPS", 0.5),
-    ("checkpoint_write", "1 MiB direct writes, depth 16, fsync", "MB/s", 0.35),
-    ("ingest", "2 GiB of new data, 1 MiB direct writes, uploaded to the same disk meanwhile", "MB/s", None),
-    ("mixed", "16 KiB random, 70 % reads, depth 16", "IOPS", None),
-    ("small_files", "new files of 16 KiB, 2 jobs", "files/s", None),
-    ("reread", "1 MiB buffered reads, read before", "MB/s", None),
-]
-
-# Random writes scatter a file's blocks in the store, and new data needs a new file.
-OWN_FILE = ("mixed", "ingest")
-
-
-class Node:
-    """A node of its own, in a folder."""
-
-    def __init__(self, home, binaries, capacity):
-        self.ctl = os.path.join(binaries, "fastcache-ctl")
-        self.dir = os.path.join(home, "node")
-        self.mount = os.path.join(home, "mnt")
-        os.makedirs(self.mount)
-        self.run("up", "--mount", self.mount, "--detach", "--port", "0", "--nvme-capacity", capacity)
-
-    def run(self, command, *args):
-        return subprocess.run(
-            [self.ctl, command, "--dir", self.dir, *args],
-            check=True, stdout=subprocess.PIPE, text=True, timeout=600,
-        ).stdout
-
-    def settle(self):
-        """Everything is in the cloud: nothing is uploaded while something else is measured."""
-        self.run("flush", "--wait")
-
-    def fuse_requests(self):
-        """Requests by operation name."""
-        table = find(json.loads(self.run("status", "--json")), "fuse_requests")
-        return dict(table) if not isinstance(table, dict) else table
-
-    def stop(self):
-        try:
-            self.run("down", "--stop-timeout", "1")
-        except (subprocess.SubprocessError, OSError) as error:
-            print(f"down: {error}", file=sys.stderr)
-            subprocess.run(["umount", "-l", self.mount], check=False, stderr=subprocess.DEVNULL)
-
-
-def find(value, name):
-    """The value of a name, wherever in a document it is."""
-    if isinstance(value, dict):
-        if name in value:
-            return value[name]
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            found = find(item, name)
-            if found is not None:
-                return found
-    return None
-
-
-def fio(profile, folder, settings):
-    """One run; the number that the case is about, and the median latency in µs."""
-    unit = next(c[2] for c in CASES if c[0] == profile)
-    env = dict(
-        os.environ,
-        GLIBC_TUNABLES="glibc.malloc.hugetlb=1",
-        FIO_FILE=os.path.join(folder, profile if profile in OWN_FILE else "bench"),
-        FIO_DIR=os.path.join(folder, "small"),
-        FIO_SIZE=str(2 * settings.size if profile == "ingest" else settings.size),
-        FIO_RUNTIME=str(settings.runtime),
-        FIO_NRFILES=str(settings.files),
-    )
-    os.makedirs(env["FIO_DIR"], exist_ok=True)
-    if profile == "reread":
-        drop_page_cache()
-        with open(env["FIO_FILE"], "rb", buffering=0) as file:
-            while file.read(MIB):
-                pass
-    out = subprocess.run(
-        ["fio", "--output-format=json", f"{profile}.fio"],
-        cwd=PROFILES, env=env, check=True, stdout=subprocess.PIPE, text=True, timeout=600,
-    ).stdout
-    job = json.loads(out[out.index("{"):])["jobs"][0]
-    if job.get("error"):
-        sys.exit(f"fio {profile}: error {job['error']}")
-    sides = [job["read"], job["write"]]
-    latencies = [
-        s["clat_ns"]["percentile"]["50.000000"] / 1000 for s in sides if s["total_ios"] and "percentile" in s["clat_ns"]
-    ]
-    latency = max(latencies, default=0)
-    if unit == "MB/s":
-        return sum(s["bw_bytes"] for s in sides) / 1e6, latency
-    if unit == "files/s":
-        # Only what is between the first open and the last close: fio counts the writes' time alone.
-        return 2 * settings.files / (job["job_runtime"] / 2 / 1000), latency
-    return sum(s["iops"] for s in sides), latency
 
 
 def write_file(path, size):
@@ -134,24 +34,20 @@ def write_file(path, size):
         os.fsync(file.fileno())
 
 
-def drop_page_cache():
-    """What was read once is the first to go when memory is full of cache, and other programs filled it."""
-    os.sync()
-    with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
-        file.write("1")
-
-
 def reread_requests(node):
-    """FUSE requests made by reading a file again through a descriptor that has read it before.
+    """FUSE requests made by reading a file again through a descriptor that has read it before, and by stat of it.
 
     The kernel may drop pages of its own accord in between; what the file system causes, it causes each time. So a
     reading that made requests is repeated, twice at most, and the last one counts.
     """
+    path = os.path.join(node.mount, "bench")
     for _ in range(3):
-        drop_page_cache()
-        with open(os.path.join(node.mount, "bench"), "rb", buffering=0) as file:
+        machine.drop_page_cache()
+        with open(path, "rb", buffering=0) as file:
             while file.read(MIB):
                 pass
+            # The kernel forgets the access time when it really reads.
+            os.stat(path)
             before = {}
             # Requests that the kernel made ahead of the reader may still be on their way.
             while before != (before := node.fuse_requests()):
@@ -159,30 +55,14 @@ def reread_requests(node):
             file.seek(0)
             while file.read(MIB):
                 pass
+            for _ in range(1000):
+                os.stat(path)
             after = node.fuse_requests()
         asked = {name: n - before.get(name, 0) for name, n in after.items() if n != before.get(name, 0)}
         if not asked:
             break
         print(f"a re-read made FUSE requests: {asked}", file=sys.stderr)
     return asked
-
-
-def machine(path):
-    """One line on what this ran on."""
-    model = platform.machine()
-    with open("/proc/cpuinfo", encoding="utf-8") as info:
-        for line in info:
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    fstype, longest = "unknown", -1
-    with open("/proc/self/mounts", encoding="utf-8") as mounts:
-        for line in mounts:
-            _, at, kind = line.split()[:3]
-            if (path + "/").startswith(at.rstrip("/") + "/") and len(at) > longest:
-                fstype, longest = kind, len(at)
-    return f"{os.cpu_count()} × {model}, {memory:.0f} GiB, Linux {platform.release()}, {fstype}"
 
 
 def commit():
@@ -194,59 +74,82 @@ def commit():
 
 
 def measure(settings, home):
-    """Rows of the table, and what a re-read asked."""
+    """Medians of each case, raw and mount, and what a re-read asked."""
     raw = os.path.join(home, "raw")
     os.makedirs(raw)
-    node = Node(home, settings.binaries, settings.capacity)
+    cases = [c for c in jobs.CASES if not settings.only or c.name in settings.only]
+    node = Node(home, settings.binaries, settings.capacity, settings.up)
     try:
         print("laying out the files", file=sys.stderr)
         for folder in (raw, node.mount):
-            for name in ("bench", "mixed"):
+            for name in jobs.LAID_OUT:
                 write_file(os.path.join(folder, name), settings.size)
+            jobs.make_small(os.path.join(folder, "small"), settings.small)
         node.settle()
-        results = {case[0]: {"raw": [], "mount": []} for case in CASES}
+        results = {case.name: {"raw": [], "mount": []} for case in cases}
         for turn in range(settings.rounds):
-            for name, _, unit, _ in CASES:
+            for case in cases:
                 order = [("raw", raw), ("mount", node.mount)]
                 if turn % 2:
                     order.reverse()
                 for target, folder in order:
-                    value, latency = fio(name, folder, settings)
-                    results[name][target].append((value, latency))
-                    print(f"round {turn + 1}  {name:24} {target:6} {value:12,.0f} {unit}", file=sys.stderr)
+                    result = jobs.run(case, folder, settings)
+                    results[case.name][target].append(result)
+                    print(
+                        f"round {turn + 1}  {case.name:20} {target:6} {result.value:12,.0f} {case.unit:8}"
+                        f"{result.latency:10,.0f} µs {result.cpu:10,.1f} µs of processor an operation",
+                        file=sys.stderr,
+                    )
                     if target == "mount":
                         node.settle()
         asked = reread_requests(node)
     finally:
         node.stop()
-    rows = []
-    for name, text, unit, goal in CASES:
-        median = {
-            target: tuple(statistics.median(column) for column in zip(*values))
-            for target, values in results[name].items()
-        }
-        rows.append((name, text, unit, goal, median["raw"], median["mount"]))
-    return rows, asked
+
+    def median(values):
+        return jobs.Result(*(statistics.median(getattr(v, f) for v in values) for f in ("value", "latency", "cpu")))
+
+    return [(case, median(results[case.name]["raw"]), median(results[case.name]["mount"])) for case in cases], asked
+
+
+def reached(case, raw, mount):
+    """What a case is judged by: its text, and whether it is what it must be."""
+    if case.kind == "latency":
+        over = mount.latency - raw.latency
+        return f"+{over:,.0f} µs", case.must is None or over <= case.must
+    if case.kind == "absolute":
+        return f"{mount.value:,.0f}/s", case.must is None or mount.value >= case.must
+    ratio = mount.value / raw.value
+    return f"{ratio:.2f}", case.must is None or ratio >= case.must
+
+
+def wanted(case, value):
+    """What a case must reach or aims at, as text."""
+    if value is None:
+        return "–"
+    return {"latency": f"≤ +{value:,.0f} µs", "absolute": f"≥ {value:,.0f}/s"}.get(case.kind, f"≥ {value:.2f}")
 
 
 def table(settings, rows, asked, home):
     """Markdown."""
     lines = [
-        f"Measured {date.today().isoformat()} at commit `{commit()}` on {machine(home)}.",
-        f"Command: `{settings.command}` ({settings.rounds} rounds of {settings.runtime} s, file of "
-        f"{settings.size // MIB} MiB, store of {settings.capacity}; medians). Raw is a plain file on the same disk.",
+        f"Measured {date.today().isoformat()} at commit `{commit()}` on {machine.describe(home)}.",
+        f"Command: `{settings.command}` ({settings.rounds} rounds of {settings.runtime} s, files of "
+        f"{settings.size // MIB} MiB, {settings.small:,} small files, store of {settings.capacity}; medians). Raw is a plain "
+        "file on the same disk.",
         "",
-        "| profile | | raw | mount | mount / raw | at least | raw p50 | mount p50 |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "| profile | | raw | mount | reached | must | aim | raw p50 | mount p50 | processor, mount − raw |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, text, unit, goal, raw, mount in rows:
-        want = f"{goal}" if goal else "–"
+    for case, raw, mount in rows:
+        text, is_enough = reached(case, raw, mount)
         lines.append(
-            f"| {name} | {text} | {raw[0]:,.0f} {unit} | {mount[0]:,.0f} {unit} | {mount[0] / raw[0]:.2f} | {want} "
-            f"| {raw[1]:,.0f} µs | {mount[1]:,.0f} µs |"
+            f"| {case.name} | {case.text} | {raw.value:,.0f} {case.unit} | {mount.value:,.0f} {case.unit} "
+            f"| {text if is_enough else f'**{text}**'} | {wanted(case, case.must)} | {wanted(case, case.aim)} "
+            f"| {raw.latency:,.0f} µs | {mount.latency:,.0f} µs | {mount.cpu - raw.cpu:,.1f} µs |"
         )
     said = "none" if not asked else ", ".join(f"{n} {k}" for k, n in sorted(asked.items()))
-    lines += ["", f"FUSE requests made by reading a file again through an open descriptor: {said}."]
+    lines += ["", f"FUSE requests made by reading a file again through an open descriptor and by stat of it: {said}."]
     return "\n".join(lines)
 
 
@@ -266,19 +169,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one short round: shows that everything runs")
     parser.add_argument("--write", metavar="FILE", help="put the table into this file")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--runtime", type=int, default=5, help="seconds of each run")
-    parser.add_argument("--size", type=int, default=1024, help="MiB of the file")
-    parser.add_argument("--files", type=int, default=2000, help="small files of each of the two jobs")
-    parser.add_argument("--capacity", default="6GiB", help="of the store")
+    parser.add_argument("--only", metavar="CASE", action="append", choices=[c.name for c in jobs.CASES])
+    parser.add_argument("--up", metavar="FLAG", action="append", default=[], help="for fastcache-ctl up, as --up=--flag")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--runtime", type=int, default=4, help="seconds of each run")
+    parser.add_argument("--size", type=int, default=1024, help="MiB of a file")
+    parser.add_argument("--files", type=int, default=2000, help="new files of each of the two jobs")
+    parser.add_argument("--small", type=int, default=10_000, help="files of 4 KiB that are read")
+    parser.add_argument("--capacity", default="8GiB", help="of the store")
     parser.add_argument("--dir", default=tempfile.gettempdir(), help="a folder on the disk to measure")
-    parser.add_argument("--check", action="store_true", help="fail where a ratio is below what is promised")
+    parser.add_argument("--check", action="store_true", help="fail where less is reached than must be")
     settings = parser.parse_args()
     is_make = sys.argv[1:] == ["--write", "docs/benchmarks.md"]
     settings.command = "make bench" if is_make else " ".join(["tests/bench.py", *sys.argv[1:]])
     settings.binaries = os.environ.get("FASTCACHE_BIN_DIR", os.path.join(REPO, "target", "release"))
     if settings.quick:
-        settings.rounds, settings.runtime, settings.size, settings.files = 1, 1, 128, 200
+        settings.rounds, settings.runtime, settings.size, settings.files, settings.small = 1, 1, 128, 200, 500
     settings.size *= MIB
     if not shutil.which("fio"):
         sys.exit("fio is not installed: tests/setup/install.sh bench")
@@ -296,9 +202,9 @@ def main():
     if asked:
         sys.exit(f"a re-read made FUSE requests: {asked}")
     if settings.check:
-        low = [r[0] for r in rows if r[3] and r[5][0] / r[4][0] < r[3]]
+        low = [case.name for case, raw, mount in rows if not reached(case, raw, mount)[1]]
         if low:
-            sys.exit(f"below what is promised: {', '.join(low)}")
+            sys.exit(f"below what must be: {', '.join(low)}")
 
 
 if __name__ == "__main__":

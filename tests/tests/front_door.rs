@@ -242,12 +242,19 @@ fn the_benchmark_runs() {
     println!("{text}");
     for profile in [
         "seq_read",
+        "rand_read_128k",
+        "rand_read_d1",
         "rand_read",
-        "mixed",
+        "rand_write",
         "checkpoint_write",
-        "ingest",
-        "small_files",
+        "buffered_write",
+        "buffered_read",
         "reread",
+        "open_read_close",
+        "open_read_close_cold",
+        "small_files",
+        "mixed",
+        "ingest",
     ] {
         assert!(text.contains(profile), "{profile} was measured");
     }

@@ -1,0 +1,1 @@
+"""What tests/bench.py measures with. Only Python's own library is used."""
