@@ -1,7 +1,9 @@
 //! Promise: names, directories and special files behave as on ext4; what has lost its name lives until it is closed
 //! (docs/semantics.md).
 
-use fastcache_tests::{Bytes, Plane, drop_page_cache, run, serial, shared_folder, wait_until};
+use fastcache_tests::{
+    Bytes, Http, Plane, drop_page_cache, run, serial, shared_folder, wait_until,
+};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::collections::BTreeSet;
@@ -409,4 +411,37 @@ fn after_a_kill_an_unlinked_open_file_is_gone_and_its_space_is_back() {
     wait_until("its room is free again", Duration::from_secs(30), || {
         node.stat("used_bytes") + 29_000_000 <= used
     });
+}
+
+#[test]
+fn what_was_looked_for_in_vain_is_found_as_soon_as_it_is_made() {
+    let _one = serial();
+    let (node, here) = shared_folder("in-vain");
+    let http = Http::on(node.port());
+    let is_there = |path: &Path| path.symlink_metadata().is_ok();
+    // In a folder that the mount made, in one that REST made, and in one that is not there yet.
+    http.ask("PUT", "/api/files/in-vain/rest/first", &[], b"x");
+    std::fs::create_dir(here.join("mount")).expect("mkdir");
+    for round in 0..20 {
+        for folder in ["mount", "rest", &format!("none-{round}")] {
+            let name = format!("{folder}/{round}");
+            let path = here.join(&name);
+            for _ in 0..3 {
+                assert!(!is_there(&path), "{name}");
+            }
+            let url = format!("/api/files/in-vain/{name}");
+            assert_eq!(http.ask("PUT", &url, &[], b"12345").status, 200);
+            assert!(is_there(&path), "{name} after its PUT");
+            assert_eq!(std::fs::read(&path).expect("read"), b"12345");
+            assert_eq!(http.ask("DELETE", &url, &[], b"").status, 204);
+            assert!(!is_there(&path), "{name} after its DELETE");
+            std::fs::write(&path, b"again").expect("write");
+            std::fs::rename(&path, here.join("elsewhere")).expect("rename");
+            assert!(!is_there(&path), "{name} after its rename");
+            std::fs::hard_link(here.join("elsewhere"), &path).expect("link");
+            assert!(is_there(&path), "{name} after its link");
+            std::fs::remove_file(&path).expect("unlink");
+            assert!(!is_there(&path), "{name} after its unlink");
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
+mod absent;
 mod cloud;
 mod commit;
 mod content;
@@ -151,6 +152,7 @@ pub(crate) struct Inner {
     pub lease_ms: AtomicU32,
     /// Dirty chunks are uploaded some time; the agent says it at the handshake.
     pub has_cloud: AtomicBool,
+    pub absent: absent::Absent,
     pub orphans: Mutex<Vec<Ino>>,
     pub is_stopping: AtomicBool,
     pub started: fastcache_reactor::Instant,
@@ -175,6 +177,7 @@ impl FileSystem {
                 chunk_size: AtomicU32::new(4 << 20),
                 lease_ms: AtomicU32::new(ENDLESS_MS),
                 has_cloud: AtomicBool::new(true),
+                absent: absent::Absent::default(),
                 orphans: Mutex::new(Vec::new()),
                 is_stopping: AtomicBool::new(false),
                 started: fastcache_reactor::now(),
@@ -205,6 +208,7 @@ impl FileSystem {
 
     /// Replaces the arena: a new agent session has begun.
     pub fn set_arena(&self, arena: Arena) {
+        self.inner.absent.forget_all();
         *lock_write(&self.inner.arena) = arena;
     }
 
@@ -223,9 +227,10 @@ impl FileSystem {
         self.inner.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// How long the kernel may remember that a name does not exist. 0: not at all.
+    /// How long the kernel may remember that a name does not exist: as long as anything else, for it is told of every
+    /// name that somebody else makes.
     pub fn negative_valid(&self) -> Duration {
-        Duration::ZERO
+        self.lease()
     }
 
     pub(crate) fn lease(&self) -> Duration {

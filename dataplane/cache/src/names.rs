@@ -43,6 +43,9 @@ impl FileSystem {
 
     /// Finds a name. ENOENT, ENOTDIR.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry> {
+        if self.current_lease_ms().is_none() && self.inner.absent.is_absent(parent, name) {
+            return Err(Errno::ENOENT);
+        }
         let reply = self
             .inner
             .link
@@ -142,6 +145,8 @@ impl FileSystem {
         if new.kind == Kind::File {
             new.chunk_size = self.inner.chunk_size.load(Ordering::Relaxed);
         }
+        let folder = (new.kind == Kind::Dir).then(|| self.inner.absent.epoch());
+        self.inner.absent.may_exist(parent, name);
         let op = NsOp::Make {
             at: Some((parent, name.to_vec())),
             new,
@@ -151,6 +156,9 @@ impl FileSystem {
         let lease = reply.lease_ms;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
         let ino = attr.ino;
+        if let Some(epoch) = folder {
+            self.inner.absent.made(ino, epoch);
+        }
         let entry = self.entry(attr, lease);
         if let Some(inode) = self.inner.inodes.get(ino) {
             lock(&inode.state).xattrs = Some(Vec::new());
@@ -294,6 +302,7 @@ impl FileSystem {
 
     /// An inode lost its last name: it goes now when nobody has it open, else with the last close.
     pub(crate) fn orphaned(&self, ino: Ino) {
+        self.inner.absent.forget(ino);
         let inode = self.inner.inodes.get_or_insert(ino);
         let is_open = {
             let mut state = lock(&inode.state);
@@ -417,6 +426,7 @@ impl FileSystem {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
+        self.inner.absent.may_exist(new_parent, new_name);
         let (name, new_name) = (name.to_vec(), new_name.to_vec());
         self.remove(NsOp::Rename {
             parent,
@@ -430,6 +440,7 @@ impl FileSystem {
 
     /// A further name.
     pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
+        self.inner.absent.may_exist(parent, name);
         let reply = self
             .inner
             .link

@@ -215,6 +215,9 @@ impl FileSystem {
 
     async fn invalidate(&self, touched: &[Attr], entries: &[(Ino, Vec<u8>)], inos: &[Ino]) {
         let notify = self.inner.notify.get();
+        for (parent, name) in entries {
+            self.inner.absent.others_made(*parent, name);
+        }
         for attr in touched {
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
                 lock(&inode.state).learn(attr, None);
@@ -228,6 +231,7 @@ impl FileSystem {
             }
         }
         for ino in inos {
+            self.inner.absent.forget(*ino);
             if let Some(inode) = self.inner.inodes.get(*ino) {
                 if let Err(error) = self.seal_file(&inode, false).await {
                     tracing::error!(target: "cache", %ino, %error, "a revoked file could not be sealed");

@@ -5,8 +5,8 @@ use fastcache_api::control::{
     DataAnswer, DataCall, DataEvent, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
 };
 use fastcache_api::{
-    Attr, ChunkKey, Commit, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
-    OpId, SetAttr, Time, Version,
+    Attr, ChunkKey, Commit, Errno, Ino, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
+    SetAttr, Time, Version,
 };
 use fastcache_cache::{FileSystem, Link};
 use fastcache_chunkstore::crc_all;
@@ -28,6 +28,8 @@ pub struct Agent {
     pub fetches: RefCell<Vec<ChunkKey>>,
     /// Every commit that was asked for, answered or not.
     pub commits: RefCell<Vec<SeenCommit>>,
+    /// How many names were asked for.
+    pub lookups: Cell<usize>,
     /// Every event.
     pub events: RefCell<Vec<DataEvent>>,
     /// Commits are noted and not answered.
@@ -68,6 +70,9 @@ impl Agent {
     fn take(&self, link: &Link, arena: &Arena, connection: u64, message: ToAgent) {
         match message {
             ToAgent::Call(id, NodeCall::Ns(request)) => {
+                if matches!(request.op, NsOp::Lookup { .. }) {
+                    self.lookups.set(self.lookups.get() + 1);
+                }
                 if matches!(request.op, NsOp::Commit(_)) {
                     self.commits
                         .borrow_mut()
@@ -272,6 +277,19 @@ impl Table {
                 self.next_version += u64::from(count);
                 Ok(NsAnswer::Versions { first, count })
             }
+            NsOp::Rename { name, new_name, .. } => {
+                let ino = self.names.remove(&name).ok_or(Errno::ENOENT)?;
+                self.names.insert(new_name, ino);
+                Ok(NsAnswer::Done)
+            }
+            NsOp::Link { ino, name, .. } => {
+                self.names.insert(name, ino);
+                Ok(NsAnswer::Entry(self.file(ino)?.0.clone()))
+            }
+            NsOp::Unlink { name, .. } => {
+                self.names.remove(&name).ok_or(Errno::ENOENT)?;
+                Ok(NsAnswer::Done)
+            }
             NsOp::ListXattr { .. } => Ok(NsAnswer::Names(Vec::new())),
             NsOp::Reap { .. } | NsOp::ReapAllBut { .. } => Ok(NsAnswer::Done),
             other => panic!("the tests need no {other:?}"),
@@ -286,7 +304,7 @@ impl Table {
         let ino = Ino(1000 + self.files.len() as u64);
         let attr = Attr {
             ino,
-            kind: Kind::File,
+            kind: new.kind,
             mode: new.mode,
             nlink: 1,
             uid: new.cred.uid,

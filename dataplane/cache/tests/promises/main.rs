@@ -6,6 +6,7 @@
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
 //! - `misses`: one fetch for everybody, and never wrong bytes.
 //! - `sick`: a device that fails loses nothing that the cloud can take.
+//! - `names`: what cannot exist is not asked for, and what others make is found.
 //! - `space`: writers wait for room, and go on.
 
 #![allow(
@@ -18,6 +19,7 @@ mod agent;
 mod commits;
 mod contents;
 mod misses;
+mod names;
 mod node;
 mod sick;
 mod space;

@@ -1,0 +1,90 @@
+//! Goal: a folder that was made here is known to the data plane: the lookup before each create in it asks nobody, and a
+//! name that somebody else makes there is found at once.
+
+use crate::agent::Agent;
+use crate::node::{Node, on_reactor, soon, start};
+use fastcache_api::control::DataCall;
+use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, RenameMode};
+use std::rc::Rc;
+
+async fn make(node: &Node, parent: Ino, name: &[u8], kind: Kind) -> Ino {
+    let new = NewInode {
+        kind,
+        mode: 0o755,
+        rdev: 0,
+        cred: Cred { uid: 0, gid: 0 },
+        target: Vec::new(),
+        chunk_size: 0,
+    };
+    let made = soon("make", node.fs.make(parent, name, new)).await;
+    made.unwrap().attr.ino
+}
+
+/// What a lookup answers, and how many questions to the agent it took.
+async fn look(node: &Node, parent: Ino, name: &[u8]) -> (Result<Ino, Errno>, usize) {
+    let before = node.agent.lookups.get();
+    let found = soon("lookup", node.fs.lookup(parent, name)).await;
+    let asked = node.agent.lookups.get() - before;
+    (found.map(|entry| entry.attr.ino), asked)
+}
+
+#[test]
+fn what_cannot_exist_is_not_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let absent = Err(Errno::ENOENT);
+        assert_eq!(look(&node, Ino::ROOT, b"new").await, (absent, 1));
+        let new = make(&node, Ino::ROOT, b"new", Kind::Dir).await;
+        assert_eq!(look(&node, new, b"a").await, (absent, 0));
+        let a = make(&node, new, b"a", Kind::File).await;
+        assert_eq!(look(&node, new, b"a").await, (Ok(a), 1));
+        assert_eq!(look(&node, new, b"b").await, (absent, 0));
+
+        // What somebody else makes is found as soon as its maker goes on.
+        let call = DataCall::Invalidate {
+            touched: Vec::new(),
+            entries: vec![(new, b"b".to_vec())],
+            inos: Vec::new(),
+        };
+        soon("invalidate", node.fs.serve(call)).await.unwrap();
+        assert_eq!(look(&node, new, b"b").await, (absent, 1));
+        assert_eq!(look(&node, new, b"c").await, (absent, 0));
+
+        // Nor is a folder trusted whose attributes were revoked, or any after a new session began.
+        let call = DataCall::Invalidate {
+            touched: Vec::new(),
+            entries: Vec::new(),
+            inos: vec![new],
+        };
+        soon("invalidate", node.fs.serve(call)).await.unwrap();
+        assert_eq!(look(&node, new, b"c").await, (absent, 1));
+        let other = make(&node, Ino::ROOT, b"other", Kind::Dir).await;
+        assert_eq!(look(&node, other, b"z").await, (absent, 0));
+        node.fs.set_arena(node.arena.clone());
+        assert_eq!(look(&node, other, b"z").await, (absent, 1));
+    });
+}
+
+#[test]
+fn names_that_links_and_renames_make_are_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let new = make(&node, Ino::ROOT, b"new", Kind::Dir).await;
+        let a = make(&node, new, b"a", Kind::File).await;
+        soon(
+            "rename",
+            node.fs.rename(new, b"a", new, b"b", RenameMode::Replace),
+        )
+        .await
+        .unwrap();
+        assert_eq!(look(&node, new, b"b").await, (Ok(a), 1));
+        soon("link", node.fs.link(a, new, b"c")).await.unwrap();
+        assert_eq!(look(&node, new, b"c").await, (Ok(a), 1));
+        soon("unlink", node.fs.unlink(new, b"c")).await.unwrap();
+        assert_eq!(look(&node, new, b"c").await, (Err(Errno::ENOENT), 1));
+    });
+}
