@@ -38,7 +38,7 @@ pub struct Problem {
 }
 
 /// Every code there is, for the metric `fastcache_problem`.
-pub const CODES: [&str; 13] = [
+pub const CODES: [&str; 14] = [
     "data_plane_away",
     "namespace_away",
     "uploads_paused",
@@ -50,6 +50,7 @@ pub const CODES: [&str; 13] = [
     "dirty_old",
     "dirty_much",
     "reads_stopped",
+    "core_stuck",
     "history_stopped",
     "history_behind",
 ];
@@ -148,6 +149,22 @@ pub fn assess(stats: &NodeStats) -> Vec<Problem> {
         }
     }
     if let Some(data) = &stats.data {
+        if let Some(first) = data.stuck_cores.first() {
+            let cores = data.stuck_cores.len();
+            found.push(problem(
+                "core_stuck",
+                Critical,
+                format!(
+                    "{cores} core{} of the data plane do{} not go on, and what is served there waits: core {} for {} s in {}",
+                    if cores == 1 { "" } else { "s" },
+                    if cores == 1 { "es" } else { "" },
+                    first.core,
+                    first.for_ms / 1000,
+                    first.doing
+                ),
+                "see `dmesg` and the log of the data plane; when it lasts, kill -9 the data plane: `up` starts it again, and what was closed is not lost",
+            ));
+        }
         if data.is_device_lost || data.spilled_bytes > 0 {
             let what = if data.is_device_lost {
                 "the NVMe device takes no journal: every close and fsync waits for the cloud"
@@ -218,7 +235,7 @@ mod tests {
     use super::*;
     use crate::types::{Backlog, CloudCounters, NamespaceStats};
     use fastcache_api::HistoryStatus;
-    use fastcache_api::control::DataStats;
+    use fastcache_api::control::{DataStats, StuckCore};
 
     fn well() -> NodeStats {
         NodeStats {
@@ -247,7 +264,7 @@ mod tests {
     #[test]
     fn each_problem_has_its_code_and_something_to_do() {
         type Break = fn(&mut NodeStats);
-        let table: [(&str, Break); 11] = [
+        let table: [(&str, Break); 12] = [
             ("data_plane_away", |s| s.data = None),
             ("namespace_away", |s| s.namespace = None),
             ("uploads_paused", |s| {
@@ -277,6 +294,9 @@ mod tests {
             }),
             ("reads_stopped", |s| {
                 s.reads_stopped = Some("no route".to_owned());
+            }),
+            ("core_stuck", |s| {
+                s.data.as_mut().unwrap().stuck_cores = vec![StuckCore::default()];
             }),
         ];
         assert_eq!(assess(&well()), vec![]);

@@ -33,6 +33,8 @@ use tracing::{info, warn};
 const INVALIDATE_WAIT: Duration = Duration::from_secs(2);
 /// Longest [`Node::stats`] waits for the data plane.
 const STATS_WAIT: Duration = Duration::from_secs(2);
+/// Longest wait for one core of the data plane to tell its counters, before another one is asked.
+const STATS_LANE_WAIT: Duration = Duration::from_millis(500);
 /// Longest the parts of a node take to end once they were told to.
 const STOP_WAIT: Duration = Duration::from_secs(5);
 
@@ -450,10 +452,16 @@ impl Node {
         let inner = &self.inner;
         let asked = async {
             let session = inner.link.current()?;
-            match session.call(session.any_lane(), DataCall::Stats).await {
-                Ok(DataAnswer::Stats(stats)) => Some(*stats),
-                _ => None,
+            // A core that is stuck does not answer; another one says so.
+            for _ in 0..session.lane_count() {
+                let asked = session.call(session.any_lane(), DataCall::Stats);
+                match tokio::time::timeout(STATS_LANE_WAIT, asked).await {
+                    Ok(Ok(DataAnswer::Stats(stats))) => return Some(*stats),
+                    Ok(_) => return None,
+                    Err(_) => {}
+                }
             }
+            None
         };
         let data = tokio::time::timeout(STATS_WAIT, asked).await.ok().flatten();
         let statfs = inner.namespace.call(inner.request(NsOp::Statfs));

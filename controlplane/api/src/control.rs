@@ -24,8 +24,8 @@ use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
-/// the cloud asks again and again.
-pub const CONTROL_VERSION: u32 = 3;
+/// the cloud asks again and again. 4: stuck cores in the counters.
+pub const CONTROL_VERSION: u32 = 4;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -385,4 +385,19 @@ pub struct DataStats {
     pub transport: String,
     /// Seconds since the data plane started.
     pub uptime_s: u64,
+    /// Cores that do not go on.
+    pub stuck_cores: Vec<StuckCore>,
+    /// Times that a core did not go on for a second.
+    pub core_stalls: u64,
+}
+
+/// A core of the data plane that does not go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StuckCore {
+    /// Its number, from 0; the same as of its lane.
+    pub core: u64,
+    /// For how long, milliseconds.
+    pub for_ms: u64,
+    /// What it is doing, for people.
+    pub doing: String,
 }

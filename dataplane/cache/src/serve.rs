@@ -305,6 +305,8 @@ impl FileSystem {
             fuse_requests: Vec::new(),
             fuse_latency: Vec::new(),
             transport: String::new(),
+            stuck_cores: Vec::new(),
+            core_stalls: 0,
             uptime_s: fastcache_reactor::now()
                 .duration_since(self.inner.started)
                 .as_secs(),

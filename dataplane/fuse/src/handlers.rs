@@ -29,6 +29,7 @@ use crate::wire::InHeader;
 use fastcache_api::{Cred, Errno, Ino};
 use fastcache_cache::FileSystem;
 use fastcache_reactor::IoBuf;
+use fastcache_reactor::watch::labelled;
 
 /// ENOTTY: no such ioctl.
 const ENOTTY: i32 = libc::ENOTTY;
@@ -58,7 +59,7 @@ impl Handlers {
     ) -> Reply {
         opcode::count(header.opcode);
         let began = std::time::Instant::now();
-        let reply = self.answer(header, op, payload).await;
+        let reply = labelled(header.opcode, self.answer(header, op, payload)).await;
         opcode::took(header.opcode, began.elapsed());
         reply
     }

@@ -8,6 +8,7 @@ use fastcache_api::control::{
     CONTROL_VERSION, ClientHello, FRAME_MAX, SLOT_BYTES, ServerHello, ToData,
 };
 use fastcache_cache::FileSystem;
+use fastcache_reactor::watch::labelled;
 use fastcache_reactor::{Arena, Fd, IoBuf, Remote};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Serialize;
@@ -228,11 +229,12 @@ async fn receive_all(fs: &FileSystem, stream: &Fd, lane: usize) -> Result<()> {
                 ToData::ReleaseSlot(slot) => fs.release_slot(slot),
                 ToData::Call(id, call) => {
                     let fs = fs.clone();
-                    fastcache_reactor::spawn(async move {
+                    let label = crate::watchdog::label_of(&call);
+                    let work = async move {
                         let answer = fs.serve(call).await;
                         fs.agent().answer(lane, id, answer);
-                    })
-                    .detach();
+                    };
+                    fastcache_reactor::spawn(labelled(label, work)).detach();
                 }
             }
         }

@@ -4,6 +4,7 @@
 
 mod config;
 mod control;
+mod watchdog;
 
 use anyhow::{Context, Result};
 use config::Config;
@@ -118,6 +119,7 @@ async fn bring_up(
     let usage = store.usage();
     tracing::info!(target: "nvme", path = %config.nvme.display(), chunks, dirty_chunks = usage.dirty_chunks, used_bytes = usage.used_bytes, capacity_bytes = usage.capacity_bytes, elapsed_ms = elapsed.as_millis(), uncommitted = pending.len(), "the store is open");
 
+    let watched = watchdog::start(&remotes)?;
     let listener = control::bind(&config.socket)?;
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
@@ -159,10 +161,12 @@ async fn bring_up(
 
     let mount = fastcache_fuse::mount(&config.mount, &MountOptions::default())?;
     fs.set_notify(Box::new(mount.notifier()?));
-    fs.set_extra_stats(Box::new(|stats: &mut DataStats| {
+    fs.set_extra_stats(Box::new(move |stats: &mut DataStats| {
         stats.fuse_requests = fastcache_fuse::counters();
         stats.fuse_latency = fastcache_fuse::latencies();
         stats.transport = "dev".to_owned();
+        stats.stuck_cores = watched.stuck();
+        stats.core_stalls = watched.total();
     }));
     for start in starts {
         let session = mount.session()?;

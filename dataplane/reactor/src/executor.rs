@@ -24,6 +24,7 @@ use crate::remote::{MainWaker, Message, Remote, Shared};
 use crate::ring::{Driver, Harvest};
 use crate::slab::{Key, Slab};
 use crate::time::{Timers, system_now};
+use crate::watch::{Pulse, Step};
 
 /// Most tasks polled before completions are looked at again: a completion waits for at most so many polls.
 const TASKS_PER_TURN: usize = 64;
@@ -167,6 +168,8 @@ impl Core {
             core: config
                 .cpu
                 .unwrap_or_else(|| NEXT_CORE.fetch_add(1, Ordering::Relaxed)),
+            thread: rustix::thread::gettid().as_raw_nonzero().get(),
+            pulse: Pulse::default(),
         });
         let pool = BufPool::new(config.pool_buffers, config.buffer_bytes)?;
         let driver = Driver::new(config.entries, shared.eventfd.as_raw_fd(), id)?;
@@ -211,22 +214,27 @@ impl Core {
         let waker = Waker::from(Arc::new(MainWaker(self.shared.clone())));
         let mut cx = Context::from_waker(&waker);
         loop {
-            if self.shared.main_woken.swap(false, Ordering::AcqRel)
-                && let Poll::Ready(output) = main.as_mut().poll(&mut cx)
-            {
-                return Ok(output);
+            if self.shared.main_woken.swap(false, Ordering::AcqRel) {
+                self.shared.pulse.begin(Step::Main);
+                if let Poll::Ready(output) = main.as_mut().poll(&mut cx) {
+                    return Ok(output);
+                }
             }
             self.turn()?;
         }
     }
 
     fn turn(&self) -> io::Result<()> {
+        let pulse = &self.shared.pulse;
+        pulse.begin(Step::Messages);
         self.take_messages();
         for _ in 0..TASKS_PER_TURN {
             let Some(runnable) = self.ready.borrow_mut().pop_front() else {
                 break;
             };
+            pulse.begin(Step::Task);
             runnable.run();
+            pulse.begin(Step::Ring);
             self.driver.borrow_mut().submit_batch()?;
         }
         self.fire_timers();
@@ -237,10 +245,13 @@ impl Core {
                 .borrow()
                 .next()
                 .map(|at| at.duration_since(system_now()));
+            pulse.begin(Step::Asleep);
             let result = self.driver.borrow_mut().submit_and_wait(limit);
+            pulse.begin(Step::Ring);
             self.shared.sleeping.store(false, Ordering::Relaxed);
             result?;
         } else {
+            pulse.begin(Step::Ring);
             self.driver.borrow_mut().submit()?;
         }
         self.harvest();

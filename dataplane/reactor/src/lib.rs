@@ -9,6 +9,8 @@
 //! - A descriptor named by a queued operation stays open until that operation completed.
 //! - Submission is batched: one `io_uring_enter` for everything the tasks of a turn queued.
 //!
+//! A thread outside can see whether a core goes on, and what it does if not: [`watch`].
+//!
 //! All time goes through [`now`], [`sleep`] and [`timeout`].
 
 #![cfg_attr(
@@ -45,6 +47,7 @@ mod sim;
 mod slab;
 pub mod sync;
 mod time;
+pub mod watch;
 
 pub use buffer::{Arena, BufPool, IoBuf, PAGE, Slot};
 pub use disk::DiskOptions;

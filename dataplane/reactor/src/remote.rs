@@ -12,6 +12,7 @@ use async_task::Runnable;
 use crossbeam_queue::SegQueue;
 
 use crate::executor::{spawn, try_with_core};
+use crate::watch::Pulse;
 
 /// The part of a core that other threads may touch.
 pub(crate) struct Shared {
@@ -29,6 +30,9 @@ pub(crate) struct Shared {
     pub(crate) id: u64,
     /// The CPU the core is pinned to, otherwise its number in order of creation.
     pub(crate) core: usize,
+    /// The kernel's number of its thread.
+    pub(crate) thread: i32,
+    pub(crate) pulse: Pulse,
 }
 
 /// Work from another thread.

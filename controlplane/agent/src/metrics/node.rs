@@ -1,6 +1,7 @@
 //! Whether the node is well, and which of its parts are there.
 
-use super::Kind::Gauge;
+use super::Kind::{Counter, Gauge};
+use super::rising::total;
 use super::{Metric, level, metric};
 use crate::health::{self, Severity};
 use crate::types::NodeStats;
@@ -45,6 +46,18 @@ pub(super) const METRICS: &[Metric] = &[
         "since the data plane started",
     ),
     metric(
+        "fastcache_stuck_cores",
+        Gauge,
+        "",
+        "cores of the data plane that do not go on: what they serve waits",
+    ),
+    metric(
+        "fastcache_core_stalls_total",
+        Counter,
+        "",
+        "times that a core did not go on for a second",
+    ),
+    metric(
         "fastcache_namespace_connected",
         Gauge,
         "",
@@ -77,5 +90,8 @@ pub(super) fn export(stats: &NodeStats) {
     }
     if let Some(data) = &stats.data {
         level("fastcache_data_uptime_seconds", data.uptime_s);
+        let stuck = u64::try_from(data.stuck_cores.len()).unwrap_or(u64::MAX);
+        level("fastcache_stuck_cores", stuck);
+        total("fastcache_core_stalls_total", None, data.core_stalls);
     }
 }
