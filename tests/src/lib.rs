@@ -37,8 +37,8 @@ pub use identity::{Identity, IdentitySetup};
 pub use island::on_an_island;
 pub use loss::lose_everything;
 pub use machine::{
-    close, drop_page_cache, free_port, output_of, program, repository, run, serial, temp_dir,
-    wait_until,
+    close, drop_page_cache, free_port, number, output_of, program, repository, run, seed, serial,
+    temp_dir, wait_until,
 };
 pub use mapping::Mapping;
 pub use node::{Cloud, Node, Plane, Setup};

@@ -183,3 +183,33 @@ pub fn free_port() -> u16 {
         .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
         .expect("no free port")
 }
+
+/// The value of an environment variable, or this.
+///
+/// # Panics
+/// When it is not a number.
+#[track_caller]
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| {
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
+    })
+}
+
+/// The seed of a test: what the environment says. Where the variable `long` asks for the long form, a random one, so that
+/// each run finds something else; the short form is the same each time, so that `make test` says the same twice.
+///
+/// # Panics
+/// When it is not a number.
+#[track_caller]
+pub fn seed(name: &str, long: &str) -> u64 {
+    let is_long = std::env::var_os(long).is_some();
+    number(
+        name,
+        if is_long {
+            rand::random::<u32>().into()
+        } else {
+            1
+        },
+    )
+}

@@ -3,7 +3,8 @@
 
 use fastcache_tests::{
     Bytes, Cloud, Coordinator, Fault, FaultProxy, Node, Plane, S3, Setup, SourceTree,
-    assert_same_tree, drop_page_cache, lose_everything, run, serial, temp_dir, wait_until,
+    assert_same_tree, drop_page_cache, lose_everything, number, run, seed, serial, temp_dir,
+    wait_until,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -15,13 +16,6 @@ use std::time::Duration;
 
 /// Rounds of the random test, unless `FASTCACHE_LOSS_ROUNDS` says otherwise.
 const ROUNDS: u64 = 4;
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
-    })
-}
 
 fn a_tree_comes_back(cloud: Cloud) {
     let _one = serial();
@@ -154,7 +148,7 @@ struct Known {
 fn what_was_said_to_be_persisted_survives_the_loss_of_every_disk() {
     let _one = serial();
     let rounds = number("FASTCACHE_LOSS_ROUNDS", ROUNDS);
-    let seed = number("FASTCACHE_SEED", rand::random());
+    let seed = seed("FASTCACHE_SEED", "FASTCACHE_LOSS_ROUNDS");
     println!("FASTCACHE_SEED={seed}, {rounds} rounds");
     let mut rng = StdRng::seed_from_u64(seed);
     let node = Node::start(Setup {

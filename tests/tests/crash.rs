@@ -7,7 +7,7 @@
 //! `FASTCACHE_CRASH_ROUNDS` (default 5) says how often.
 
 use fastcache_tests::{
-    Bytes, Node, Plane, Setup, close, drop_page_cache, serial, temp_dir, wait_until,
+    Bytes, Node, Plane, Setup, close, drop_page_cache, number, seed, serial, temp_dir, wait_until,
 };
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -261,21 +261,11 @@ fn write(path: &Path, (seed, len): Content, is_synced: bool, rng: &mut StdRng) -
     close(file)
 }
 
-fn rounds() -> u64 {
-    std::env::var("FASTCACHE_CRASH_ROUNDS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(ROUNDS_DEFAULT)
-}
-
 #[test]
 fn acknowledged_bytes_survive_kill_9() {
     let _one = serial();
-    let rounds = rounds();
-    let seed = std::env::var("FASTCACHE_SEED")
-        .ok()
-        .and_then(|s| s.parse().ok())
-        .unwrap_or_else(rand::random);
+    let rounds = number("FASTCACHE_CRASH_ROUNDS", ROUNDS_DEFAULT);
+    let seed = seed("FASTCACHE_SEED", "FASTCACHE_CRASH_ROUNDS");
     println!("FASTCACHE_SEED={seed}, {rounds} rounds");
     let mut rng = StdRng::seed_from_u64(seed);
     let node = Node::start(Setup {

@@ -3,7 +3,7 @@
 //!
 //! fsx compares each read with what it wrote. A failure names the seed; `fsx -f … -S SEED` does the same again.
 
-use fastcache_tests::{Node, Setup, repository, serial, sha256_file};
+use fastcache_tests::{Node, Setup, number, repository, seed, serial, sha256_file};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -51,14 +51,6 @@ const BLOCKS_BYTES: usize = 9 << 20;
 /// Seeds and operations of the short form.
 const SEEDS: u64 = 2;
 const OPS: u64 = 2_500;
-
-/// A number from the environment: the long form sets it.
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
-    })
-}
 
 /// Runs fsx once for each file at the same time, and evicts everything again and again until they are done.
 fn exercise(node: &Node, seed: u64, files: &[(&str, &str)]) {
@@ -119,7 +111,7 @@ fn fsx_finds_nothing_while_the_store_is_emptied_and_after_a_restart() {
         limit: Duration::from_secs(number("FASTCACHE_FSX_SECONDS", 300)),
         ..Setup::default()
     });
-    let first = number("FASTCACHE_FSX_SEED", rand::random::<u32>().into());
+    let first = seed("FASTCACHE_FSX_SEED", "FASTCACHE_FSX_SEEDS");
     println!("FASTCACHE_FSX_SEED={first}");
     let files = [("a", CONFIG), ("b", CONFIG), ("blocks", BLOCKS)];
     let paths = files.map(|(name, _)| node.at(name));

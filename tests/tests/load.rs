@@ -6,7 +6,8 @@
 
 use fastcache_tests::load::{Task, compare_now, same_times};
 use fastcache_tests::{
-    Node, Setup, assert_same_tree, drop_page_cache, lose_everything, output_of, serial, temp_dir,
+    Node, Setup, assert_same_tree, drop_page_cache, lose_everything, number, output_of, seed,
+    serial, temp_dir,
 };
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -22,14 +23,6 @@ const WORKERS: u64 = 6;
 const OPS: u64 = 1_500;
 /// Rounds of the short form.
 const ROUNDS: u64 = 2;
-
-/// A number from the environment: the long form sets it.
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse()
-            .unwrap_or_else(|_| panic!("{name} is not a number: {text}"))
-    })
-}
 
 fn user_id() -> u32 {
     let out = output_of(Command::new("id").args(["-u", USER]));
@@ -119,7 +112,7 @@ fn a_load_of_all_operations_leaves_what_a_local_file_system_has() {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o755)).expect("chmod");
     }
     std::fs::create_dir(node.at("load")).expect("mkdir");
-    let first = number("FASTCACHE_LOAD_SEED", rand::random::<u32>().into());
+    let first = seed("FASTCACHE_LOAD_SEED", "FASTCACHE_LOAD_ROUNDS");
     println!("FASTCACHE_LOAD_SEED={first}");
     for seed in first..first + number("FASTCACHE_LOAD_ROUNDS", ROUNDS) {
         let mount = node.at("load");

@@ -1,7 +1,7 @@
 //! Goal: `/openapi.json` tells what there is, all of it and nothing else. Method: it is compared with the table of
 //! routes, and every method is tried on every path.
 
-use super::{OPENAPI, routes, table};
+use super::{NodeBody, OPENAPI, routes, table};
 use crate::{Coordinator, Options};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
@@ -42,4 +42,24 @@ async fn openapi_lists_every_route_and_no_other() {
         }
     }
     coordinator.close().await;
+}
+
+#[test]
+fn a_whole_number_may_be_written_with_a_point() {
+    let used = |text: &str| {
+        let body = format!(r#"{{"peer_id":"a","used_bytes":{text}}}"#);
+        serde_json::from_str::<NodeBody>(&body).map(|b| b.used_bytes)
+    };
+    for (text, number) in [
+        ("5.0", 5),
+        ("2e3", 2000),
+        ("3802630226890198.0", 3_802_630_226_890_198),
+        ("9007199254740991.0", (1 << 53) - 1),
+        ("18446744073709551615", u64::MAX),
+    ] {
+        assert_eq!(used(text).unwrap(), number, "{text}");
+    }
+    for text in ["5.5", "-1", "1e30", "\"5\"", "null"] {
+        assert!(used(text).is_err(), "{text}");
+    }
 }
