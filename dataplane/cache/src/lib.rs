@@ -29,6 +29,7 @@ pub use link::{Link, Outgoing};
 use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
 use fastcache_chunkstore::Store;
 use fastcache_reactor::Arena;
+use fastcache_reactor::striped::Striped;
 use fastcache_reactor::sync::{
     AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
@@ -116,8 +117,7 @@ pub type FillStats = Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send +
 /// Counters of the file system; see `DataStats` for what each means.
 #[derive(Default, Debug)]
 pub(crate) struct Counters {
-    pub nvme_hits: AtomicU64,
-    pub nvme_hit_bytes: AtomicU64,
+    pub hits: Striped<Hits>,
     pub misses: AtomicU64,
     pub fetched_chunks: AtomicU64,
     pub fetched_bytes: AtomicU64,
@@ -127,6 +127,13 @@ pub(crate) struct Counters {
     pub write_stalls: AtomicU64,
     pub uncommitted_files: AtomicU64,
     pub conflict_files: AtomicU64,
+}
+
+/// Reads that the store answered, counted by each core.
+#[derive(Default, Debug)]
+pub(crate) struct Hits {
+    pub reads: AtomicU64,
+    pub bytes: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {

@@ -45,6 +45,7 @@ mod ring;
 #[cfg(feature = "race")]
 mod sim;
 mod slab;
+pub mod striped;
 pub mod sync;
 mod time;
 pub mod watch;
