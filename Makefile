@@ -26,7 +26,7 @@ help:
 	@echo 'make build            the two binaries, in target/release'
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-cluster | test-verbose'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-cluster | test-verbose'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make lint | fmt | clean'
@@ -81,6 +81,18 @@ test-unit:
 # Real processes, a real mount, a real S3 server. One at a time: they share the machine's disk and cores.
 test-e2e: setup build
 	$(E2E) --no-fail-fast -- --test-threads=1 $(TEST_ARGS)
+	@$(MAKE) --no-print-directory test-uring
+
+# What the mount promises, once more over io_uring, in its short form. The tests switch it on in the kernel and put that back.
+# Any other target runs over it too: FASTCACHE_TEST_TRANSPORT=uring make test-posix
+.PHONY: test-uring
+test-uring: setup build
+	@if [ -e /sys/module/fuse/parameters/enable_uring ]; then \
+		FASTCACHE_TEST_TRANSPORT=uring FASTCACHE_CRASH_ROUNDS=2 $(E2E) --no-fail-fast --test 'semantics_*' --test interrupts \
+			--test crash --test posix -- --test-threads=1 $(TEST_ARGS); \
+	else \
+		echo '*** NOT TESTED: FUSE over io_uring. This kernel does not have it (Linux 6.14, CONFIG_FUSE_IO_URING). ***'; \
+	fi
 
 # The POSIX suites, and the load of our own, in their long forms: about half an hour.
 test-posix: setup build

@@ -2,6 +2,7 @@
 
 use crate::machine::{free_port, output_of, program, run, temp_dir, wait_until};
 use crate::s3::S3;
+use crate::uring::UringOn;
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,25 @@ impl Default for Setup {
     }
 }
 
+/// The transport of nodes whose flags name none: `uring` with `FASTCACHE_TEST_TRANSPORT=uring`, else `dev`. For `uring` it is
+/// switched on in the kernel as long as the node lives.
+///
+/// # Panics
+/// When the variable says something else, or this kernel has no such transport.
+#[track_caller]
+fn transport_of(flags: &[String]) -> Option<UringOn> {
+    let named = flags
+        .iter()
+        .position(|f| f == "--fuse-transport")
+        .and_then(|at| flags.get(at + 1).cloned());
+    let wanted = named.or_else(|| std::env::var("FASTCACHE_TEST_TRANSPORT").ok());
+    match wanted.as_deref() {
+        None | Some("" | "dev" | "auto") => None,
+        Some("uring") => Some(UringOn::new()),
+        Some(other) => panic!("FASTCACHE_TEST_TRANSPORT={other}: it is dev or uring"),
+    }
+}
+
 /// How long `up` may take: a cold start formats the store.
 const UP_LIMIT_S: u32 = 90;
 /// How long an operator's command may take; `flush --wait` of the largest tree included.
@@ -73,6 +93,8 @@ pub struct Node {
     port: u16,
     setup: Setup,
     is_over: Arc<AtomicBool>,
+    /// FUSE over io_uring is switched on for this node.
+    transport: Option<UringOn>,
     /// Processes that were killed since it last came up.
     killed: Mutex<Vec<u32>>,
 }
@@ -103,6 +125,7 @@ impl Node {
             home,
             mount,
             port: free_port(),
+            transport: transport_of(&setup.flags),
             setup,
             is_over,
             killed: Mutex::default(),
@@ -177,6 +200,11 @@ impl Node {
             command.arg("--nvme-capacity").arg(capacity);
         }
         self.name_cloud(&mut command);
+        if !self.setup.flags.iter().any(|f| f == "--fuse-transport") {
+            command
+                .arg("--fuse-transport")
+                .arg(self.transport.as_ref().map_or("dev", |_| "uring"));
+        }
         command.args(&self.setup.flags).args(flags);
         command.envs(self.setup.env.iter().map(|(name, value)| (name, value)));
         output_of(&mut command)

@@ -24,7 +24,7 @@ use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
-/// the cloud asks again and again. 4: stuck cores in the counters.
+/// the cloud asks again and again. 4: stuck cores, and why the FUSE transport is what it is.
 pub const CONTROL_VERSION: u32 = 4;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
@@ -381,8 +381,10 @@ pub struct DataStats {
     pub fuse_requests: Vec<(String, u64)>,
     /// How long FUSE requests took, by operation name.
     pub fuse_latency: Vec<Latency>,
-    /// FUSE transport in use (`dev`).
+    /// FUSE transport in use (`dev` or `uring`).
     pub transport: String,
+    /// Why this one.
+    pub transport_why: String,
     /// Seconds since the data plane started.
     pub uptime_s: u64,
     /// Cores that do not go on.

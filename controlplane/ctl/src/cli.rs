@@ -79,6 +79,29 @@ pub enum Provider {
     None,
 }
 
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FuseTransport {
+    /// What is best on this host.
+    Auto,
+    /// FUSE over io_uring; an error where the host does not have it.
+    Uring,
+    /// `/dev/fuse`.
+    Dev,
+}
+
+impl FuseTransport {
+    /// Its name, as a flag's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            FuseTransport::Auto => "auto",
+            FuseTransport::Uring => "uring",
+            FuseTransport::Dev => "dev",
+        }
+    }
+}
+
 /// What an `fsync` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -203,6 +226,14 @@ pub struct DataFlags {
     /// Cores the data plane runs on, such as 0-3,6 [default: all]
     #[arg(long, value_name = "LIST", env = "FASTCACHE_CORES")]
     pub cores: Option<String>,
+    /// How requests come from the kernel: FUSE over io_uring, or /dev/fuse [default: auto]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TRANSPORT",
+        env = "FASTCACHE_FUSE_TRANSPORT"
+    )]
+    pub fuse_transport: Option<FuseTransport>,
 }
 
 /// `up`.
@@ -284,6 +315,9 @@ pub struct DownFlags {
     /// Seconds to wait for uploads [default: what `up` was told, else 30]
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u32>,
+    /// Neither flush nor upload: cut the mount off and kill the data plane, also one that is stopped or hangs
+    #[arg(long, conflicts_with = "stop_timeout")]
+    pub force: bool,
     /// The node's API key; needed only when its supervisor was killed
     #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
     pub api_key: Option<Secret>,

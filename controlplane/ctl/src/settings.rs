@@ -2,7 +2,7 @@
 
 pub(crate) mod cloud;
 
-use crate::cli::{AgentFlags, DataFlags, Fsync, Provider};
+use crate::cli::{AgentFlags, DataFlags, Fsync, FuseTransport, Provider};
 use cloud::{Addressing, CloudSettings, EncryptionKind};
 use fastcache_agent::{
     AgentConfig, AzureConfig, CloudConfig, Environment as CloudEnvironment, FsyncLevel,
@@ -68,6 +68,7 @@ pub struct FileConfig {
     nvme_capacity: Option<String>,
     listen: Option<String>,
     cores: Option<String>,
+    fuse_transport: Option<FuseTransport>,
     // of fastcache-data alone; here so that one file can serve both planes
     mount: Option<PathBuf>,
     format: Option<bool>,
@@ -519,6 +520,8 @@ pub struct DataSettings {
     pub listen: Option<String>,
     /// Cores.
     pub cores: Option<String>,
+    /// How requests come from the kernel.
+    pub fuse_transport: Option<FuseTransport>,
 }
 
 impl DataSettings {
@@ -543,6 +546,7 @@ impl DataSettings {
             force: flags.force,
             listen: flags.listen.clone().or_else(|| file.listen.clone()),
             cores: flags.cores.clone().or_else(|| file.cores.clone()),
+            fuse_transport: flags.fuse_transport.or(file.fuse_transport),
         })
     }
 }

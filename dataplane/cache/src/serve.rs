@@ -305,6 +305,7 @@ impl FileSystem {
             fuse_requests: Vec::new(),
             fuse_latency: Vec::new(),
             transport: String::new(),
+            transport_why: String::new(),
             stuck_cores: Vec::new(),
             core_stalls: 0,
             uptime_s: fastcache_reactor::now()

@@ -46,6 +46,8 @@ pub struct Config {
     pub pool_buffers: usize,
     /// Bytes of each registered buffer.
     pub buffer_bytes: usize,
+    /// Submission entries of 128 bytes, for [`Fd::command`](crate::Fd::command).
+    pub wide_entries: bool,
 }
 
 impl Default for Config {
@@ -55,6 +57,7 @@ impl Default for Config {
             entries: 512,
             pool_buffers: 16,
             buffer_bytes: 1 << 20,
+            wide_entries: false,
         }
     }
 }
@@ -172,7 +175,12 @@ impl Core {
             pulse: Pulse::default(),
         });
         let pool = BufPool::new(config.pool_buffers, config.buffer_bytes)?;
-        let driver = Driver::new(config.entries, shared.eventfd.as_raw_fd(), id)?;
+        let driver = Driver::new(
+            config.entries,
+            config.wide_entries,
+            shared.eventfd.as_raw_fd(),
+            id,
+        )?;
         driver.register_pool(pool.region());
         Ok(Core {
             shared,

@@ -31,6 +31,7 @@
 )]
 
 mod buffer;
+mod command;
 mod disk;
 mod executor;
 #[cfg(feature = "faults")]
@@ -49,11 +50,12 @@ pub mod sync;
 mod time;
 pub mod watch;
 
-pub use buffer::{Arena, BufPool, IoBuf, PAGE, Slot};
+pub use buffer::{Arena, BufPool, IoBuf, PAGE, Place, Slot};
+pub use command::{COMMAND_BYTES, Segments};
 pub use disk::DiskOptions;
 pub use executor::{Config, pool, run};
 pub use fd::{Fd, Poller};
-pub use ring::MAX_IN_FLIGHT;
+pub use ring::{MAX_IN_FLIGHT, has_wide_entries};
 pub use time::{Elapsed, Instant, Sleep, Timeout};
 
 #[cfg(not(feature = "race"))]

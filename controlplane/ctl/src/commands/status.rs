@@ -119,9 +119,10 @@ fn tell_data(data: &DataStats) {
     line(
         "data plane",
         &format!(
-            "connected, up {}, transport {}",
+            "connected, up {}, transport {} ({})",
             duration(Duration::from_secs(data.uptime_s)),
-            data.transport
+            data.transport,
+            data.transport_why
         ),
     );
     line(

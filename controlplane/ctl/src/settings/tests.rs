@@ -251,6 +251,7 @@ fn the_shared_list_of_keys_is_complete() {
         "nvme-capacity",
         "listen",
         "cores",
+        "fuse-transport",
         "mount",
         "format",
         "force",

@@ -188,6 +188,9 @@ impl Supervisor {
                 if let Some(cores) = &data.cores {
                     command.arg("--cores").arg(cores);
                 }
+                if let Some(transport) = data.fuse_transport {
+                    command.arg("--fuse-transport").arg(transport.name());
+                }
                 if self.is_first && data.format {
                     command.arg("--format");
                     if data.force {
