@@ -27,22 +27,30 @@ fn has_uring() -> bool {
 }
 
 fn node_on(transport: &str, more: &[&str]) -> Node {
-    let flags = ["--fuse-transport", transport].iter().chain(more);
+    let flags = [&["--fuse-transport", transport][..], more].concat();
     Node::start(Setup {
-        flags: flags.map(|f| (*f).to_owned()).collect(),
+        flags: flags.into_iter().map(str::to_owned).collect(),
         ..Setup::default()
     })
 }
 
 fn transport_of(node: &Node) -> (String, String) {
     let status = node.json(&["status"]);
-    let text = |pointer: &str| {
-        let found = status.pointer(pointer).and_then(|v| v.as_str());
+    let text = |name| {
+        let found = find(&status, name).and_then(|v| v.as_str());
         found
-            .unwrap_or_else(|| panic!("{pointer}: {status:#}"))
+            .unwrap_or_else(|| panic!("{name}: {status:#}"))
             .to_owned()
     };
-    (text("/data/transport"), text("/data/transport_why"))
+    (text("transport"), text("transport_why"))
+}
+
+/// The value of a key, wherever it is.
+fn find<'a>(value: &'a serde_json::Value, name: &str) -> Option<&'a serde_json::Value> {
+    let object = value.as_object()?;
+    object
+        .get(name)
+        .or_else(|| object.values().find_map(|inner| find(inner, name)))
 }
 
 fn signal(pid: u32, name: &str) {

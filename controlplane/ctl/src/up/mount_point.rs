@@ -22,8 +22,6 @@ const DEAD_PROBE_MAX: Duration = Duration::from_secs(5);
 
 /// A line of `/proc/self/mountinfo`.
 struct Mounted {
-    /// Minor device number: of a FUSE mount, the number of its connection.
-    minor: u32,
     at: PathBuf,
     kind: String,
     source: String,
@@ -45,9 +43,7 @@ fn mounts() -> Vec<Mounted> {
 /// `36 35 98:0 /root /at options [tags…] - kind source super-options`, blanks as `\040`.
 fn parse(line: &[u8]) -> Option<Mounted> {
     let mut words = line.split(|b| *b == b' ');
-    let (_, minor) = std::str::from_utf8(words.nth(2)?).ok()?.split_once(':')?;
-    let minor = minor.parse().ok()?;
-    let at = PathBuf::from(std::ffi::OsString::from_vec(unescape(words.nth(1)?)));
+    let at = PathBuf::from(std::ffi::OsString::from_vec(unescape(words.nth(4)?)));
     let mut after = words.skip_while(|w| *w != b"-").skip(1);
     let mut text = || {
         after
@@ -55,7 +51,6 @@ fn parse(line: &[u8]) -> Option<Mounted> {
             .map(|w| String::from_utf8_lossy(&unescape(w)).into_owned())
     };
     Some(Mounted {
-        minor,
         at,
         kind: text()?,
         source: text()?,
@@ -197,24 +192,23 @@ impl MountPoint {
         matches!(answer, Some(Ok(Err(Errno::NOTCONN | Errno::CONNABORTED))))
     }
 
-    /// Ends the connections of mounts of fastcache on it: whoever waits for an answer gets ECONNABORTED, whether the data
-    /// plane runs, stands or hangs. Bounded: a thread writes, because the kernel may wait for the data plane.
+    /// Ends the connection of a mount of fastcache on it: whoever waits for an answer gets ECONNABORTED, whether the data
+    /// plane runs, stands or hangs. Bounded: a thread asks, because the kernel may wait for the data plane.
     pub fn abort(&self) {
-        for mounted in mounts() {
-            if mounted.at != self.path || !mounted.is_ours() {
-                continue;
-            }
-            let path = format!("/sys/fs/fuse/connections/{}/abort", mounted.minor);
-            let (say, hear) = mpsc::channel();
-            let written = std::thread::Builder::new()
-                .name("mount-abort".to_owned())
-                .spawn(move || {
-                    let _ = say.send(std::fs::write(&path, "1"));
-                });
-            let result = written.map(|_| hear.recv_timeout(PROBE_MAX));
-            if !matches!(result, Ok(Ok(Ok(())))) {
-                tracing::warn!(target: "supervisor", mount = %self.path.display(), ?result, "the connection could not be cut; killing the data plane ends it too");
-            }
+        if !self.is_mounted() {
+            return;
+        }
+        let path = self.path.clone();
+        let (say, hear) = mpsc::channel();
+        let asked = std::thread::Builder::new()
+            .name("mount-abort".to_owned())
+            .spawn(move || {
+                // FUSE ends the connection before it looks whether the mount is in use.
+                let _ = say.send(unmount(&path, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW));
+            });
+        let result = asked.map(|_| hear.recv_timeout(PROBE_MAX));
+        if !matches!(result, Ok(Ok(Ok(()) | Err(Errno::BUSY)))) {
+            tracing::warn!(target: "supervisor", mount = %self.path.display(), ?result, "the connection could not be cut; killing the data plane ends it too");
         }
     }
 
@@ -290,7 +284,6 @@ mod tests {
         )
         .unwrap();
         assert_eq!(m.at, Path::new("/mnt/a b"));
-        assert_eq!(m.minor, 35);
         assert!(m.is_ours());
         let m = parse(b"40 30 0:35 / /mnt/x rw - fuse fastcache rw,user_id=0").unwrap();
         assert!(m.is_ours());

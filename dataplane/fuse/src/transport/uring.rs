@@ -2,8 +2,10 @@
 //! command answers a request and waits for the next.
 //!
 //! An *entry* is such memory and the task that serves it. A request that comes into an entry has it until it is answered,
-//! whatever it waits for. So an entry more is always there: when all of a queue's are taken for [`GROW_AFTER`], further
-//! ones are registered, on pages that are taken only when something comes into them, up to a bound.
+//! whatever it waits for. So there are always more entries than requests: further ones are registered when fewer than
+//! [`FREE_MIN`] of a queue are free, up to a bound, on pages that are taken only when something comes into them. They must
+//! be there before they are needed: the kernel gives a new entry to the next request, not to one that waits in the queue for
+//! an entry; that one comes when another of the queue's requests is answered.
 //!
 //! An entry's memory, of the core's pool (2 MiB pages, registered with the ring) or of its own:
 //!
@@ -26,14 +28,13 @@ use crate::handlers::Handlers;
 use crate::handshake::Negotiated;
 use crate::mount::Connection;
 use entry::{Next, serve_entry};
-use fastcache_reactor::{BufPool, Fd, Place, pool, sleep, spawn};
+use fastcache_reactor::{BufPool, Fd, Place, pool, spawn};
 use fastcache_types::{BLOCK, REQUEST_MAX};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 /// Where in an entry the array of its two parts is, for the registration.
 const TABLE_AT: usize = 512;
@@ -49,10 +50,15 @@ const _: () = assert!(BUFFERS_LEFT >= 2 * dev_fuse::BUFFERS_MIN);
 const ENTRIES_MAX: usize = fastcache_reactor::MAX_IN_FLIGHT / 2;
 /// Part of the machine's memory that all entries together can come to take, when each holds a request of the largest size.
 const MEMORY_PART: u64 = 8;
-/// How long a queue may be without an entry before it gets further ones.
-const GROW_AFTER: Duration = Duration::from_millis(1);
-/// Fewest entries it gets.
-const GROW_MIN: usize = 8;
+/// Entries of a queue that are another core's: what one client has in flight at a depth of 32 is then handled by two. With
+/// all of them on its own core it has the processor of the client alone, and half of the throughput.
+const HELPERS: usize = 16;
+/// Entries of the own core that are used before those, so that requests one by one wake no other processor.
+const TOP: usize = 4;
+/// Entries that a queue begins with, and gets at a time.
+const ENTRIES_STEP: usize = 256;
+/// A queue with fewer free entries than this gets further ones.
+const FREE_MIN: usize = 64;
 
 /// One core's share of a mount, before it is served.
 #[derive(Debug)]
@@ -92,18 +98,40 @@ impl Transport for Session {
             entries: Cell::new(0),
             waiting_for_end: RefCell::new(None),
         });
-        let from_pool = pool.buffers().saturating_sub(BUFFERS_LEFT) / queues;
         let max = share::entries_max(self.share.cores).max(queues) / queues;
-        for number in &self.share.queues {
-            let queue = Rc::new(Queue {
+        let queue = |number: &u16, max| {
+            Rc::new(Queue {
                 number: *number,
                 max,
                 entries: Cell::new(0),
                 free: Cell::new(0),
-                is_watched: Cell::new(false),
                 is_full: Cell::new(false),
-            });
-            server.add(&queue, from_pool.clamp(1, max), Some(&pool));
+            })
+        };
+        let own: Vec<_> = self.share.queues.iter().map(|n| queue(n, max)).collect();
+        let helped: Vec<_> = self.share.helps.iter().map(|n| queue(n, 0)).collect();
+        let from_pool = (pool.buffers().saturating_sub(BUFFERS_LEFT) / queues).clamp(1, max);
+        let lazy = ENTRIES_STEP.min(max) - from_pool.min(ENTRIES_STEP);
+        let env = |n: &str, d: usize| {
+            std::env::var(n)
+                .ok()
+                .and_then(|v| v.parse().ok())
+                .unwrap_or(d)
+        };
+        let (helpers, top) = (env("XURING_HELPERS", HELPERS), env("XURING_TOP", TOP));
+        let helpers = helpers.min(from_pool / 4 * usize::from(!helped.is_empty()));
+        // The kernel takes the entry that came last, so what is registered last is used first.
+        let top = top.min(from_pool - helpers);
+        let rounds = [
+            (&own, lazy, None),
+            (&own, from_pool - helpers - top, Some(&pool)),
+            (&helped, helpers, Some(&pool)),
+            (&own, top, Some(&pool)),
+        ];
+        for (queues, entries, pool) in rounds {
+            for queue in queues {
+                server.add(queue, entries, pool);
+            }
         }
         tracing::debug!(target: "fuse", queues = ?self.share.queues, entries = server.entries.get(), max, "a core serves FUSE over io_uring");
         if self.share.reads_device {
@@ -127,13 +155,11 @@ struct Server {
 /// A queue of the kernel and its entries.
 struct Queue {
     number: u16,
-    /// Most entries.
+    /// Most entries; 0 where the queue is another core's, which sees to it that there are enough.
     max: usize,
     entries: Cell<usize>,
-    /// Of those, in the kernel: without a request.
+    /// Of those, without a request: in the kernel or on the way there.
     free: Cell<usize>,
-    /// Somebody looks whether it needs further entries.
-    is_watched: Cell<bool>,
     /// It was said that it has as many as it gets.
     is_full: Cell<bool>,
 }
@@ -152,6 +178,7 @@ impl Server {
             };
             self.entries.set(self.entries.get() + 1);
             queue.entries.set(queue.entries.get() + 1);
+            queue.free.set(queue.free.get() + 1);
             spawn(serve_entry(
                 Rc::clone(self),
                 Rc::clone(queue),
@@ -162,29 +189,18 @@ impl Server {
         }
     }
 
-    /// A queue has no entry left: when that lasts, it gets further ones.
-    fn watch(self: &Rc<Self>, queue: &Rc<Queue>) {
-        if queue.is_watched.replace(true) {
+    /// A request came: when few entries are left, the queue gets further ones.
+    fn came(self: &Rc<Self>, queue: &Rc<Queue>) {
+        if queue.free.get() >= FREE_MIN {
             return;
         }
-        let (server, queue) = (Rc::clone(self), Rc::clone(queue));
-        spawn(async move {
-            sleep(GROW_AFTER).await;
-            queue.is_watched.set(false);
-            if queue.free.get() > 0 {
-                return;
-            }
-            let more = growth(queue.entries.get(), queue.max);
-            if more == 0 {
-                if !queue.is_full.replace(true) {
-                    tracing::warn!(target: "fuse", queue = queue.number, entries = queue.max, "every entry of a queue is held by a request that waits; further requests made on that processor wait in the kernel");
-                }
-                return;
-            }
+        let more = growth(queue.entries.get(), queue.max);
+        if more > 0 {
             tracing::debug!(target: "fuse", queue = queue.number, entries = queue.entries.get(), more, "a queue gets further entries");
-            server.add(&queue, more, None);
-        })
-        .detach();
+            self.add(queue, more, None);
+        } else if queue.max > 0 && queue.free.get() == 0 && !queue.is_full.replace(true) {
+            tracing::warn!(target: "fuse", queue = queue.number, entries = queue.max, "every entry of a queue is held by a request that waits; further requests made on that processor wait in the kernel");
+        }
     }
 
     /// An entry will not be used again.
@@ -211,23 +227,36 @@ impl Server {
     }
 }
 
-/// How many entries a queue of `entries` gets when all of them are taken.
+/// How many entries a queue of `entries` gets.
 fn growth(entries: usize, max: usize) -> usize {
-    (entries / 2).max(GROW_MIN).min(max.saturating_sub(entries))
+    ENTRIES_STEP.min(max.saturating_sub(entries))
 }
 
 #[cfg(test)]
 mod tests {
+    //! How far a queue grows, and what its entries take.
+
     use super::*;
 
     #[test]
     fn a_queue_grows_up_to_its_bound() {
-        let mut entries = 1;
-        while growth(entries, 100) > 0 {
-            assert!(growth(entries, 100) >= GROW_MIN.min(100 - entries));
-            entries += growth(entries, 100);
-        }
-        assert_eq!(entries, 100);
-        assert_eq!(growth(200, 100), 0);
+        assert_eq!(growth(256, 1000), ENTRIES_STEP);
+        assert_eq!(growth(900, 1000), 100);
+        assert_eq!(growth(1000, 1000), 0);
+        assert_eq!(growth(200, 0), 0);
+    }
+
+    /// Size of the future that a function makes.
+    fn future_bytes<A, B, C, D, F: Future>(_: impl FnOnce(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn all_entries_of_a_core_fit_into_64_mib_beside_their_data() {
+        let entry = future_bytes(serve_entry) + PAYLOAD_AT;
+        assert!(
+            entry * ENTRIES_MAX <= 64 << 20,
+            "an entry takes {entry} bytes"
+        );
     }
 }

@@ -111,7 +111,6 @@ pub(super) async fn serve_entry(
 ) {
     let mut used = 0;
     loop {
-        queue.free.set(queue.free.get() + 1);
         let result = server.command(&queue, &place, next).await;
         queue.free.set(queue.free.get() - 1);
         if let Err(error) = result {
@@ -123,6 +122,7 @@ pub(super) async fn serve_entry(
                 Some(OsErrno::NOENT) if matches!(next, Next::Commit(_)) => {
                     tracing::debug!(target: "fuse", queue = queue.number, "an answer came too late");
                     next = Next::Register;
+                    queue.free.set(queue.free.get() + 1);
                     continue;
                 }
                 _ => {
@@ -132,13 +132,12 @@ pub(super) async fn serve_entry(
                 }
             }
         }
-        if queue.free.get() == 0 {
-            server.watch(&queue);
-        }
+        server.came(&queue);
         match server.request(&queue, &place, &mut used).await {
             (Outcome::Answered, commit_id) => next = Next::Commit(commit_id),
             (Outcome::Moved, _) => return,
         }
+        queue.free.set(queue.free.get() + 1);
     }
     server.entry_ended(&queue);
 }
@@ -229,6 +228,7 @@ impl Server {
                 // The entry goes on without it; what it comes to is taken back.
                 answer(place, unique, Reply::Error(Errno::EINTR)).await;
                 let next = Next::Commit(head.commit_id);
+                queue.free.set(queue.free.get() + 1);
                 let (server, queue) = (Rc::clone(self), Rc::clone(queue));
                 spawn(serve_entry(server, queue, Rc::clone(place), next)).detach();
                 let reply = handle.await;

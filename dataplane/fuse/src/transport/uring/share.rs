@@ -6,8 +6,10 @@ use std::io;
 /// What a core has to serve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Share {
-    /// Queues, by their numbers.
+    /// Its own queues, by their numbers.
     pub queues: Vec<u16>,
+    /// Queues of another core in which it has some entries.
+    pub helps: Vec<u16>,
     /// It reads `/dev/fuse` too.
     pub reads_device: bool,
     /// Cores among which the memory is shared.
@@ -15,12 +17,13 @@ pub struct Share {
 }
 
 /// Shares the queues out: one for each processor that can exist, to the core on that processor, else in turn. The first
-/// core reads the device. Every queue is served, or no request would be.
+/// core reads the device. Every queue is served, or no request would be. Each core helps the one before it.
 #[must_use]
 pub fn shares(queues: u16, cpus: &[usize]) -> Vec<Share> {
     let mut shares: Vec<Share> = (0..cpus.len())
         .map(|core| Share {
             queues: Vec::new(),
+            helps: Vec::new(),
             reads_device: core == 0,
             cores: cpus.len(),
         })
@@ -34,6 +37,13 @@ pub fn shares(queues: u16, cpus: &[usize]) -> Vec<Share> {
         });
         if let Some(share) = shares.get_mut(core) {
             share.queues.push(queue);
+        }
+    }
+    if shares.len() > 1 {
+        let own: Vec<Vec<u16>> = shares.iter().map(|share| share.queues.clone()).collect();
+        let before = own.iter().cycle().skip(own.len() - 1);
+        for (share, helps) in shares.iter_mut().zip(before) {
+            share.helps.clone_from(helps);
         }
     }
     shares
@@ -102,6 +112,14 @@ mod tests {
             all.sort_unstable();
             assert_eq!(all, (0..queues).collect::<Vec<_>>(), "{cpus:?}");
             assert_eq!(shares.iter().filter(|s| s.reads_device).count(), 1);
+            let mut helped: Vec<u16> = shares.iter().flat_map(|s| s.helps.clone()).collect();
+            helped.sort_unstable();
+            assert!(cpus.len() == 1 || helped == all);
+            assert!(
+                shares
+                    .iter()
+                    .all(|s| !s.helps.iter().any(|q| s.queues.contains(q)))
+            );
             for (core, cpu) in cpus.iter().enumerate() {
                 let own = u16::try_from(*cpu).unwrap();
                 assert!(own >= queues || shares[core].queues.contains(&own));
