@@ -2,7 +2,7 @@
 
 use crate::machine::{free_port, output_of, program, run, temp_dir, wait_until};
 use crate::s3::S3;
-use crate::uring::UringOn;
+use crate::uring::{UringOn, transport_of};
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -56,25 +56,6 @@ impl Default for Setup {
             env: Vec::new(),
             limit: Duration::from_secs(15 * 60),
         }
-    }
-}
-
-/// The transport of nodes whose flags name none: `uring` with `FASTCACHE_TEST_TRANSPORT=uring`, else `dev`. For `uring` it is
-/// switched on in the kernel as long as the node lives.
-///
-/// # Panics
-/// When the variable says something else, or this kernel has no such transport.
-#[track_caller]
-fn transport_of(flags: &[String]) -> Option<UringOn> {
-    let named = flags
-        .iter()
-        .position(|f| f == "--fuse-transport")
-        .and_then(|at| flags.get(at + 1).cloned());
-    let wanted = named.or_else(|| std::env::var("FASTCACHE_TEST_TRANSPORT").ok());
-    match wanted.as_deref() {
-        None | Some("" | "dev" | "auto") => None,
-        Some("uring") => Some(UringOn::new()),
-        Some(other) => panic!("FASTCACHE_TEST_TRANSPORT={other}: it is dev or uring"),
     }
 }
 

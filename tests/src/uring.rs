@@ -55,6 +55,25 @@ impl Drop for UringOn {
     }
 }
 
+/// The transport of nodes whose flags name none: `uring` with `FASTCACHE_TEST_TRANSPORT=uring`, else `dev`. For `uring` it is
+/// switched on in the kernel as long as the node lives.
+///
+/// # Panics
+/// When the variable says something else, or this kernel has no such transport.
+#[track_caller]
+pub(crate) fn transport_of(flags: &[String]) -> Option<UringOn> {
+    let named = flags
+        .iter()
+        .position(|f| f == "--fuse-transport")
+        .and_then(|at| flags.get(at + 1).cloned());
+    let wanted = named.or_else(|| std::env::var("FASTCACHE_TEST_TRANSPORT").ok());
+    match wanted.as_deref() {
+        None | Some("" | "dev" | "auto") => None,
+        Some("uring") => Some(UringOn::new()),
+        Some(other) => panic!("FASTCACHE_TEST_TRANSPORT={other}: it is dev or uring"),
+    }
+}
+
 /// Writes the switch; another program that tests may have it on at the same time, which harms nobody.
 fn set(value: &str) {
     std::fs::write(PARAMETER, value).unwrap_or_else(|e| panic!("{PARAMETER}: {e}"));

@@ -107,8 +107,8 @@ fn write_table(buf: &mut IoBuf, segments: &Segments) -> u64 {
 /// The entry with its field `len`, for which the crate has no setter.
 fn with_len(entry: Entry128, len: u32) -> Entry128 {
     // SAFETY: an entry is 128 initialised bytes without padding (repr(C) over the kernel's structure, made from zeros).
-    let mut bytes: [u8; 128] = unsafe { std::mem::transmute(entry) };
+    let mut bytes = unsafe { std::mem::transmute::<Entry128, [u8; 128]>(entry) };
     bytes[LEN_AT..LEN_AT + 4].copy_from_slice(&len.to_ne_bytes());
     // SAFETY: as above; any bytes are an entry, and only a length was changed.
-    unsafe { std::mem::transmute(bytes) }
+    unsafe { std::mem::transmute::<[u8; 128], Entry128>(bytes) }
 }

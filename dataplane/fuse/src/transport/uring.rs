@@ -112,16 +112,13 @@ impl Transport for Session {
         let helped: Vec<_> = self.share.helps.iter().map(|n| queue(n, 0)).collect();
         let from_pool = (pool.buffers().saturating_sub(BUFFERS_LEFT) / queues).clamp(1, max);
         let lazy = ENTRIES_STEP.min(max) - from_pool.min(ENTRIES_STEP);
-        let env = |n: &str, d: usize| {
-            std::env::var(n)
-                .ok()
-                .and_then(|v| v.parse().ok())
-                .unwrap_or(d)
+        let helpers = if helped.is_empty() {
+            0
+        } else {
+            HELPERS.min(from_pool / 4)
         };
-        let (helpers, top) = (env("XURING_HELPERS", HELPERS), env("XURING_TOP", TOP));
-        let helpers = helpers.min(from_pool / 4 * usize::from(!helped.is_empty()));
         // The kernel takes the entry that came last, so what is registered last is used first.
-        let top = top.min(from_pool - helpers);
+        let top = TOP.min(from_pool - helpers);
         let rounds = [
             (&own, lazy, None),
             (&own, from_pool - helpers - top, Some(&pool)),

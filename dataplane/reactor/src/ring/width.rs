@@ -74,20 +74,19 @@ impl Ring {
     /// What the entry names must stay valid until its completion.
     pub(super) unsafe fn push(&mut self, entry: &Sqe) -> bool {
         match (self, entry) {
-            // SAFETY: upheld by the caller.
-            (Ring::Narrow(ring), Sqe::Narrow(entry)) => unsafe {
-                ring.submission().push(entry).is_ok()
-            },
-            // SAFETY: upheld by the caller.
-            (Ring::Wide(ring), Sqe::Narrow(entry)) => unsafe {
-                ring.submission()
-                    .push(&Entry128::from(entry.clone()))
-                    .is_ok()
-            },
-            // SAFETY: upheld by the caller.
-            (Ring::Wide(ring), Sqe::Wide(entry)) => unsafe {
-                ring.submission().push(entry).is_ok()
-            },
+            (Ring::Narrow(ring), Sqe::Narrow(entry)) => {
+                // SAFETY: upheld by the caller.
+                unsafe { ring.submission().push(entry) }.is_ok()
+            }
+            (Ring::Wide(ring), Sqe::Narrow(entry)) => {
+                let entry = Entry128::from(entry.clone());
+                // SAFETY: upheld by the caller.
+                unsafe { ring.submission().push(&entry) }.is_ok()
+            }
+            (Ring::Wide(ring), Sqe::Wide(entry)) => {
+                // SAFETY: upheld by the caller.
+                unsafe { ring.submission().push(entry) }.is_ok()
+            }
             (Ring::Narrow(_), Sqe::Wide(_)) => {
                 panic!("an entry of 128 bytes for a ring of entries of 64")
             }
