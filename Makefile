@@ -16,7 +16,8 @@ RACE_CACHE := cargo test -p fastcache-cache --features race --test race
 E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastcache-tests
 
 .PHONY: help build run stop run-coordinator run-client-1 setup test test-verbose test-unit test-e2e test-posix \
-        test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store clean
+        test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store \
+        bench-cold clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-cluster | test-verbose'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
+	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
 	@echo 'make lint | fmt | clean'
 
 # ---- build and run -----------------------------------------------------------------------------------------------
@@ -175,6 +177,10 @@ bench-quick: build
 # The choice of the embedded store: group commit and reopen of the candidates.
 bench-store:
 	cargo run --release -p fastcache-benches --bin embedded-store
+
+# Cold reads through the mount, as a ratio to the same client library without a file system.
+bench-cold: setup build
+	$(E2E) --test cold_reads -- --test-threads=1 --nocapture --ignored moto
 
 clean:
 	@if [ -x $(CTL) ] && [ -f $(DIR)/node.json ]; then $(CTL) down --dir $(DIR) || true; fi

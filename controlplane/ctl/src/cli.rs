@@ -234,6 +234,9 @@ pub struct DataFlags {
         env = "FASTCACHE_FUSE_TRANSPORT"
     )]
     pub fuse_transport: Option<FuseTransport>,
+    /// Most that is read ahead of sequential readers and waits for them; 0: nothing [default: 256MiB]
+    #[arg(long, value_name = "SIZE", env = "FASTCACHE_READ_AHEAD")]
+    pub read_ahead: Option<String>,
 }
 
 /// `up`.

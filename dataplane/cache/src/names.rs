@@ -243,6 +243,7 @@ impl FileSystem {
             return Ok(());
         };
         if self.close_handle(&inode) {
+            self.stop_ahead(&inode);
             if lock(&inode.state).is_orphan {
                 self.reap(&inode);
             } else if let Err(error) = self.seal_file(&inode, false).await {

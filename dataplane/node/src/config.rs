@@ -42,6 +42,10 @@ struct Flags {
     /// How requests come from the kernel: auto, uring (FUSE over io_uring) or dev (/dev/fuse) [default: auto].
     #[arg(long, env = "FASTCACHE_FUSE_TRANSPORT", value_name = "TRANSPORT")]
     fuse_transport: Option<String>,
+    /// Most that is read ahead of sequential readers and waits for them, at most a sixteenth of the store; 0: nothing
+    /// [default: 256MiB].
+    #[arg(long, env = "FASTCACHE_READ_AHEAD", value_name = "SIZE")]
+    read_ahead: Option<String>,
     /// Configuration file (TOML) with the same names as the flags.
     #[arg(long, env = "FASTCACHE_DATA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -57,6 +61,7 @@ struct File {
     listen: Option<String>,
     cores: Option<String>,
     fuse_transport: Option<String>,
+    read_ahead: Option<String>,
 }
 
 /// What the data plane runs with.
@@ -78,6 +83,8 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// How requests are to come.
     pub transport: Wish,
+    /// Most that is read ahead, bytes.
+    pub read_ahead_bytes: u64,
 }
 
 impl Config {
@@ -115,6 +122,10 @@ impl Config {
         let transport = transport
             .as_deref()
             .map_or(Ok(Wish::Auto), parse_transport)?;
+        let read_ahead_bytes = match flags.read_ahead.or(file.read_ahead) {
+            Some(size) => parse_size(&size).context("--read-ahead")?,
+            None => fastcache_cache::READ_AHEAD_BYTES,
+        };
         let socket = flags.socket.or(file.socket);
         Ok(Config {
             nvme,
@@ -125,6 +136,7 @@ impl Config {
             socket: socket.unwrap_or_else(|| PathBuf::from("/run/fastcache/data.sock")),
             cpus,
             transport,
+            read_ahead_bytes,
         })
     }
 }
@@ -138,6 +150,7 @@ const KEYS: &[&str] = &[
     "listen",
     "cores",
     "fuse-transport",
+    "read-ahead",
 ];
 
 fn read_file(path: &Path) -> Result<File> {
@@ -242,6 +255,7 @@ mod tests {
         assert_eq!(parse_size("10GiB").unwrap(), 10 << 30);
         assert_eq!(parse_size(" 256 MiB ").unwrap(), 256 << 20);
         assert_eq!(parse_size("4096").unwrap(), 4096);
+        assert_eq!(parse_size("0").unwrap(), 0);
         for wrong in ["", "GiB", "10GB", "1e3", "-1", "99999999999TiB"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }

@@ -129,6 +129,7 @@ async fn bring_up(
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
+    fs.set_read_ahead(config.read_ahead_bytes);
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,

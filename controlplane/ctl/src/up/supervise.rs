@@ -191,6 +191,9 @@ impl Supervisor {
                 if let Some(transport) = data.fuse_transport {
                     command.arg("--fuse-transport").arg(transport.name());
                 }
+                if let Some(bytes) = data.read_ahead {
+                    command.arg("--read-ahead").arg(bytes.to_string());
+                }
                 if self.is_first && data.format {
                     command.arg("--format");
                     if data.force {
