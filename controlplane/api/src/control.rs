@@ -193,6 +193,8 @@ pub enum DataCall {
     Evict {
         /// Only this file.
         ino: Option<Ino>,
+        /// But not of these files.
+        pinned: Vec<Ino>,
     },
     /// Somebody else changed these things: drop what is cached, here and in the kernel. Answer: `Done`, after it
     /// is dropped.
@@ -241,6 +243,11 @@ pub enum DataCall {
     Abandon {
         /// The file.
         ino: Ino,
+    },
+    /// Fetch a chunk into the store. Answer: `Done` when it is there; ENOSPC when there is no room, errors of the fetch.
+    Promote {
+        /// The chunk.
+        key: ChunkKey,
     },
 }
 

@@ -53,6 +53,12 @@ pub enum Command {
     Flush(FlushFlags),
     /// Evict clean chunks, of one file or directory or all, and the kernel's pages of those files.
     Evict(EvictFlags),
+    /// Bring a file, or the files below a directory, to this node before they are read
+    Warmup(WarmFlags),
+    /// Bring them here and keep them: pinned files are not evicted
+    Pin(WarmFlags),
+    /// Let pinned files be evicted again
+    Unpin(WarmFlags),
     /// Find objects in the bucket that nothing names, and with --delete delete them
     Gc(GcFlags),
     /// Check metadata, objects and this node's chunks against each other
@@ -362,6 +368,16 @@ pub struct EvictFlags {
     /// Everything
     #[arg(long)]
     pub all: bool,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeFlags,
+}
+
+/// `warmup`, `pin` and `unpin`.
+#[derive(Clone, Debug, Args)]
+pub struct WarmFlags {
+    /// A file, or a directory with what is below it: a path under the mount, or relative to the root of fastcache
+    pub path: PathBuf,
     /// Which node.
     #[command(flatten)]
     pub node: NodeFlags,

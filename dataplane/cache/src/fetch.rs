@@ -214,6 +214,27 @@ impl FileSystem {
         self.make_room(1024 + 3).await
     }
 
+    /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none.
+    pub(crate) async fn promote_now(&self, key: ChunkKey) -> Result<()> {
+        let is_here = || {
+            let here = self.inner.store.get(key.id());
+            here.is_some_and(|body| body.key() == key)
+        };
+        for _ in 0..FETCH_TRIES {
+            if is_here() {
+                return Ok(());
+            }
+            if self.fly_out(key).await? {
+                return if is_here() {
+                    Ok(())
+                } else {
+                    Err(Errno::ENOSPC)
+                };
+            }
+        }
+        Err(Errno::EIO)
+    }
+
     /// Waits for the end of a chunk's flight. False when it has to be made again.
     async fn fly_out(&self, key: ChunkKey) -> Result<bool> {
         let mut seat = self.join_flight(key);

@@ -9,7 +9,7 @@ use fastcache_chunkstore::crc_all;
 use fastcache_reactor::{IoBuf, Slot};
 use fastcache_types::{BLOCK, ChunkId};
 use futures_channel::oneshot;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
 impl FileSystem {
@@ -43,7 +43,11 @@ impl FileSystem {
                 self.inner.space.freed.notify(usize::MAX);
                 Ok(DataAnswer::Done)
             }
-            DataCall::Evict { ino } => Ok(self.evict(ino).await),
+            DataCall::Evict { ino, pinned } => Ok(self.evict(ino, pinned).await),
+            DataCall::Promote { key } => {
+                self.promote_now(key).await?;
+                Ok(DataAnswer::Done)
+            }
             DataCall::Invalidate {
                 touched,
                 entries,
@@ -174,7 +178,8 @@ impl FileSystem {
         Ok(())
     }
 
-    async fn evict(&self, only: Option<Ino>) -> DataAnswer {
+    async fn evict(&self, only: Option<Ino>, pinned: Vec<Ino>) -> DataAnswer {
+        let pinned: HashSet<Ino> = pinned.into_iter().collect();
         let mut inos = BTreeSet::new();
         let mut ids: Vec<ChunkId> = Vec::new();
         match only {
@@ -197,6 +202,9 @@ impl FileSystem {
         }
         let (mut chunks, mut bytes) = (0, 0);
         for id in ids {
+            if pinned.contains(&id.ino) {
+                continue;
+            }
             if let Some(n) = self.evict_one(id) {
                 chunks += 1;
                 bytes += n;

@@ -179,7 +179,8 @@ impl Node {
             .fs
             .serve(DataCall::Evict {
                 ino: Some(ino),
-                })
+                pinned: Vec::new(),
+            })
             .await
         {
             Ok(DataAnswer::Evicted { chunks, .. }) => chunks,
