@@ -17,7 +17,7 @@ E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastca
 
 .PHONY: help build run stop run-coordinator run-client-1 setup test test-verbose test-unit test-e2e test-posix \
         test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store \
-        bench-cold clean
+        bench-eviction bench-cold clean
 .DEFAULT_GOAL := help
 
 help:
@@ -177,6 +177,10 @@ bench-quick: build
 # The choice of the embedded store: group commit and reopen of the candidates.
 bench-store:
 	cargo run --release -p fastcache-benches --bin embedded-store
+
+# The choice of what to evict: hit rates of several policies.
+bench-eviction:
+	cargo run --release -p fastcache-benches --bin eviction
 
 # Cold reads through the mount, as a ratio to the same client library without a file system.
 bench-cold: setup build

@@ -3,3 +3,4 @@
 //! | program | what it measures |
 //! |---|---|
 //! | `embedded-store` | fjall against redb: group commit and reopening (docs/adr/0003-embedded-store.md) |
+//! | `eviction` | hit rates of eviction policies (docs/adr/0009-eviction.md) |
