@@ -145,6 +145,9 @@ fn what_is_pinned_stays() {
     assert!(node.stat("pinned_bytes") >= 60 << 20);
     let metrics = node.ctl(&["status"]);
     assert!(metrics.contains("pinned"), "{metrics}");
+    let mut value = [0u8; 8];
+    let n = rustix::fs::getxattr(node.at("models/a"), "user.fastcache.pin", &mut value[..]);
+    assert_eq!(n, Ok(1), "pinned by command, seen on the mount");
     // More than may be pinned: all or nothing.
     let out = node.try_ctl(&["pin", "stream"]);
     assert!(!out.status.success());

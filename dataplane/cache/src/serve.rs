@@ -228,7 +228,10 @@ impl FileSystem {
         }
         for attr in touched {
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
-                lock(&inode.state).learn(attr, None);
+                let mut state = lock(&inode.state);
+                state.learn(attr, None);
+                state.xattrs = None;
+                drop(state);
                 if let Some(n) = notify {
                     n.inval_inode(attr.ino);
                 }
