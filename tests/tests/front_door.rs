@@ -160,6 +160,35 @@ fn a_node_comes_back_warm() {
 }
 
 #[test]
+fn the_index_made_from_the_headers_is_as_warm() {
+    let _one = serial();
+    let node = Node::start_default();
+    let content = Bytes::of(6).range(0, 20 << 20);
+    std::fs::write(node.at("file"), &content).expect("write on the mount");
+    std::fs::write(node.at("small"), b"some bytes").expect("write on the mount");
+    node.flush();
+    node.down();
+    node.up_with(&["--rebuild-index"]);
+    assert!(node.logs().contains("made anew from the headers"));
+    drop_page_cache();
+    assert!(std::fs::read(node.at("file")).expect("read") == content);
+    assert_eq!(
+        std::fs::read(node.at("small")).expect("read"),
+        b"some bytes"
+    );
+    assert_eq!(
+        node.stat("fetched_chunks"),
+        0,
+        "nothing came from the cloud"
+    );
+    // Once: the data plane that is started again has the index.
+    assert!(node.kill(Plane::Data), "it was there");
+    node.wait_for_return();
+    assert!(std::fs::read(node.at("file")).expect("read") == content);
+    assert_eq!(node.logs().matches("made anew from the headers").count(), 1);
+}
+
+#[test]
 fn a_stale_mount_is_cleaned_up_by_the_next_up() {
     let _one = serial();
     let node = Node::start_default();

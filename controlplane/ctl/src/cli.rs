@@ -226,6 +226,9 @@ pub struct DataFlags {
     /// Do so on a device that carries something else
     #[arg(long)]
     pub force: bool,
+    /// Make the index of the chunk store anew from the headers of its chunks, once; reads the whole device
+    #[arg(long, conflicts_with = "format")]
+    pub rebuild_index: bool,
     /// Address of the data plane for peers [default: 0.0.0.0:8082]
     #[arg(long, value_name = "ADDRESS", env = "FASTCACHE_LISTEN")]
     pub listen: Option<String>,

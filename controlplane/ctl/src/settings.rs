@@ -517,6 +517,8 @@ pub struct DataSettings {
     pub format: bool,
     /// On whatever is there.
     pub force: bool,
+    /// Take the index from the headers of the chunks.
+    pub rebuild_index: bool,
     /// Address for peers.
     pub listen: Option<String>,
     /// Cores.
@@ -556,6 +558,7 @@ impl DataSettings {
             nvme_capacity,
             format: flags.format,
             force: flags.force,
+            rebuild_index: flags.rebuild_index,
             listen: flags.listen.clone().or_else(|| file.listen.clone()),
             cores: flags.cores.clone().or_else(|| file.cores.clone()),
             fuse_transport: flags.fuse_transport.or(file.fuse_transport),

@@ -67,6 +67,14 @@ impl CheckpointHeader {
         Get::new(block).u64() == Some(MAGIC)
     }
 
+    /// The store of a block that is the header of a checkpoint, undamaged.
+    pub(crate) fn store_of(block: &[u8]) -> Option<u64> {
+        let mut g = Get::new(block);
+        g.u64().filter(|&magic| magic == MAGIC)?;
+        let store = g.u64()?;
+        CheckpointHeader::decode(block, store).map(|_| store)
+    }
+
     /// `None`: no checkpoint of this store here, or a damaged one.
     pub(crate) fn decode(block: &[u8], store: u64) -> Option<CheckpointHeader> {
         let mut g = Get::new(block);
@@ -325,9 +333,9 @@ impl Inner {
         let ticket = self.journal.last();
         let chunks = stripe
             .current
-            .iter()
-            .map(|(id, body)| {
-                let pending = stripe.pending.get(id);
+            .values()
+            .map(|body| {
+                let pending = stripe.pending.get(&body.key().id());
                 let prior = pending.and_then(|p| p.as_ref().map(|b| b.facts()));
                 Snapshot {
                     current: body.facts(),

@@ -93,6 +93,11 @@ pub enum StoreError {
         /// Of the second.
         second: [u8; 16],
     },
+    /// The index was to be made anew, and the superblock is of another store than the checkpoints.
+    #[error(
+        "the superblock is of another store than what is behind it: something wrote it over this one; restore the first 128 KiB of the device from a copy, or pass --format to make an empty store (chunks that are not yet in the cloud are lost)"
+    )]
+    OtherStore,
     /// The device or file is shorter than the store on it.
     #[error(
         "the store has {need} bytes, its device only {have}: the file or partition was cut short, or is another one; restore its size or its contents, or pass --format to make an empty store (chunks that are not yet in the cloud are lost)"

@@ -17,7 +17,7 @@ impl Body for Arc<ChunkBody> {
     fn key(&self) -> ChunkKey {
         ChunkBody::key(self)
     }
-    fn clean(&mut self) {
+    fn clean(&self) {
         self.set_clean();
     }
 }
@@ -40,6 +40,18 @@ impl Index {
             chunks: AtomicU64::new(0),
             dirty_chunks: AtomicU64::new(0),
             dirty_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes what recovery found: no id twice, the ids of a stripe in order. Nothing else is here yet.
+    pub(crate) fn fill(&self, bodies: impl Iterator<Item = Arc<ChunkBody>>) {
+        let mut by_stripe: Vec<Vec<Arc<ChunkBody>>> = vec![Vec::new(); STRIPES];
+        for body in bodies {
+            self.count_in(&body);
+            by_stripe[Index::stripe_of(body.key().ino)].push(body);
+        }
+        for (at, bodies) in by_stripe.into_iter().enumerate() {
+            self.stripe(at).current = bodies.into_iter().collect();
         }
     }
 

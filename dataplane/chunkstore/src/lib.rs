@@ -10,7 +10,7 @@
 //! ```
 //!
 //! - `superblock`, `signature`, `device`: what the device is, and transfers of blocks.
-//! - `space`: who owns which block. `spill`: what the device refused. `index`, `slots`: which chunks there are. `body`: one chunk.
+//! - `space`: who owns which block. `spill`: what the device refused. `index`, `slots`, `bodies`: which chunks there are. `body`: one chunk.
 //! - `journal`, `append`, `checkpoint`, `record`: changes of the index on the device.
 //! - `recovery`, `replay`: the index again after a start.
 //! - `seal`, `read`, `store`: what callers see.
@@ -27,12 +27,15 @@
 )]
 
 mod append;
+mod bodies;
 mod body;
 mod checkpoint;
 mod crc;
 mod crc_cache;
 mod device;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod header;
 mod index;
 mod journal;

@@ -52,6 +52,23 @@ impl Store {
     /// # Errors
     /// Every variant but `Full`, `Checksum` and `Sick`; each says what to do.
     pub async fn open(options: StoreOptions) -> Result<(Store, Recovered), StoreError> {
+        Store::open_by(options, false).await
+    }
+
+    /// Opens a store and takes the index from the headers of the chunks, whatever the checkpoints and the journal say.
+    /// What they alone know is lost: chunks are as dirty as they were sealed, removed ones may come back until their
+    /// blocks are used again, and no seal is pending. Reads the whole device.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; `OtherStore` when the superblock is not that of the checkpoints.
+    pub async fn rebuild_index(options: StoreOptions) -> Result<(Store, Recovered), StoreError> {
+        Store::open_by(options, true).await
+    }
+
+    async fn open_by(
+        options: StoreOptions,
+        is_by_headers: bool,
+    ) -> Result<(Store, Recovered), StoreError> {
         let started = now();
         let mut device = Device::open(&options.path, options.capacity_bytes)?;
         let found = look(&device).await?;
@@ -87,12 +104,15 @@ impl Store {
                 need,
             });
         }
+        if is_by_headers {
+            check_same_store(&device, &superblock).await?;
+        }
         // Also makes durable what the last session journaled without a flush: blocks that it freed are reused from now
         // on.
         write_superblock(&device, &superblock).await?;
 
         let mut replay = Replay::new();
-        let resume = load(&device, &superblock, &mut replay).await?;
+        let resume = load(&device, &superblock, &mut replay, is_by_headers).await?;
         let region = superblock.geometry.data;
         let rebuilt = replay.finish(region);
         let mut space = Space::new(region, &rebuilt.owned);
@@ -103,11 +123,8 @@ impl Store {
         });
         let index = Index::new();
         let chunks = rebuilt.bodies.len() as u64;
-        for facts in rebuilt.bodies {
-            let body = ChunkBody::recovered(facts, &pool);
-            index.count_in(&body);
-            index.of(body.key().ino).put(body, false, &mut Vec::new());
-        }
+        let bodies = rebuilt.bodies.into_iter();
+        index.fill(bodies.map(|facts| ChunkBody::recovered(facts, &pool)));
         let pending: Vec<PendingSeal> = replay.seals.into_values().collect();
         let seals = Seals {
             bytes: pending.iter().map(|p| seal_bytes(p.commit.len())).sum(),
@@ -206,6 +223,21 @@ async fn has_store_behind(device: &Device) -> Result<bool, StoreError> {
     Ok(false)
 }
 
+/// Refuses a device whose checkpoints are of another store than its superblock: its chunks are that one's, too, and the
+/// index would be empty.
+async fn check_same_store(device: &Device, superblock: &Superblock) -> Result<(), StoreError> {
+    for area in superblock.geometry.checkpoints {
+        let (result, block) = device.read(area.start, IoBuf::alloc(BLOCK)).await;
+        result?;
+        let is_other =
+            CheckpointHeader::store_of(&block).is_some_and(|store| store != superblock.store_id());
+        if is_other {
+            return Err(StoreError::OtherStore);
+        }
+    }
+    Ok(())
+}
+
 /// Makes an empty store. The superblock is written by the caller, when everything else is there.
 async fn format(device: &Device) -> Result<Superblock, StoreError> {
     let geometry = Geometry::new(device.len())?;
@@ -261,7 +293,12 @@ async fn load(
     device: &Device,
     superblock: &Superblock,
     replay: &mut Replay,
+    is_by_headers: bool,
 ) -> Result<Resume, StoreError> {
+    if is_by_headers {
+        tracing::warn!(target: "nvme", "the index is made anew from the headers of all chunks, as asked for");
+        return load_headers(device, superblock, replay).await;
+    }
     let store = superblock.store_id();
     let ring = superblock.geometry.journal;
     let mut found: Vec<(usize, CheckpointHeader)> = Vec::new();
@@ -316,6 +353,15 @@ async fn load(
         });
     }
     tracing::error!(target: "nvme", "no checkpoint can be read; scanning the headers of all chunks");
+    load_headers(device, superblock, replay).await
+}
+
+/// Fills `replay` from the headers of the chunks alone.
+async fn load_headers(
+    device: &Device,
+    superblock: &Superblock,
+    replay: &mut Replay,
+) -> Result<Resume, StoreError> {
     *replay = Replay::new();
     scan(device, superblock, replay).await?;
     // Beyond every sequence and position there was: old groups in the ring must not look like a later lap.

@@ -1,6 +1,7 @@
 //! The rules of what a chunk id holds: one current body and, while that is pending, the one it replaced. The live index
 //! and the replay of the journal use the same code, so that they cannot disagree.
 
+use crate::bodies::Bodies;
 use fastcache_types::{ChunkId, ChunkKey, Ino};
 use std::collections::BTreeMap;
 
@@ -8,12 +9,12 @@ use std::collections::BTreeMap;
 pub(crate) trait Body {
     fn key(&self) -> ChunkKey;
     /// Marks it clean.
-    fn clean(&mut self);
+    fn clean(&self);
 }
 
 /// Bodies by id, ordered by file and index.
 pub(crate) struct Slots<B> {
-    pub(crate) current: BTreeMap<ChunkId, B>,
+    pub(crate) current: Bodies<B>,
     /// Ids whose current body waits for a SEAL record of its file, with the body it replaced.
     pub(crate) pending: BTreeMap<ChunkId, Option<B>>,
 }
@@ -21,7 +22,7 @@ pub(crate) struct Slots<B> {
 impl<B> Default for Slots<B> {
     fn default() -> Self {
         Slots {
-            current: BTreeMap::new(),
+            current: Bodies::default(),
             pending: BTreeMap::new(),
         }
     }
@@ -39,7 +40,7 @@ impl<B: Body> Slots<B> {
     /// Sets the current body of an id. Bodies that nothing can bring back any more go to `dead`.
     pub(crate) fn put(&mut self, body: B, is_pending: bool, dead: &mut Vec<B>) {
         let id = body.key().id();
-        let old = self.current.insert(id, body);
+        let old = self.current.insert(body);
         match (self.pending.remove(&id), is_pending) {
             // A pending body after another: the sealed one stays the one to go back to.
             (Some(prior), true) => {
@@ -66,15 +67,15 @@ impl<B: Body> Slots<B> {
 
     /// Marks this version clean where it is held. Whether it was found.
     pub(crate) fn clean(&mut self, key: ChunkKey) -> bool {
-        let is_it = |b: &&mut B| b.key() == key;
-        if let Some(body) = self.current.get_mut(&key.id()).filter(is_it) {
+        let is_it = |b: &&B| b.key() == key;
+        if let Some(body) = self.current.get(&key.id()).filter(is_it) {
             body.clean();
             return true;
         }
         if let Some(prior) = self
             .pending
-            .get_mut(&key.id())
-            .and_then(Option::as_mut)
+            .get(&key.id())
+            .and_then(Option::as_ref)
             .filter(is_it)
         {
             prior.clean();
@@ -89,7 +90,7 @@ impl<B: Body> Slots<B> {
         if self.current.get(&id).is_some_and(|b| b.key() == key) {
             let old = self.current.remove(&id);
             if let Some(Some(prior)) = self.pending.remove(&id) {
-                self.current.insert(id, prior);
+                self.current.insert(prior);
             }
             return old;
         }

@@ -348,11 +348,7 @@ impl Store {
     #[must_use]
     pub fn chunks_of(&self, ino: Ino) -> Vec<Arc<ChunkBody>> {
         let stripe = self.inner.index.of(ino);
-        stripe
-            .current
-            .range(ids_of(ino))
-            .map(|(_, body)| body.clone())
-            .collect()
+        stripe.current.range(ids_of(ino)).cloned().collect()
     }
 
     /// A page of all sealed chunks, and where the next page starts. Start with 0.

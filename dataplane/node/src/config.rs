@@ -27,6 +27,10 @@ struct Flags {
     /// With --format: also where something else is stored.
     #[arg(long)]
     force: bool,
+    /// Make the index of the store anew from the headers of its chunks, which reads the whole device. Only for a store
+    /// whose checkpoints and journal are not to be trusted: what they alone know is lost.
+    #[arg(long, conflicts_with = "format")]
+    rebuild_index: bool,
     /// Directory to mount on.
     #[arg(long, env = "FASTCACHE_MOUNT", value_name = "DIR")]
     mount: Option<PathBuf>,
@@ -75,6 +79,8 @@ pub struct Config {
     pub format: bool,
     /// Also over something else.
     pub force: bool,
+    /// Take the index from the headers of the chunks.
+    pub rebuild_index: bool,
     /// The mount point.
     pub mount: PathBuf,
     /// The control socket.
@@ -132,6 +138,7 @@ impl Config {
             capacity_bytes,
             format: flags.format,
             force: flags.force,
+            rebuild_index: flags.rebuild_index,
             mount,
             socket: socket.unwrap_or_else(|| PathBuf::from("/run/fastcache/data.sock")),
             cpus,
@@ -249,6 +256,18 @@ fn allowed_cpus() -> Result<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_index_is_made_anew_or_the_store_is_but_not_both() {
+        let parse = |more: &[&str]| {
+            let base = ["fastcache-data", "--nvme", "/n", "--mount", "/m"];
+            Flags::try_parse_from(base.iter().chain(more))
+        };
+        assert!(!parse(&[]).unwrap().rebuild_index);
+        assert!(parse(&["--rebuild-index"]).unwrap().rebuild_index);
+        let both = parse(&["--rebuild-index", "--format"]).unwrap_err();
+        assert!(both.to_string().contains("cannot be used with"));
+    }
 
     #[test]
     fn sizes() {

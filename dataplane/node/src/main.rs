@@ -227,14 +227,17 @@ fn check_mount_point(dir: &Path) -> Result<(), MountError> {
 async fn open_store(config: &Config) -> Result<(Store, Recovered)> {
     let since = fastcache_reactor::now();
     loop {
-        let opened = Store::open(StoreOptions {
+        let options = StoreOptions {
             path: config.nvme.clone(),
             capacity_bytes: config.capacity_bytes,
             format: config.format,
             force: config.force,
             crc_budget_bytes: CRC_BUDGET_BYTES,
-        })
-        .await;
+        };
+        let opened = match config.rebuild_index {
+            true => Store::rebuild_index(options).await,
+            false => Store::open(options).await,
+        };
         match opened {
             Err(StoreError::Busy) if since.elapsed() < BUSY_MAX => {
                 fastcache_reactor::sleep(BUSY_LOOK).await;

@@ -200,6 +200,9 @@ impl Supervisor {
                         command.arg("--force");
                     }
                 }
+                if self.is_first && data.rebuild_index {
+                    command.arg("--rebuild-index");
+                }
             }
             Kind::Agent => {
                 let (args, secrets) = self.plan.agent.to_command();

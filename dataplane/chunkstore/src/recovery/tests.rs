@@ -423,11 +423,11 @@ fn replaying_on_top_of_a_snapshot_that_saw_more_changes_nothing() {
         play(&mut replay, 0, n);
         replay
     };
-    let state = |r: &Replay| {
-        let facts = |b: &crate::replay::Replayed| b.facts.clone();
+    let state = |r: &mut Replay| {
+        let facts = |b: &crate::replay::Replayed| b.clone().into_facts();
         (
-            r.slots.current.values().map(facts).collect::<Vec<_>>(),
-            r.slots
+            r.of(Ino(1)).current.values().map(facts).collect::<Vec<_>>(),
+            r.of(Ino(1))
                 .pending
                 .values()
                 .map(|p| p.as_ref().map(facts))
@@ -457,11 +457,11 @@ fn replaying_on_top_of_a_snapshot_that_saw_more_changes_nothing() {
                         stripe,
                         ticket: chunks as u64,
                     });
-                    let seen = at(chunks).slots;
-                    for (id, body) in seen.current {
-                        let pending = seen.pending.get(&id);
+                    let seen = std::mem::take(at(chunks).of(Ino(1)));
+                    for body in seen.current.into_values() {
+                        let pending = seen.pending.get(&body.facts.key.id());
                         if let Some(Some(prior)) = pending {
-                            let facts = prior.facts.clone();
+                            let facts = prior.clone().into_facts();
                             got.load(Record::Put {
                                 facts,
                                 is_pending: false,
@@ -469,14 +469,14 @@ fn replaying_on_top_of_a_snapshot_that_saw_more_changes_nothing() {
                         }
                         let is_pending = pending.is_some();
                         got.load(Record::Put {
-                            facts: body.facts,
+                            facts: body.into_facts(),
                             is_pending,
                         });
                     }
                     play(&mut got, start, end);
                     assert_eq!(
-                        state(&got),
-                        state(&at(end)),
+                        state(&mut got),
+                        state(&mut at(end)),
                         "{start} {seals} {chunks} {end}"
                     );
                 }

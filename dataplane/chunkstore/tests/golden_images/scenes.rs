@@ -12,8 +12,11 @@ use std::sync::Arc;
 /// Bytes of a device: the smallest store.
 const BYTES: u64 = 16 << 20;
 
+/// Makes a store at a path.
+pub type Make = fn(&Path);
+
 /// Each image, and what makes it.
-pub const SCENES: [(&str, fn(&Path)); 4] = [
+pub const SCENES: [(&str, Make); 4] = [
     ("clean", clean),
     ("journal-tail", journal_tail),
     ("pending-seals", pending_seals),
