@@ -31,6 +31,8 @@ help:
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
+	@echo 'make test-fuzz        every reader of bytes from outside, a minute each'
+	@echo 'make bench-layers     what each layer costs alone, with criterion'
 	@echo 'make lint | fmt | clean'
 
 # ---- build and run -----------------------------------------------------------------------------------------------
@@ -79,6 +81,28 @@ test-unit:
 	FASTCACHE_RACE_RUNS=500 cargo test -p fastcache-reactor --features race --lib -- race::
 	FASTCACHE_RACE_RUNS=50 $(RACE_STORE)
 	FASTCACHE_RACE_RUNS=50 $(RACE_CACHE)
+	$(FUZZ)
+	cargo test --release -p fastcache-chunkstore --test warm_restart -- --test-threads=1
+
+# Every reader of bytes that nothing vouches for, a minute each: with coverage by cargo-fuzz where there is a nightly
+# toolchain, else by mutation alone. What it finds goes into tests/fuzz/regressions/TARGET/ with its fix.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := superblock journal chunk_header fuse_request control_message
+FUZZ := CARGO_TARGET_DIR=$(CURDIR)/target cargo test --manifest-path tests/fuzz/Cargo.toml
+
+.PHONY: test-fuzz
+test-fuzz:
+	@if cargo +nightly fuzz --version >/dev/null 2>&1; then \
+		set -e; \
+		FASTCACHE_FUZZ_CORPUS=$(CURDIR)/target/fuzz-corpus $(FUZZ) -- --ignored write_the_corpus; \
+		for target in $(FUZZ_TARGETS); do \
+			cargo +nightly fuzz run --fuzz-dir tests/fuzz --features libfuzzer --target-dir target/fuzz $$target \
+				target/fuzz-corpus/$$target -- -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -print_final_stats=1; \
+		done; \
+	else \
+		echo 'No nightly with cargo-fuzz (rustup toolchain install nightly; cargo install cargo-fuzz): without coverage'; \
+		FASTCACHE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(FUZZ) --release -- --nocapture; \
+	fi
 
 # Real processes, a real mount, a real S3 server. One at a time: they share the machine's disk and cores.
 test-e2e: setup build
@@ -185,6 +209,12 @@ bench-eviction:
 # Cold reads through the mount, as a ratio to the same client library without a file system.
 bench-cold: setup build
 	$(E2E) --test cold_reads -- --test-threads=1 --nocapture --ignored moto
+
+# A layer each, with criterion: docs/benchmarks.md says what the numbers mean. Root, for the mount of the last one.
+LAYERS := wire reactor allocator index journal checksum cache_hit cache_miss fuse_round_trip
+.PHONY: bench-layers
+bench-layers: build
+	@set -e; for layer in $(LAYERS); do cargo bench -p fastcache-benches --bench $$layer; done
 
 clean:
 	@if [ -x $(CTL) ] && [ -f $(DIR)/node.json ]; then $(CTL) down --dir $(DIR) || true; fi

@@ -243,7 +243,9 @@ mod tests {
     fn a_pass_over_ten_times_the_cache_leaves_the_hot_set() {
         let mut cache = Cache::new();
         for _ in 0..4 {
-            (0..60).for_each(|key| { cache.read(key); });
+            (0..60).for_each(|key| {
+                cache.read(key);
+            });
             cache.rest();
         }
         (1000..2000).for_each(|key| assert!(!cache.read(key)));
@@ -261,7 +263,9 @@ mod tests {
         let mut cache = Cache::new();
         for set in 0..5u32 {
             for _ in 0..12 {
-                (0..80).for_each(|key| { cache.read(set * 1000 + key); });
+                (0..80).for_each(|key| {
+                    cache.read(set * 1000 + key);
+                });
                 cache.rest();
             }
             let hits = (0..80).filter(|key| cache.read(set * 1000 + key)).count();
@@ -272,7 +276,9 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let mut cache = Cache::new();
-        (0..100_000).for_each(|key| { cache.read(key); });
+        (0..100_000).for_each(|key| {
+            cache.read(key);
+        });
         let (kept, probation, remembered) = cache.order.lens();
         assert!(kept + probation <= CAPACITY && remembered <= CAPACITY);
         assert_eq!(cache.order.first_to_go().count(), cache.here.len());
