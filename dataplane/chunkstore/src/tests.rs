@@ -32,6 +32,7 @@ pub(crate) fn reactor<T>(main: impl AsyncFnOnce() -> T) -> T {
         entries: 128,
         pool_buffers: 1,
         buffer_bytes: 1 << 20,
+        wide_entries: false,
     };
     run(config, || main()).unwrap()
 }
