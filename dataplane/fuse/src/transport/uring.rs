@@ -51,7 +51,7 @@ const ENTRIES_MAX: usize = fastcache_reactor::MAX_IN_FLIGHT / 2;
 /// Part of the machine's memory that all entries together can come to take, when each holds a request of the largest size.
 const MEMORY_PART: u64 = 8;
 /// Entries of a queue that are another core's: what one client has in flight at a depth of 32 is then handled by two. With
-/// all of them on its own core it has the processor of the client alone, and half of the throughput.
+/// all of them on its own core it has the client's processor alone, and is slower than `/dev/fuse` (docs/adr/0008).
 const HELPERS: usize = 16;
 /// Entries of the own core that are used before those, so that requests one by one wake no other processor.
 const TOP: usize = 4;
