@@ -243,9 +243,9 @@ mod tests {
     fn a_pass_over_ten_times_the_cache_leaves_the_hot_set() {
         let mut cache = Cache::new();
         for _ in 0..4 {
-            (0..60).for_each(|key| {
+            for key in 0..60 {
                 cache.read(key);
-            });
+            }
             cache.rest();
         }
         (1000..2000).for_each(|key| assert!(!cache.read(key)));
@@ -263,9 +263,9 @@ mod tests {
         let mut cache = Cache::new();
         for set in 0..5u32 {
             for _ in 0..12 {
-                (0..80).for_each(|key| {
+                for key in 0..80 {
                     cache.read(set * 1000 + key);
-                });
+                }
                 cache.rest();
             }
             let hits = (0..80).filter(|key| cache.read(set * 1000 + key)).count();
@@ -276,9 +276,9 @@ mod tests {
     #[test]
     fn what_is_remembered_is_bounded() {
         let mut cache = Cache::new();
-        (0..100_000).for_each(|key| {
+        for key in 0..100_000 {
             cache.read(key);
-        });
+        }
         let (kept, probation, remembered) = cache.order.lens();
         assert!(kept + probation <= CAPACITY && remembered <= CAPACITY);
         assert_eq!(cache.order.first_to_go().count(), cache.here.len());

@@ -242,10 +242,12 @@ impl FileSystem {
         loop {
             let listener = flight.changed.listen();
             {
-                let state = lock(&flight.state);
+                let mut state = lock(&flight.state);
                 match &state.stage {
                     Stage::Fetching => {}
-                    Stage::Ready(..) => {
+                    Stage::Ready(_, len) => {
+                        // Wanted in the store, and by no reader of the slot.
+                        state.copied = *len;
                         drop(state);
                         seat.leave();
                     }
@@ -358,7 +360,7 @@ impl FileSystem {
                 lock(&flight.state).stage = Stage::Ready(buf, len);
                 flight.changed.notify(usize::MAX);
                 let lingers = fastcache_reactor::now() + LINGER;
-                let (buf, len) = loop {
+                let (buf, len, copied) = loop {
                     let listener = flight.changed.listen();
                     let left = lingers.duration_since(fastcache_reactor::now());
                     {
@@ -367,7 +369,7 @@ impl FileSystem {
                             flight.is_ahead && state.copied < len && !left.is_zero();
                         if state.readers == 0 && !is_for_readers {
                             match std::mem::take(&mut state.stage) {
-                                Stage::Ready(buf, len) => break (buf, len),
+                                Stage::Ready(buf, len) => break (buf, len, state.copied),
                                 other => {
                                     state.stage = other;
                                     return;
@@ -381,8 +383,13 @@ impl FileSystem {
                         let _ = fastcache_reactor::timeout(left, listener).await;
                     }
                 };
-                // From here on (stage Fetching) newcomers wait for the store to have it.
-                self.keep(key, buf, len).await;
+                // From here on (stage Fetching) newcomers wait for the store to have it. What nobody came for, of a file that
+                // was closed or changed meanwhile, is not worth its place, and may be a version that is gone.
+                let is_for_nobody =
+                    flight.is_ahead && copied == 0 && !self.inner.ahead.is_wanted(key.id());
+                if !is_for_nobody {
+                    self.keep(key, buf, len).await;
+                }
                 lock(&flight.state).stage = Stage::Over;
             }
             Err(error) if flight.is_ahead => {
