@@ -43,8 +43,8 @@ mod op;
 pub mod race;
 mod remote;
 mod ring;
-#[cfg(feature = "race")]
-mod sim;
+#[cfg(any(feature = "race", feature = "sim"))]
+pub mod sim;
 mod slab;
 pub mod sync;
 mod time;
@@ -63,8 +63,10 @@ pub use {
     disk::Disk,
     executor::{Task, remote, spawn, yield_now},
     remote::Remote,
-    time::{now, sleep, timeout},
+    time::{entropy, now, sleep, timeout, wall_clock_seconds},
 };
 
 #[cfg(feature = "race")]
-pub use sim::{Disk, Remote, Task, now, remote, sleep, spawn, timeout, yield_now};
+pub use sim::threads::{
+    Disk, Remote, Task, entropy, now, remote, sleep, spawn, timeout, wall_clock_seconds, yield_now,
+};
