@@ -28,6 +28,7 @@ help:
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
 	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-cluster | test-verbose'
+	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
@@ -78,6 +79,7 @@ test-verbose:
 # With debug assertions.
 test-unit:
 	cargo test --workspace --exclude fastcache-tests
+	cargo test -p fastcache-reactor --features sim --test world
 	FASTCACHE_RACE_RUNS=500 cargo test -p fastcache-reactor --features race --lib -- race::
 	FASTCACHE_RACE_RUNS=50 $(RACE_STORE)
 	FASTCACHE_RACE_RUNS=50 $(RACE_CACHE)
@@ -133,8 +135,11 @@ test-posix: setup build
 test-programs: setup build
 	FASTCACHE_PROGRAMS_LONG=1 $(E2E) --no-fail-fast --test 'programs*' -- --test-threads=1 --nocapture
 
-# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand.
+# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand; 100,000 images of power cuts,
+# in at most ten minutes.
 test-faults: setup build
+	FASTCACHE_POWER_IMAGES=100000 FASTCACHE_POWER_SECONDS=600 \
+		cargo test --release -p fastcache-chunkstore --lib -- --nocapture tests::power
 	FASTCACHE_DAMAGE_ROUNDS=2000 cargo test --release -p fastcache-chunkstore --test damaged_images
 	FASTCACHE_CRASH_ROUNDS=50 FASTCACHE_LOSS_ROUNDS=50 FASTCACHE_FAULTS=long $(E2E) --no-fail-fast --test crash \
 		--test bucket_history --test faults_cloud \

@@ -3,6 +3,8 @@
 
 mod format;
 mod model;
+#[cfg(not(feature = "race"))]
+mod power;
 mod sealing;
 mod sick;
 
