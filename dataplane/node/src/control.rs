@@ -106,8 +106,8 @@ pub async fn listen(
         };
         let shaken =
             fastcache_reactor::timeout(HELLO_SECONDS, shake(&stream, &hello, &arena)).await;
-        let client = match shaken {
-            Ok(Ok(client)) => client,
+        let (client, first) = match shaken {
+            Ok(Ok(shaken)) => shaken,
             Ok(Err(error)) => {
                 tracing::warn!(target: "control", %error, "a connection to the control socket was refused");
                 continue;
@@ -135,11 +135,12 @@ pub async fn listen(
         connections += 1;
         let number = connections;
         let (fs, lane) = (fs.clone(), client.lane as usize);
-        remote.spawn(move || serve_lane(fs, stream, lane, number));
+        remote.spawn(move || serve_lane(fs, stream, first, lane, number));
     }
 }
 
-async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<ClientHello> {
+/// Greets an agent. Answers who it is, and what came behind its greeting: it need not wait before it goes on.
+async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<(ClientHello, Vec<u8>)> {
     let bytes = frame(hello)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -153,7 +154,7 @@ async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<Client
         SendFlags::NOSIGNAL,
     )?;
     anyhow::ensure!(sent == bytes.len(), "the greeting was cut short");
-    let mut frames = Frames::default();
+    let mut frames = Frames::of(Vec::new());
     let answer = loop {
         if let Some(message) = frames.next()? {
             break message;
@@ -175,13 +176,14 @@ async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<Client
         size > 0 && size <= SLOT_BYTES && size.is_multiple_of(4096),
         "a chunk size of {size} bytes: it must be a multiple of 4096, at most {SLOT_BYTES}"
     );
-    Ok(client)
+    Ok((client, frames.rest()))
 }
 
-async fn serve_lane(fs: FileSystem, stream: Fd, lane: usize, connection: u64) {
+/// Serves a lane on which the bytes `first` have been received already.
+async fn serve_lane(fs: FileSystem, stream: Fd, first: Vec<u8>, lane: usize, connection: u64) {
     fs.agent().attach(lane, connection);
     let writer = fastcache_reactor::spawn(send_all(fs.clone(), stream.clone(), lane, connection));
-    if let Err(error) = receive_all(&fs, &stream, lane).await {
+    if let Err(error) = receive_all(&fs, &stream, first, lane).await {
         tracing::warn!(target: "control", lane, %error, "the agent's lane broke");
     }
     fs.agent().detach(lane, connection);
@@ -220,9 +222,9 @@ async fn send_all(fs: FileSystem, stream: Fd, lane: usize, connection: u64) {
     }
 }
 
-async fn receive_all(fs: &FileSystem, stream: &Fd, lane: usize) -> Result<()> {
-    let mut frames = Frames::default();
-    while frames.fill(stream).await? {
+async fn receive_all(fs: &FileSystem, stream: &Fd, first: Vec<u8>, lane: usize) -> Result<()> {
+    let mut frames = Frames::of(first);
+    loop {
         while let Some(message) = frames.next()? {
             match postcard::from_bytes(&message).context("a message this version does not know")? {
                 ToData::Answer(id, answer) => fs.agent().answered(lane, id, answer),
@@ -238,8 +240,10 @@ async fn receive_all(fs: &FileSystem, stream: &Fd, lane: usize) -> Result<()> {
                 }
             }
         }
+        if !frames.fill(stream).await? {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// A message with its length in front.
@@ -255,7 +259,6 @@ fn frame(message: &impl Serialize) -> Result<Vec<u8>> {
 }
 
 /// Cuts a stream into messages.
-#[derive(Default)]
 struct Frames {
     bytes: Vec<u8>,
     at: usize,
@@ -263,6 +266,20 @@ struct Frames {
 }
 
 impl Frames {
+    /// A stream of which these bytes came already.
+    fn of(bytes: Vec<u8>) -> Frames {
+        Frames {
+            bytes,
+            at: 0,
+            buf: None,
+        }
+    }
+
+    /// What came and was not taken.
+    fn rest(mut self) -> Vec<u8> {
+        self.bytes.split_off(self.at)
+    }
+
     /// Reads what is there; `false` at the end of the stream.
     async fn fill(&mut self, stream: &Fd) -> Result<bool> {
         let buf = self.buf.take().unwrap_or_else(|| IoBuf::alloc(READ_BYTES));
@@ -291,5 +308,56 @@ impl Frames {
         let message = message.to_vec();
         self.at += 4 + len;
         Ok(Some(message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn what_comes_right_behind_a_greeting_is_not_lost() {
+        let config = fastcache_reactor::Config {
+            entries: 32,
+            pool_buffers: 1,
+            buffer_bytes: 4096,
+            ..fastcache_reactor::Config::default()
+        };
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let hello = ClientHello {
+            version: CONTROL_VERSION,
+            agent: 1,
+            lane: 0,
+            chunk_size: 4 << 20,
+            has_cloud: true,
+        };
+        // An agent with one lane begins with its calls at once: all of it may come in one piece, and end in the middle.
+        let mut bytes = frame(&hello).unwrap();
+        let behind = [frame(&ToData::ReleaseSlot(7)).unwrap(), vec![9, 0]].concat();
+        bytes.extend_from_slice(&behind);
+        theirs.write_all(&bytes).unwrap();
+        let (client, first) = fastcache_reactor::run(config, || async move {
+            let stream = Fd::from(OwnedFd::from(ours));
+            let arena = Arena::new(1, 4096).unwrap();
+            let server = ServerHello {
+                version: CONTROL_VERSION,
+                data: 2,
+                lanes: 1,
+                slots: 1,
+                capacity_bytes: 1,
+            };
+            shake(&stream, &server, &arena).await.unwrap()
+        })
+        .unwrap();
+        assert_eq!(client.agent, 1);
+        assert_eq!(first, behind);
+        let mut frames = Frames::of(first);
+        let message = frames.next().unwrap().unwrap();
+        let message: ToData = postcard::from_bytes(&message).unwrap();
+        assert!(matches!(message, ToData::ReleaseSlot(7)));
+        assert!(frames.next().unwrap().is_none(), "half a message waits");
     }
 }
