@@ -88,6 +88,7 @@ pub fn run<T, F: Future<Output = T>>(seed: u64, main: impl FnOnce() -> F) -> T {
         entries: 8,
         pool_buffers: 1,
         buffer_bytes: 1 << 20,
+        wide_entries: false,
     };
     match run_in(config, Some(World::new(seed)), main) {
         Ok(result) => result,
