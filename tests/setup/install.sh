@@ -4,6 +4,7 @@
 #   install.sh run     what `make run` needs: Rust, a linker, root, /dev/fuse, io_uring
 #   install.sh test    that, and what the tests drive: fio, git, sqlite3, rsync, attr, stress-ng, nbdkit, faketime, openssl, iproute2, node, PostgreSQL,
 #                      an S3 and an Azure server, pjdfstest, fsx
+#   install.sh bench   that of `run`, and fio
 #   install.sh clouds  that of `test`, and an S3 server that checks signatures (s3s-fs, two minutes of compiling)
 #   install.sh ceph    that of `test`, and a Ceph object gateway (65 MB of packages)
 #
