@@ -5,11 +5,12 @@ use fastcache_chunkstore::{
     BlockRun, ChunkBody, PendingSeal, SealChunk, SealData, SealFile, Store, StoreError,
     StoreOptions, crc_all, crc_blocks,
 };
-use fastcache_reactor::{Config, IoBuf, run};
+use fastcache_reactor::{Config, Disk, DiskOptions, IoBuf, run};
 use fastcache_types::{BLOCK, ChunkKey, Extent, Ino, Version, blocks_of};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use tempfile::TempDir;
 
 /// Bytes of the image: the smallest store.
 pub const BYTES: u64 = 16 << 20;
@@ -118,6 +119,25 @@ pub fn options(path: &Path) -> StoreOptions {
         force: false,
         crc_budget_bytes: 0,
     }
+}
+
+/// Where images are made: in RAM where that takes O_DIRECT (tmpfs does since Linux 6.6), because each of the hundreds of
+/// starts flushes several times.
+pub fn dir() -> TempDir {
+    let in_ram = tempfile::tempdir_in("/dev/shm").ok();
+    let takes_direct = |dir: &TempDir| {
+        let path = dir.path().join("probe");
+        let disk = Disk::open(
+            &path,
+            DiskOptions {
+                create_len: Some(4096),
+            },
+        );
+        disk.is_ok_and(|disk| disk.is_direct()) && std::fs::remove_file(path).is_ok()
+    };
+    in_ram
+        .filter(takes_direct)
+        .unwrap_or_else(|| tempfile::tempdir().unwrap())
 }
 
 /// One start of the program on the image; it ends as if it were killed.

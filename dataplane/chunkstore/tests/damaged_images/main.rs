@@ -97,7 +97,7 @@ async fn look(store: &Store) -> (Seen, Vec<fastcache_types::ChunkKey>) {
 }
 
 fn base() -> Image {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = image::dir();
     let path = dir.path().join("device");
     image::make(&path);
     Image(std::fs::read(&path).unwrap())
@@ -107,7 +107,7 @@ fn base() -> Image {
 fn every_damaged_image_is_refused_or_repaired() {
     let base = base();
     assert_eq!(base.groups().len(), 7, "the groups that the table names");
-    let dir = tempfile::tempdir().unwrap();
+    let dir = image::dir();
     let path = dir.path().join("device");
     let cases = table(&base);
     assert!(cases.len() >= 30);
@@ -162,7 +162,7 @@ fn random_damage_is_survived() {
     use rand::rngs::StdRng;
     use rand::{Rng, SeedableRng};
     let base = base();
-    let dir = tempfile::tempdir().unwrap();
+    let dir = image::dir();
     let path = dir.path().join("device");
     let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse::<u64>().ok());
     let rounds = number("FASTCACHE_DAMAGE_ROUNDS").unwrap_or(ROUNDS);
