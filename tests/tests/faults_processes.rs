@@ -242,3 +242,38 @@ fn coordinator_killed_for_a_while() {
     }
     node.down();
 }
+
+/// Whether this kernel can be told to ask again for every name (Linux 6.16).
+fn takes_inc_epoch() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").expect("release");
+    let mut numbers = release.split(['.', '-']).map(|n| n.parse::<u32>().ok());
+    let version = [numbers.next().flatten(), numbers.next().flatten()];
+    version >= [Some(6), Some(16)]
+}
+
+/// The agent may have ended between a change that came by REST and telling the kernel of it.
+#[test]
+fn after_the_agent_was_killed_the_kernel_asks_again_for_what_it_knew() {
+    let _one = serial();
+    let node = Node::start_default();
+    std::fs::write(node.at("known"), b"known").expect("write");
+    let requests_of_a_look = || {
+        let before = node.fuse_requests();
+        let found = ["known", "absent"].map(|name| std::fs::metadata(node.at(name)).is_ok());
+        assert_eq!(found, [true, false]);
+        node.fuse_requests() - before
+    };
+    requests_of_a_look();
+    if takes_inc_epoch() {
+        assert_eq!(requests_of_a_look(), 0, "known for the lease");
+    }
+    assert!(node.kill(Plane::Agent));
+    node.wait_for_return();
+    let limit = Duration::from_secs(10);
+    wait_until("the kernel asks for both", limit, || {
+        requests_of_a_look() >= 2
+    });
+    if takes_inc_epoch() {
+        assert_eq!(requests_of_a_look(), 0, "known again");
+    }
+}

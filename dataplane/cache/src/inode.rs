@@ -120,6 +120,8 @@ pub(crate) struct InodeState {
     pub streams: Streams,
     /// The kernel's pages may be wrong: the next open drops them.
     pub is_kernel_stale: bool,
+    /// Others may have changed it without this node being told: what is learned next says so.
+    pub may_have_missed: bool,
 }
 
 /// What changed since the last seal.
@@ -220,7 +222,9 @@ impl InodeState {
                 self.kills_suid = false;
                 if old.layout_version != new.layout_version {
                     self.layout = None;
+                    self.is_kernel_stale |= self.may_have_missed;
                 }
+                self.may_have_missed = false;
                 *old = new.clone();
             }
             None => self.attr = Some(new.clone()),
@@ -269,12 +273,43 @@ impl FileSystem {
             .map(|ms| fastcache_reactor::now() + std::time::Duration::from_millis(u64::from(ms)))
     }
 
+    /// Has everything asked for again before it is used, by the kernel too. Pages go only where contents turn out to be others.
+    pub(crate) fn distrust_all(&self) {
+        let notify = self.inner.notify.get();
+        let now = fastcache_reactor::now();
+        for inode in self.inner.inodes.all() {
+            let mut state = lock(&inode.state);
+            state.deadline = Some(now);
+            state.xattrs = None;
+            state.may_have_missed = true;
+            drop(state);
+            if let Some(notify) = notify {
+                notify.inval_attr(inode.ino);
+            }
+        }
+        if let Some(notify) = notify {
+            notify.inval_names();
+        }
+    }
+
+    /// Takes in what the coordinator answered about an inode; the kernel drops its pages when they are found to be wrong.
+    fn take_in(&self, ino: Ino, state: &mut InodeState, attr: &Attr, deadline: Option<Instant>) {
+        let was_stale = state.is_kernel_stale;
+        state.learn(attr, deadline);
+        if state.is_kernel_stale
+            && !was_stale
+            && let Some(notify) = self.inner.notify.get()
+        {
+            notify.inval_inode(ino);
+        }
+    }
+
     /// Takes in what a reply says about inodes that are known here.
     pub(crate) fn learn_touched(&self, reply: &fastcache_api::NsReply) {
         let deadline = self.deadline_of(reply.lease_ms);
         for attr in &reply.touched {
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
-                lock(&inode.state).learn(attr, deadline);
+                self.take_in(attr.ino, &mut lock(&inode.state), attr, deadline);
             }
         }
     }
@@ -304,7 +339,7 @@ impl FileSystem {
         let deadline = self.deadline_of(reply.lease_ms);
         let attr = expect_answer!(reply, NsAnswer::Attr(attr) | NsAnswer::Entry(attr) => attr)?;
         let mut state = lock(&inode.state);
-        state.learn(&attr, deadline);
+        self.take_in(ino, &mut state, &attr, deadline);
         let attr = state.told().unwrap_or(attr);
         drop(state);
         Ok((inode, attr))
@@ -335,7 +370,7 @@ impl FileSystem {
             let mut state = lock(&inode.state);
             let is_current = state.attr.as_ref().is_none_or(|a| a.seq <= attr.seq);
             let is_changed = state.has_local_changes() && state.layout.is_some();
-            state.learn(&attr, deadline);
+            self.take_in(ino, &mut state, &attr, deadline);
             if is_current && !is_changed {
                 state.sealed_version = attr.layout_version;
                 state.layout = Some(layout);

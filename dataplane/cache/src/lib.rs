@@ -104,6 +104,10 @@ pub trait KernelNotify: Send + Sync {
     fn inval_attr(&self, ino: Ino);
     /// Forget a directory entry.
     fn inval_entry(&self, parent: Ino, name: &[u8]);
+    /// Ask again for every directory entry, and every name that did not exist, before it is used.
+    fn inval_names(&self);
+    /// Whether this kernel takes [`KernelNotify::inval_names`] (Linux 6.16).
+    fn can_inval_names(&self) -> bool;
     /// Calls `done` when everything queued before has been delivered.
     fn barrier(&self, done: Box<dyn FnOnce() + Send>);
 }
@@ -215,10 +219,12 @@ impl FileSystem {
         self.inner.has_cloud.store(has_cloud, Ordering::Relaxed);
     }
 
-    /// Replaces the arena: a new agent session has begun.
-    pub fn set_arena(&self, arena: Arena) {
+    /// A new session of the agent has begun, with an arena of its own. The agent before it may have ended between a change
+    /// that somebody else made and telling about it: nothing that was known is used before it was asked for again.
+    pub fn begin_session(&self, arena: Arena) {
         self.inner.absent.forget_all();
         *lock_write(&self.inner.arena) = arena;
+        self.distrust_all();
     }
 
     /// The link to the agent.
@@ -237,9 +243,12 @@ impl FileSystem {
     }
 
     /// How long the kernel may remember that a name does not exist: as long as anything else, for it is told of every
-    /// name that somebody else makes.
+    /// name that somebody else makes. Not at all where it could not be told after the agent was gone.
     pub fn negative_valid(&self) -> Duration {
-        self.lease()
+        match self.inner.notify.get() {
+            Some(notify) if notify.can_inval_names() => self.lease(),
+            _ => Duration::ZERO,
+        }
     }
 
     pub(crate) fn lease(&self) -> Duration {

@@ -21,12 +21,16 @@ use zerocopy::IntoBytes;
 /// by what the kernel caches, which it in turn bounds; dropping one would serve stale data.
 const QUEUE_WARN: usize = 65_536;
 
+/// The minor version whose kernels take INC_EPOCH (Linux 6.16).
+const MINOR_WITH_EPOCH: u32 = 44;
+
 /// Something to tell the kernel.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Notice {
     Inode(Ino),
     Attr(Ino),
     Entry(Ino, Vec<u8>),
+    Names,
 }
 
 /// A place in the queue.
@@ -59,6 +63,7 @@ impl Shared {
 /// since a notification can wait on a core.
 pub struct Notifier {
     shared: Arc<Shared>,
+    can_inval_names: bool,
 }
 
 impl Notifier {
@@ -69,7 +74,10 @@ impl Notifier {
         std::thread::Builder::new()
             .name("fuse-notify".to_owned())
             .spawn(move || deliver_all(&theirs, &device, negotiated))?;
-        Ok(Notifier { shared })
+        Ok(Notifier {
+            shared,
+            can_inval_names: negotiated.minor >= MINOR_WITH_EPOCH,
+        })
     }
 
     fn push(&self, notice: Notice) {
@@ -96,6 +104,16 @@ impl KernelNotify for Notifier {
 
     fn inval_entry(&self, parent: Ino, name: &[u8]) {
         self.push(Notice::Entry(parent, name.to_vec()));
+    }
+
+    fn inval_names(&self) {
+        if self.can_inval_names {
+            self.push(Notice::Names);
+        }
+    }
+
+    fn can_inval_names(&self) -> bool {
+        self.can_inval_names
     }
 
     fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
@@ -183,6 +201,7 @@ fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
             message.push(0);
             notify::INVAL_ENTRY
         }
+        Notice::Names => notify::INC_EPOCH,
     };
     let len = u32::try_from(message.len()).unwrap_or(0);
     let header = OutHeader {
@@ -238,6 +257,9 @@ mod tests {
         assert_eq!(message[24..28], 2u32.to_ne_bytes());
         assert_eq!(message[28..32], 0u32.to_ne_bytes());
         assert_eq!(&message[32..], b"ab\0");
+        encode(&Notice::Names, BARE, &mut message);
+        assert_eq!(message.len(), 16);
+        assert_eq!(message[4..8], 8i32.to_ne_bytes());
         let newer = Negotiated {
             minor: 45,
             flags: init::HAS_EXPIRE_ONLY,

@@ -123,7 +123,7 @@ pub async fn listen(
         };
         if client.lane == 0 {
             tracing::info!(target: "control", agent = client.agent, "an agent connected");
-            fs.set_arena(arena);
+            fs.begin_session(arena);
             fs.set_chunk_size(client.chunk_size);
             fs.set_has_cloud(client.has_cloud);
             fs.drop_nameless();

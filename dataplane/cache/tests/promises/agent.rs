@@ -153,6 +153,17 @@ impl Agent {
         self.table.borrow().files[&ino].clone()
     }
 
+    /// Somebody else cuts a file off, and this node is not told.
+    pub fn others_truncate(&self, ino: Ino, size: u64) {
+        let mut table = self.table.borrow_mut();
+        table.seq += 1;
+        table.next_version += 1;
+        let (seq, version) = (table.seq, Version(table.next_version));
+        let (attr, layout) = table.file(ino).unwrap();
+        layout.truncate(size, attr.chunk_size);
+        (attr.size, attr.layout_version, attr.seq) = (size, version, seq);
+    }
+
     /// Copies every dirty chunk in the store to the cloud, verified on the way. The store does not know yet.
     pub async fn copy_dirty(&self, fs: &FileSystem, arena: &Arena) -> Vec<ChunkKey> {
         let mut copied = Vec::new();

@@ -2,7 +2,7 @@
 //! name that somebody else makes there is found at once.
 
 use crate::agent::Agent;
-use crate::node::{Node, on_reactor, soon, start};
+use crate::node::{Kernel, Node, on_reactor, pattern, soon, start};
 use fastcache_api::control::DataCall;
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, RenameMode};
 use std::rc::Rc;
@@ -62,8 +62,45 @@ fn what_cannot_exist_is_not_asked_for() {
         assert_eq!(look(&node, new, b"c").await, (absent, 1));
         let other = make(&node, Ino::ROOT, b"other", Kind::Dir).await;
         assert_eq!(look(&node, other, b"z").await, (absent, 0));
-        node.fs.set_arena(node.arena.clone());
+        node.fs.begin_session(node.arena.clone());
         assert_eq!(look(&node, other, b"z").await, (absent, 1));
+    });
+}
+
+#[test]
+fn a_new_session_trusts_nothing_and_drops_pages_only_of_what_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let kernel = Kernel::default();
+        node.fs.set_notify(Box::new(kernel.clone()));
+        let (same, cut) = (node.create("same").await, node.create("cut").await);
+        for ino in [same, cut] {
+            node.write(ino, 0, &pattern(ino.0, 10_000)).await.unwrap();
+            node.fsync(ino).await.unwrap();
+        }
+        let size = async |ino| soon("getattr", node.fs.getattr(ino)).await.unwrap().0.size;
+        agent.others_truncate(cut, 5_000);
+        kernel.told();
+        assert_eq!(size(cut).await, 10_000, "nobody has told");
+
+        node.fs.begin_session(node.arena.clone());
+        let mut told = kernel.told();
+        told.sort();
+        let wanted = [same, cut].map(|ino| format!("attributes {ino}"));
+        assert!(wanted.iter().all(|w| told.contains(w)), "{told:?}");
+        assert!(told.contains(&"names".to_owned()), "{told:?}");
+        assert!(!told.iter().any(|t| t.starts_with("inode")), "{told:?}");
+
+        assert_eq!((size(same).await, size(cut).await), (10_000, 5_000));
+        assert_eq!(kernel.told(), [format!("inode {cut}")]);
+        assert_eq!(node.read(cut, 0, 10_000).await.unwrap().len(), 5_000);
+        let open = soon("open", node.fs.open(same, 0, false)).await.unwrap();
+        assert!(open.keep_cache, "its pages are right");
+        let open = soon("open", node.fs.open(cut, 0, false)).await.unwrap();
+        assert!(!open.keep_cache, "its pages are of the contents before");
+        assert_eq!(kernel.told(), Vec::<String>::new());
     });
 }
 

@@ -3,12 +3,13 @@
 use crate::agent::Agent;
 use fastcache_api::control::{DataAnswer, DataCall, SLOT_BYTES};
 use fastcache_api::{Cred, Errno, Ino};
-use fastcache_cache::{FileSystem, Link, SetAttrRequest};
+use fastcache_cache::{FileSystem, KernelNotify, Link, SetAttrRequest};
 use fastcache_chunkstore::{PendingSeal, Store, StoreError, StoreOptions};
 use fastcache_reactor::{Arena, Config, IoBuf};
 use fastcache_types::BLOCK;
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Size of the store, bytes.
@@ -104,6 +105,42 @@ pub async fn start(dir: &Path, agent: &Rc<Agent>, client: u64) -> Node {
     node.agent.attach(&node.link, &node.arena, 1);
     soon("recovery", node.fs.recover(pending)).await;
     node
+}
+
+/// The kernel, as far as it is told what to forget.
+#[derive(Clone, Default)]
+pub struct Kernel(Arc<Mutex<Vec<String>>>);
+
+impl Kernel {
+    fn note(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+
+    /// What it was told since the last call.
+    pub fn told(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+impl KernelNotify for Kernel {
+    fn inval_inode(&self, ino: Ino) {
+        self.note(format!("inode {ino}"));
+    }
+    fn inval_attr(&self, ino: Ino) {
+        self.note(format!("attributes {ino}"));
+    }
+    fn inval_entry(&self, parent: Ino, name: &[u8]) {
+        self.note(format!("entry {parent} {}", name.escape_ascii()));
+    }
+    fn inval_names(&self) {
+        self.note("names".to_owned());
+    }
+    fn can_inval_names(&self) -> bool {
+        true
+    }
+    fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
+        done();
+    }
 }
 
 impl Node {
