@@ -142,7 +142,7 @@ struct Server {
     device: Fd,
     /// The same descriptor once more, for the answer to a request that is given up: any core may send that.
     answers: Arc<OwnedFd>,
-    /// Not here while a worker waits with it; only the last one that has a turn does.
+    /// Not here while the worker that waits for a request has it.
     poller: RefCell<Option<Poller>>,
     pool: BufPool,
     gate: Gate,
@@ -213,7 +213,6 @@ impl Server {
         loop {
             match self.receive().await {
                 Received::Request(buf, len) => {
-                    self.gate.on_request();
                     self.call_workers();
                     let header = parse_header(&buf, len).ok();
                     let in_work = InWork::default();
@@ -239,7 +238,8 @@ impl Server {
         }
     }
 
-    /// Receives one request, with a turn.
+    /// Receives one request, with a turn. One worker of the core waits for it in the kernel; the others look whether
+    /// there is one now.
     async fn receive(&self) -> Received {
         self.budget.may_receive().await;
         let mut buf = self.receive_buffer().await;
@@ -247,25 +247,30 @@ impl Server {
             if self.gate.is_closed() {
                 return Received::Closed;
             }
-            let (result, back) = self.device.read(buf).await;
-            buf = back;
+            let waits = self.gate.try_wait_alone();
+            let result = if waits {
+                let result;
+                (result, buf) = self.await_request(buf).await;
+                self.gate.has_waited();
+                result
+            } else {
+                rustix::io::read(&self.device, &mut buf[..]).map_err(io::Error::from)
+            };
             let error = match result {
-                Ok(len) => return Received::Request(buf, len),
+                Ok(len) if waits => {
+                    self.gate.on_request(self.workers.get() - self.gate.idle());
+                    return Received::Request(buf, len);
+                }
+                Ok(len) => {
+                    self.gate.on_request_at_once();
+                    return Received::Request(buf, len);
+                }
                 Err(error) => error,
             };
             match OsErrno::from_io_error(&error) {
                 Some(OsErrno::AGAIN) => {
-                    if !self.gate.on_empty() {
-                        return Received::TurnGone;
-                    }
-                    let poller = self.poller.take();
-                    let mut poller = poller.unwrap_or_else(|| self.device.poller());
-                    let result = poller.next().await;
-                    self.poller.replace(Some(poller));
-                    if let Err(error) = result {
-                        tracing::warn!(target: "fuse", %error, "polling the FUSE device failed");
-                        sleep(ERROR_PAUSE).await;
-                    }
+                    self.gate.on_empty();
+                    return Received::TurnGone;
                 }
                 // The request was taken back while it was being read.
                 Some(OsErrno::INTR | OsErrno::NOENT) => {}
@@ -274,6 +279,28 @@ impl Server {
                     tracing::warn!(target: "fuse", %error, "reading the FUSE device failed");
                     sleep(ERROR_PAUSE).await;
                 }
+            }
+        }
+    }
+
+    /// One read of the device, which waits for a request. On the ring it waits although the descriptor is nonblocking;
+    /// kernels before 5.18 tell that there is nothing, and then poll.
+    async fn await_request(&self, mut buf: IoBuf) -> (io::Result<usize>, IoBuf) {
+        loop {
+            let result;
+            (result, buf) = self.device.read(buf).await;
+            let is_empty =
+                |error: &io::Error| OsErrno::from_io_error(error) == Some(OsErrno::AGAIN);
+            if !result.as_ref().is_err_and(is_empty) {
+                return (result, buf);
+            }
+            let poller = self.poller.take();
+            let mut poller = poller.unwrap_or_else(|| self.device.poller());
+            let result = poller.next().await;
+            self.poller.replace(Some(poller));
+            if let Err(error) = result {
+                tracing::warn!(target: "fuse", %error, "polling the FUSE device failed");
+                sleep(ERROR_PAUSE).await;
             }
         }
     }

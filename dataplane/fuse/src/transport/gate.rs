@@ -9,7 +9,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-/// Most reads of the device in flight at once on a core. Eight in one submission spread its cost thin enough.
+/// Most workers of a core that receive at once.
 pub(super) const READS_MAX: usize = 8;
 
 /// A place where one task waits for its turn.
@@ -48,8 +48,8 @@ pub(super) struct Gate {
     turns: Cell<usize>,
     /// How many may.
     limit: Cell<usize>,
-    /// Requests that came since the device was last found empty.
-    streak: Cell<usize>,
+    /// One of them waits in the kernel for the next request. Never more: a request wakes all that wait, for one to get it.
+    is_one_waiting: Cell<bool>,
     /// Workers without a turn, the last to come on top: its memory is still in the cache.
     seated: RefCell<Vec<Rc<Seat>>>,
     /// No more requests will come.
@@ -108,24 +108,37 @@ impl Gate {
         !self.is_closed.get()
     }
 
-    /// A request came: from the second in a row on, more may receive.
-    pub(super) fn on_request(&self) {
-        self.streak.set(self.streak.get() + 1);
-        if self.streak.get() > 1 {
-            self.limit.set((self.limit.get() * 2).min(READS_MAX));
+    /// Makes the caller, who has a turn, the one that waits for the next request. False when another one is it.
+    pub(super) fn try_wait_alone(&self) -> bool {
+        !self.is_one_waiting.replace(true)
+    }
+
+    /// It waits no more.
+    pub(super) fn has_waited(&self) {
+        self.is_one_waiting.set(false);
+    }
+
+    /// A request was waited for. While others of the core are in work, more may have come: one more may look.
+    pub(super) fn on_request(&self, at_work: usize) {
+        if at_work > 0 {
+            self.limit.set(self.limit.get().max(2));
         }
     }
 
-    /// The device was empty: one is enough. True when the worker that found out should wait for the next request;
-    /// else its turn is gone, others are at it.
-    pub(super) fn on_empty(&self) -> bool {
-        self.streak.set(0);
+    /// A request was there at once: more may look for the next.
+    pub(super) fn on_request_at_once(&self) {
+        self.limit.set((self.limit.get() * 2).min(READS_MAX));
+    }
+
+    /// The device was empty: the one that waits is enough, and the caller's turn is gone.
+    pub(super) fn on_empty(&self) {
         self.limit.set(1);
-        let is_last = self.turns.get() == 1;
-        if !is_last {
-            self.leave();
-        }
-        is_last
+        self.leave();
+    }
+
+    /// Workers that receive or wait for a turn.
+    pub(super) fn idle(&self) -> usize {
+        self.turns.get() + self.seated.borrow().len()
     }
 
     /// No more requests: everybody is called and told so.
@@ -238,20 +251,23 @@ mod tests {
     fn more_receive_only_while_requests_keep_coming() {
         let gate = Gate::new();
         assert!(gate.try_enter() && !gate.try_enter());
-        gate.on_request();
+        assert!(gate.try_wait_alone() && !gate.try_wait_alone());
+        gate.on_request(0);
         assert!(
             !gate.has_turn(),
             "one request alone does not widen the gate"
         );
-        gate.on_request();
+        gate.on_request(1);
         assert!(gate.try_enter() && !gate.try_enter());
-        gate.on_request();
-        gate.on_request();
-        gate.on_request();
+        for _ in 0..3 {
+            gate.on_request_at_once();
+        }
         assert_eq!(gate.limit.get(), READS_MAX);
-        assert!(!gate.on_empty(), "another one is still at it");
-        assert!(gate.on_empty(), "the last one waits for the next request");
+        gate.on_empty();
+        assert_eq!(gate.idle(), 1, "the one that waits");
         assert!(!gate.try_enter());
+        gate.has_waited();
+        assert!(gate.try_wait_alone());
     }
 
     #[test]
