@@ -31,6 +31,7 @@ pub use link::{Link, Outgoing};
 use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
 use fastcache_chunkstore::Store;
 use fastcache_reactor::Arena;
+use fastcache_reactor::striped::Striped;
 use fastcache_reactor::sync::{
     AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
@@ -118,8 +119,7 @@ pub type FillStats = Box<dyn Fn(&mut fastcache_api::control::DataStats) + Send +
 /// Counters of the file system; see `DataStats` for what each means.
 #[derive(Default, Debug)]
 pub(crate) struct Counters {
-    pub nvme_hits: AtomicU64,
-    pub nvme_hit_bytes: AtomicU64,
+    pub hits: Striped<Hits>,
     pub misses: AtomicU64,
     pub fetched_chunks: AtomicU64,
     pub fetched_bytes: AtomicU64,
@@ -134,6 +134,13 @@ pub(crate) struct Counters {
     pub ahead_used: AtomicU64,
     pub ahead_wasted: AtomicU64,
     pub ahead_failed: AtomicU64,
+}
+
+/// Reads that the store answered, counted by each core.
+#[derive(Default, Debug)]
+pub(crate) struct Hits {
+    pub reads: AtomicU64,
+    pub bytes: AtomicU64,
 }
 
 pub(crate) fn count(counter: &AtomicU64, by: u64) {

@@ -202,8 +202,9 @@ impl FileSystem {
             buf = back;
             match result {
                 Ok(()) => {
-                    count(&self.inner.counters.nvme_hits, 1);
-                    count(&self.inner.counters.nvme_hit_bytes, bytes);
+                    let hits = self.inner.counters.hits.mine();
+                    count(&hits.reads, 1);
+                    count(&hits.bytes, bytes);
                     self.inner.space.accessed(id);
                     return (Ok(()), buf);
                 }

@@ -6,6 +6,7 @@ use event_listener::Event;
 use fastcache_api::control::DataEvent;
 use fastcache_api::{ChunkId, Errno, Ino};
 use fastcache_chunkstore::SealChunk;
+use fastcache_reactor::striped::Striped;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, Mutex};
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
@@ -21,7 +22,7 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 const STALL_MAX_ALONE: Duration = Duration::from_secs(2);
 /// How often a waiting writer looks again even when nobody woke it.
 const STALL_LOOK: Duration = Duration::from_millis(50);
-/// Most reads noted between two reports; further ones of that time are not reported (the order is approximate).
+/// Most reads noted between two reports on a core; further ones of that time are not reported (the order is approximate).
 const ACCESSED_MAX: usize = 65_536;
 /// How often reads are reported and space is looked after.
 const TICK: Duration = Duration::from_millis(100);
@@ -32,7 +33,7 @@ const AGE_TICKS: u64 = 10;
 #[derive(Default)]
 pub(crate) struct Space {
     victims: Mutex<VecDeque<ChunkId>>,
-    accessed: Mutex<HashSet<ChunkId>>,
+    accessed: Striped<Mutex<HashSet<ChunkId>>>,
     /// Room was made.
     pub freed: Event,
     /// Writers that wait now.
@@ -43,7 +44,7 @@ pub(crate) struct Space {
 impl Space {
     /// Notes a read for the agent's order.
     pub fn accessed(&self, id: ChunkId) {
-        let mut set = lock(&self.accessed);
+        let mut set = lock(self.accessed.mine());
         if set.len() < ACCESSED_MAX {
             set.insert(id);
         }
@@ -62,7 +63,10 @@ impl FileSystem {
         while !self.inner.is_stopping.load(Ordering::Relaxed) {
             fastcache_reactor::sleep(TICK).await;
             tick += 1;
-            let accessed = std::mem::take(&mut *lock(&self.inner.space.accessed));
+            let mut accessed = HashSet::new();
+            for core in self.inner.space.accessed.iter() {
+                accessed.extend(lock(core).drain());
+            }
             if !accessed.is_empty() {
                 let ids = accessed.into_iter().collect();
                 self.inner.link.event(Ino::ROOT, DataEvent::Accessed(ids));

@@ -1,28 +1,41 @@
 //! The kernel's operation codes, and how often each was asked for and how long it took.
 
 use fastcache_api::control::{LATENCY_BOUNDS_US, Latency};
+use fastcache_reactor::striped::{STRIPES, Stripe, Striped};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// One more than the largest opcode counted.
 const OPCODE_END: usize = 64;
 
-/// Requests by opcode since the process started; index 0 takes those without a name here.
-static COUNTS: [AtomicU64; OPCODE_END] = [const { AtomicU64::new(0) }; OPCODE_END];
-
-/// Durations of the answered requests of one opcode.
-struct Durations {
-    /// By bound; the last one takes what is longer than all of them.
+/// The requests of one opcode on one core.
+struct Requests {
+    count: AtomicU64,
+    /// Those that were answered by how long it took; the last one takes what is longer than all bounds.
     buckets: [AtomicU64; LATENCY_BOUNDS_US.len() + 1],
     sum_ns: AtomicU64,
 }
 
-static DURATIONS: [Durations; OPCODE_END] = [const {
-    Durations {
-        buckets: [const { AtomicU64::new(0) }; LATENCY_BOUNDS_US.len() + 1],
-        sum_ns: AtomicU64::new(0),
-    }
-}; OPCODE_END];
+/// Requests by opcode since the process started; index 0 takes those without a name here.
+static REQUESTS: Striped<[Requests; OPCODE_END]> = Striped::new(
+    [const {
+        Stripe(
+            [const {
+                Requests {
+                    count: AtomicU64::new(0),
+                    buckets: [const { AtomicU64::new(0) }; LATENCY_BOUNDS_US.len() + 1],
+                    sum_ns: AtomicU64::new(0),
+                }
+            }; OPCODE_END],
+        )
+    }; STRIPES],
+);
+
+/// A number of all cores together.
+fn sum(of: impl Fn(&[Requests; OPCODE_END]) -> &AtomicU64) -> u64 {
+    let all = REQUESTS.iter().map(|core| of(core).load(Ordering::Relaxed));
+    all.fold(0, u64::wrapping_add)
+}
 
 macro_rules! opcodes {
     ($($name:ident = $value:literal, $word:literal;)*) => {
@@ -111,12 +124,14 @@ fn index_of(number: u32) -> usize {
 
 /// Counts one request.
 pub(crate) fn count(number: u32) {
-    COUNTS[index_of(number)].fetch_add(1, Ordering::Relaxed);
+    REQUESTS.mine()[index_of(number)]
+        .count
+        .fetch_add(1, Ordering::Relaxed);
 }
 
 /// Notes how long a request took, from when it was read to when its answer is ready.
 pub(crate) fn took(number: u32, duration: Duration) {
-    let of = &DURATIONS[index_of(number)];
+    let of = &REQUESTS.mine()[index_of(number)];
     let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < us);
     of.buckets[bucket].fetch_add(1, Ordering::Relaxed);
@@ -133,16 +148,13 @@ pub fn latencies() -> Vec<Latency> {
     std::iter::once(("unknown", 0))
         .chain(named)
         .filter_map(|(name, index)| {
-            let of = &DURATIONS[index];
-            let buckets: Vec<u64> = of
-                .buckets
-                .iter()
-                .map(|b| b.load(Ordering::Relaxed))
+            let buckets: Vec<u64> = (0..=LATENCY_BOUNDS_US.len())
+                .map(|bucket| sum(|of| &of[index].buckets[bucket]))
                 .collect();
             (buckets.iter().sum::<u64>() > 0).then(|| Latency {
                 operation: name.to_owned(),
                 buckets,
-                sum_us: of.sum_ns.load(Ordering::Relaxed) / 1000,
+                sum_us: sum(|of| &of[index].sum_ns) / 1000,
             })
         })
         .collect()
@@ -156,7 +168,7 @@ pub fn counters() -> Vec<(String, u64)> {
         .map(|opcode| (opcode.name(), *opcode as usize));
     std::iter::once(("unknown", 0))
         .chain(named)
-        .map(|(name, index)| (name.to_owned(), COUNTS[index].load(Ordering::Relaxed)))
+        .map(|(name, index)| (name.to_owned(), sum(|of| &of[index].count)))
         .filter(|(_, count)| *count > 0)
         .collect()
 }

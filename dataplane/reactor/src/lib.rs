@@ -46,6 +46,7 @@ mod ring;
 #[cfg(any(feature = "race", feature = "sim"))]
 pub mod sim;
 mod slab;
+pub mod striped;
 pub mod sync;
 mod time;
 pub mod watch;
