@@ -121,40 +121,57 @@ fi
 
 # ---- what the tests drive ------------------------------------------------------------------------------------------
 
-# A real S3 server (moto) and its client, in an environment of their own.
-if [ ! -x .venv/bin/moto_server ]; then
-    say "making .venv with moto (an S3 server)"
-    rm -rf .venv
-    python3 -m venv .venv
-    .venv/bin/python -m pip install --quiet 'moto[server,s3]>=5,<6'
-fi
-
-# Makes requests from an openapi.json and compares the answers with it.
-if [ ! -x .venv/bin/schemathesis ]; then
-    say "installing schemathesis"
-    .venv/bin/python -m pip install --quiet 'schemathesis>=4.32,<5'
-fi
-
-# A real Azure Blob server.
-if [ ! -f target/tools/azurite/node_modules/azurite/dist/src/blob/main.js ]; then
-    say "installing Azurite (an Azure Blob server)"
-    npm install --prefix target/tools/azurite --omit=dev --no-audit --no-fund --silent azurite@3
-fi
-
 # pjdfstest switches to these users.
 id tests >/dev/null 2>&1 || {
     say "adding the user 'tests' (pjdfstest)"
     useradd --system --user-group --no-create-home --shell /usr/sbin/nologin tests
 }
 
-# The POSIX suites.
-for suite in pjdfstest fsx; do
-    if [ ! -x "target/tools/bin/$suite" ]; then
-        say "building $suite"
-        cargo install --quiet "$suite" --locked --root target/tools --target-dir target/tools/build
-        rm -rf target/tools/build
+python_tools() {
+    # A real S3 server (moto) and its client, in an environment of their own.
+    if [ ! -x .venv/bin/moto_server ]; then
+        say "making .venv with moto (an S3 server)"
+        rm -rf .venv
+        python3 -m venv .venv
+        .venv/bin/python -m pip install --quiet 'moto[server,s3]>=5,<6'
     fi
+    # Makes requests from an openapi.json and compares the answers with it.
+    if [ ! -x .venv/bin/schemathesis ]; then
+        say "installing schemathesis"
+        .venv/bin/python -m pip install --quiet 'schemathesis>=4.32,<5'
+    fi
+}
+
+# A real Azure Blob server.
+azurite() {
+    if [ ! -f target/tools/azurite/node_modules/azurite/dist/src/blob/main.js ]; then
+        say "installing Azurite (an Azure Blob server)"
+        npm install --prefix target/tools/azurite --omit=dev --no-audit --no-fund --silent azurite@3
+    fi
+}
+
+# The POSIX suites.
+posix_suites() {
+    local suite
+    for suite in pjdfstest fsx; do
+        if [ ! -x "target/tools/bin/$suite" ]; then
+            say "building $suite"
+            cargo install --quiet "$suite" --locked --root target/tools --target-dir target/tools/build
+        fi
+    done
+    rm -rf target/tools/build
+}
+
+# Side by side: each waits for another server.
+jobs=()
+for job in python_tools azurite posix_suites; do
+    (set -e; "$job") &
+    jobs+=("$!")
 done
+for job in "${jobs[@]}"; do
+    wait "$job" || fail "something could not be installed; what went wrong is said above"
+done
+
 if [ "$extra" = clouds ] && [ ! -x target/tools/bin/s3s-fs ]; then
     say "building s3s-fs"
     cargo install --quiet s3s-fs --version 0.14.1 --features binary --locked --root target/tools --target-dir target/tools/build
