@@ -4,8 +4,8 @@
 use crate::inode::{Inode, PendingCommit};
 use crate::link::{CALL_DEADLINE, expect_answer};
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{Commit, Errno, NsAnswer, NsOp};
-use fastcache_chunkstore::PendingSeal;
+use fastcache_api::{ChunkKey, Commit, Errno, NsAnswer, NsOp};
+use fastcache_chunkstore::{ChunkBody, PendingSeal};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -44,10 +44,14 @@ impl FileSystem {
     /// Sends a file's commits, oldest first, until none is left.
     pub(crate) async fn send_commits(&self, inode: &Arc<Inode>) {
         loop {
-            let (op, now, number) = {
+            let (op, now, number, cut) = {
                 let mut state = lock(&inode.state);
                 match state.commits.front() {
-                    Some(c) => (NsOp::Commit(c.commit.clone()), c.now, c.number),
+                    Some(c) => {
+                        let commit = c.commit.clone();
+                        let cut = commit.truncate;
+                        (NsOp::Commit(commit), c.now, c.number, cut)
+                    }
                     None => {
                         state.is_committing = false;
                         break;
@@ -80,6 +84,11 @@ impl FileSystem {
                 .counters
                 .uncommitted_files
                 .fetch_sub(1, Ordering::Relaxed);
+            if let Some(size) = cut
+                && refused.is_none()
+            {
+                self.drop_cut_off(inode, size).await;
+            }
             let mut state = lock(&inode.state);
             state.commits.pop_front();
             if let Some((attr, deadline)) = attr {
@@ -101,6 +110,30 @@ impl FileSystem {
         }
         inode.changed.notify(usize::MAX);
         self.inner.inodes.drop_if_idle(inode.ino);
+    }
+
+    /// Drops the chunks that a committed truncation cut off, as far as they are in the cloud: no layout names them any more.
+    /// Of the others the upload finds that out.
+    async fn drop_cut_off(&self, inode: &Inode, size: u64) {
+        let bodies = self.inner.store.chunks_of(inode.ino);
+        let keys: Vec<ChunkKey> = {
+            let state = lock(&inode.state);
+            let (Some(attr), Some(layout)) = (&state.attr, &state.layout) else {
+                return;
+            };
+            let chunk_size = attr.chunk_size;
+            let keep = size.div_ceil(u64::from(chunk_size).max(1));
+            let is_cut_off = |body: &ChunkBody| {
+                let key = body.key();
+                let named = layout.chunk(key.index, chunk_size).map(|(v, _)| v);
+                u64::from(key.index) >= keep && !body.is_dirty() && named != Some(key.version)
+            };
+            let cut_off = bodies.iter().filter(|body| is_cut_off(body));
+            cut_off.map(|body| body.key()).collect()
+        };
+        if !keys.is_empty() {
+            self.drop_keys(inode.ino, &keys).await;
+        }
     }
 
     /// After a restart: commits that were sealed and never acknowledged. Returns when all are.

@@ -3,8 +3,9 @@
 //! file is cut and where it grows again; read before and after each further step.
 
 use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, start};
+use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, start, until};
 use fastcache_api::Ino;
+use fastcache_api::control::DataEvent;
 use std::rc::Rc;
 
 /// What happens between two steps.
@@ -89,5 +90,42 @@ fn what_was_cut_off_does_not_come_back() {
             }
         }
         assert!(number > 300);
+    });
+}
+
+#[test]
+fn what_was_cut_off_leaves_the_store_once_that_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        let bytes = pattern(1, 4 * CHUNK);
+        node.write(ino, 0, &bytes).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        node.upload().await;
+        // One chunk stays, one is cut and written again, the others go.
+        let model = [&bytes[..CHUNK], &pattern(2, 5000)].concat();
+        node.truncate(ino, CHUNK as u64).await.unwrap();
+        node.write(ino, CHUNK as u64, &model[CHUNK..])
+            .await
+            .unwrap();
+        node.fsync(ino).await.unwrap();
+        let here = || {
+            let bodies = node.fs.store().chunks_of(ino);
+            bodies.iter().map(|b| b.key().index).collect::<Vec<_>>()
+        };
+        until("the rest is gone", || here() == [0, 1]).await;
+        check(&node, ino, &model, "cut and written again").await;
+        node.upload().await;
+        node.truncate(ino, 0).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        until("all of it is gone", || here().is_empty()).await;
+        let gone = agent.events.borrow();
+        let gone = gone.iter().filter_map(|e| match e {
+            DataEvent::Gone(keys) => Some(keys.len()),
+            _ => None,
+        });
+        assert!(gone.sum::<usize>() >= 4, "the agent is told");
     });
 }
