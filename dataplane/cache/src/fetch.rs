@@ -224,15 +224,15 @@ impl FileSystem {
             if is_here() {
                 return Ok(());
             }
-            if self.fly_out(key).await? {
-                return if is_here() {
-                    Ok(())
-                } else {
-                    Err(Errno::ENOSPC)
-                };
+            // Others took the room, or it was freed and needs a flush first.
+            if self.fly_out(key).await? && !is_here() && !self.make_room_now(1024 + 3).await {
+                return Err(Errno::ENOSPC);
             }
         }
-        Err(Errno::EIO)
+        match is_here() {
+            true => Ok(()),
+            false => Err(Errno::EIO),
+        }
     }
 
     /// Waits for the end of a chunk's flight. False when it has to be made again.

@@ -181,6 +181,13 @@ impl Disk {
         mut buf: IoBuf,
         offset: u64,
     ) -> (io::Result<usize>, IoBuf) {
+        #[cfg_attr(
+            not(feature = "sim"),
+            allow(
+                clippy::infallible_destructuring_match,
+                reason = "there is a second kind with the feature `sim`"
+            )
+        )]
         let device = match &self.device {
             Device::File(device) => device,
             #[cfg(feature = "sim")]
@@ -238,6 +245,13 @@ impl Disk {
     /// # Panics
     /// Outside of a reactor thread.
     pub async fn sync(&self) -> io::Result<()> {
+        #[cfg_attr(
+            not(feature = "sim"),
+            allow(
+                clippy::infallible_destructuring_match,
+                reason = "there is a second kind with the feature `sim`"
+            )
+        )]
         let device = match &self.device {
             Device::File(device) => device,
             #[cfg(feature = "sim")]
