@@ -11,13 +11,15 @@ UP_FLAGS ?=
 TEST_ARGS ?=
 
 CTL := target/release/fastcache-ctl
-RACE_STORE := cargo test -p fastcache-chunkstore --features race --lib -- race::
+RACE_STORE := cargo test -p fastcache-reactor -p fastcache-chunkstore \
+	--features fastcache-reactor/race,fastcache-chunkstore/race --lib -- race::
 RACE_CACHE := cargo test -p fastcache-cache --features race --test race
 E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastcache-tests
-UNIT := cargo test --workspace --exclude fastcache-tests
+UNIT := cargo test --workspace --exclude fastcache-tests --exclude fastcache-benches --features fastcache-reactor/sim
 
 .PHONY: help build run stop run-coordinator run-client-1 setup test test-verbose test-unit test-e2e test-posix \
-        test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store clean
+        test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store \
+        bench-eviction bench-cold clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,9 +29,11 @@ help:
 	@echo 'make build            the two binaries, in target/release'
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-cluster | test-verbose'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-cluster | test-verbose'
+	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
+	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
 	@echo 'make test-fuzz        every reader of bytes from outside, a minute each'
 	@echo 'make bench-layers     what each layer costs alone, with criterion'
 	@echo 'make lint | fmt | clean'
@@ -78,8 +82,7 @@ test-verbose:
 test-unit:
 	$(UNIT) --no-run
 	tests/within.py 15 $(UNIT)
-	FASTCACHE_RACE_RUNS=500 cargo test -p fastcache-reactor --features race --lib -- race::
-	FASTCACHE_RACE_RUNS=50 $(RACE_STORE)
+	FASTCACHE_RACE_RUNS=100 $(RACE_STORE)
 	FASTCACHE_RACE_RUNS=50 $(RACE_CACHE)
 	$(FUZZ)
 	cargo test --release -p fastcache-chunkstore --test warm_restart -- --test-threads=1
@@ -108,6 +111,18 @@ test-fuzz:
 test-e2e: setup build
 	$(E2E) --no-run
 	tests/within.py 40 env $(E2E) --no-fail-fast -- --test-threads=1 $(TEST_ARGS)
+	@$(MAKE) --no-print-directory test-uring
+
+# What the mount promises, once more over io_uring, in its short form. The tests switch it on in the kernel and put that back.
+# Any other target runs over it too: FASTCACHE_TEST_TRANSPORT=uring make test-posix
+.PHONY: test-uring
+test-uring: setup build
+	@if [ -e /sys/module/fuse/parameters/enable_uring ]; then \
+		FASTCACHE_TEST_TRANSPORT=uring FASTCACHE_CRASH_ROUNDS=2 tests/within.py 30 \
+			env $(E2E) --no-fail-fast --test 'semantics_*' --test interrupts --test crash --test posix -- --test-threads=1 $(TEST_ARGS); \
+	else \
+		echo '*** NOT TESTED: FUSE over io_uring. This kernel does not have it (Linux 6.14, CONFIG_FUSE_IO_URING). ***'; \
+	fi
 
 # The POSIX suites, and the load of our own, in their long forms: about half an hour.
 test-posix: setup build
@@ -117,13 +132,21 @@ test-posix: setup build
 	$(E2E) --no-fail-fast --test posix --test fsx --test stress --test load --test interrupts -- \
 		--test-threads=1 --nocapture
 
+# A tree of 20,000 files and 300 MB through a directory and through S3: six minutes.
+.PHONY: test-tree
+test-tree: setup build
+	FASTCACHE_TREE=long $(E2E) --no-fail-fast --test tree_copy -- --test-threads=1 --nocapture
+
 # Programs on the mount, the long form: PostgreSQL, SQLite, builds, Python, checkpoints.
 .PHONY: test-programs
 test-programs: setup build
 	FASTCACHE_PROGRAMS_LONG=1 $(E2E) --no-fail-fast --test 'programs*' -- --test-threads=1 --nocapture
 
-# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand.
+# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand; 100,000 images of power cuts,
+# in at most ten minutes.
 test-faults: setup build
+	FASTCACHE_POWER_IMAGES=100000 FASTCACHE_POWER_SECONDS=600 \
+		cargo test --release -p fastcache-chunkstore --lib -- --nocapture tests::power
 	FASTCACHE_DAMAGE_ROUNDS=2000 cargo test --release -p fastcache-chunkstore --test damaged_images
 	FASTCACHE_CRASH_ROUNDS=50 FASTCACHE_LOSS_ROUNDS=50 FASTCACHE_FAULTS=long $(E2E) --no-fail-fast --test crash \
 		--test bucket_history --test faults_cloud \
@@ -150,7 +173,6 @@ test-ceph:
 # What threads share, in thousands of interleavings (shuttle), and the buffers under Miri where a toolchain has it: five to
 # ten minutes.
 test-race:
-	cargo test -p fastcache-reactor --features race --lib -- race::
 	$(RACE_STORE)
 	$(RACE_CACHE)
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
@@ -190,6 +212,14 @@ bench-quick: build
 # The choice of the embedded store: group commit and reopen of the candidates.
 bench-store:
 	cargo run --release -p fastcache-benches --bin embedded-store
+
+# The choice of what to evict: hit rates of several policies.
+bench-eviction:
+	cargo run --release -p fastcache-benches --bin eviction
+
+# Cold reads through the mount, as a ratio to the same client library without a file system.
+bench-cold: setup build
+	$(E2E) --test cold_reads -- --test-threads=1 --nocapture --ignored moto
 
 # A layer each, with criterion: docs/benchmarks.md says what the numbers mean. Root, for the mount of the last one.
 LAYERS := wire reactor allocator index journal checksum cache_hit cache_miss fuse_round_trip

@@ -3,6 +3,7 @@
 //! | program | what it measures |
 //! |---|---|
 //! | `embedded-store` | fjall against redb: group commit and reopening (docs/adr/0003-embedded-store.md) |
+//! | `eviction` | hit rates of eviction policies (docs/adr/0009-eviction.md) |
 //! | `namespace-memory` | RAM of the namespace's store (docs/adr/0006-memory-of-the-control-plane.md) |
 //!
 //! The files beside this folder measure a layer each, with criterion. What they share is here.

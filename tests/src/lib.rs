@@ -24,6 +24,7 @@ mod s3s;
 mod shared;
 mod tls_front;
 mod tree;
+mod uring;
 mod written;
 
 pub use azurite::Azurite;
@@ -47,4 +48,5 @@ pub use s3s::S3s;
 pub use shared::{shared_folder, shared_node};
 pub use tls_front::TlsFront;
 pub use tree::{SourceTree, assert_same_tree, count_files};
+pub use uring::{UringOff, UringOn};
 pub use written::{CHUNK, Files, write_and_close};

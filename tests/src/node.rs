@@ -2,6 +2,7 @@
 
 use crate::machine::{free_port, output_of, program, run, temp_dir, wait_until};
 use crate::s3::S3;
+use crate::uring::{UringOn, transport_of};
 use serde_json::Value;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -73,6 +74,8 @@ pub struct Node {
     port: u16,
     setup: Setup,
     is_over: Arc<AtomicBool>,
+    /// FUSE over io_uring is switched on for this node.
+    transport: Option<UringOn>,
     /// Processes that were killed since it last came up.
     killed: Mutex<Vec<u32>>,
 }
@@ -103,6 +106,7 @@ impl Node {
             home,
             mount,
             port: free_port(),
+            transport: transport_of(&setup.flags),
             setup,
             is_over,
             killed: Mutex::default(),
@@ -177,6 +181,11 @@ impl Node {
             command.arg("--nvme-capacity").arg(capacity);
         }
         self.name_cloud(&mut command);
+        if !self.setup.flags.iter().any(|f| f == "--fuse-transport") {
+            command
+                .arg("--fuse-transport")
+                .arg(self.transport.as_ref().map_or("dev", |_| "uring"));
+        }
         command.args(&self.setup.flags).args(flags);
         command.envs(self.setup.env.iter().map(|(name, value)| (name, value)));
         output_of(&mut command)

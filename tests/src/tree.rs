@@ -12,10 +12,6 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-/// Files a full tree has at least, empty ones included; without them it has more than 20,000.
-const FILES: u64 = 20_600;
-/// Bytes a full tree has at least.
-const BYTES: u64 = 300_000_000;
 /// Bytes of a generated file, where the machine has too few of its own.
 const GENERATED: u64 = 16_000;
 
@@ -31,14 +27,6 @@ pub struct SourceTree {
 }
 
 impl SourceTree {
-    /// At least 20,000 files and 300 MB.
-    ///
-    /// # Panics
-    /// When it cannot be made.
-    pub fn full() -> SourceTree {
-        SourceTree::new(FILES, BYTES)
-    }
-
     /// A tree of at least this size.
     ///
     /// # Panics

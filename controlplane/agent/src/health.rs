@@ -233,7 +233,7 @@ pub fn assess(stats: &NodeStats) -> Vec<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Backlog, CloudCounters, NamespaceStats};
+    use crate::types::{Backlog, CloudCounters, NamespaceStats, PinStats};
     use fastcache_api::HistoryStatus;
     use fastcache_api::control::{DataStats, StuckCore};
 
@@ -243,6 +243,7 @@ mod tests {
                 capacity_bytes: 1000,
                 ..DataStats::default()
             }),
+            pins: PinStats::default(),
             backlog: Backlog::default(),
             cloud: CloudCounters::default(),
             namespace: Some(NamespaceStats::default()),

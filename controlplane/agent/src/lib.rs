@@ -21,13 +21,16 @@ mod lru;
 pub mod metrics;
 mod namespace;
 mod node;
+pub mod order;
 mod persist;
+mod pins;
 pub mod rest;
 mod serve;
 #[cfg(test)]
 mod tests;
 pub mod types;
 mod victims;
+pub mod warm;
 
 pub use config::{AgentConfig, FsyncLevel, PUT_LIMIT_DEFAULT, UPLOADS_MAX};
 pub use error::AgentError;

@@ -123,6 +123,7 @@ pub fn render(stats: &NodeStats) -> Option<String> {
     node::export(stats);
     namespace::export(stats);
     cloud::export(stats);
+    store::export_pins(&stats.pins);
     if let Some(data) = &stats.data {
         store::export(data);
         requests::export(data);

@@ -6,13 +6,15 @@ use crate::config::{AgentConfig, FsyncLevel};
 use crate::error::AgentError;
 use crate::garbage;
 use crate::link::{self, Link, lock, unexpected};
-use crate::lru::Lru;
+use crate::lru::{Lru, Pinned};
 use crate::metrics;
 use crate::namespace::{self, NamespaceHandle};
+use crate::order::Ticks;
 use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
+use crate::pins;
 use crate::types::{
     Backlog, CachedChunk, CloudCounters, FileState, FlushProgress, NamespaceStats, NodeStats,
-    ShutdownReport,
+    PinStats, ShutdownReport,
 };
 use crate::victims;
 use bytes::Bytes;
@@ -67,6 +69,10 @@ pub(crate) struct Inner {
     pub(crate) queue_changed: watch::Sender<()>,
     pub(crate) upload_wake: Notify,
     pub(crate) victims_wake: Notify,
+    /// One list of victims at a time, so that an older one never replaces a newer one.
+    pub(crate) victims_turn: tokio::sync::Mutex<()>,
+    /// Whether it is known which files are pinned.
+    pub(crate) pins_known: watch::Sender<bool>,
     /// There is something in the deletion queue.
     pub(crate) garbage_wake: Notify,
     /// False while chunks that went with the disks, before a rebuild, may still come back as they were.
@@ -96,6 +102,11 @@ pub(crate) struct Counters {
 }
 
 impl Inner {
+    /// The clock of the order of eviction.
+    pub(crate) fn ticks(&self) -> Ticks {
+        Ticks::try_from(self.started.elapsed().as_millis() / 100).unwrap_or(Ticks::MAX)
+    }
+
     /// A request of this agent's own, with an id where it needs one.
     pub(crate) fn request(&self, op: NsOp) -> NsRequest {
         let id = op.is_change().then(|| OpId {
@@ -193,6 +204,8 @@ impl Node {
             queue_changed: watch::Sender::new(()),
             upload_wake: Notify::new(),
             victims_wake: Notify::new(),
+            victims_turn: tokio::sync::Mutex::default(),
+            pins_known: watch::Sender::new(false),
             garbage_wake: Notify::new(),
             is_settled: watch::Sender::new(is_settled),
             checking: Semaphore::new(1),
@@ -205,6 +218,7 @@ impl Node {
         {
             let mut tasks = lock(&inner.tasks);
             tasks.spawn(link::supervise(inner.clone()));
+            tasks.spawn(pins::learn(inner.clone()));
             tasks.spawn(victims::victims_loop(inner.clone()));
             if !is_settled {
                 tasks.spawn(check::settle_loop(inner.clone()));
@@ -272,7 +286,7 @@ impl Node {
     pub async fn ns(&self, op: NsOp) -> Result<NsReply, Errno> {
         let entries = changed_entries(&op);
         let is_change = op.is_change();
-        let reply = self.inner.namespace.call(self.inner.request(op)).await;
+        let reply = self.inner.namespace_call(self.inner.request(op)).await;
         if let Err(errno) = &reply.result {
             return Err(*errno);
         }
@@ -439,9 +453,15 @@ impl Node {
         }
     }
 
-    /// Evicts clean chunks of one file or all, and the kernel's pages of them. Chunks, bytes.
+    /// Evicts clean chunks of one file or all, and the kernel's pages of them; not of pinned files. Chunks, bytes.
     pub async fn evict(&self, ino: Option<Ino>) -> Result<(u64, u64), Errno> {
-        match self.inner.link.call(ino, DataCall::Evict { ino }).await? {
+        let pinned = match ino {
+            Some(ino) if lock(&self.inner.cache).is_pinned(ino) => vec![ino],
+            Some(_) => Vec::new(),
+            None => lock(&self.inner.cache).pins(),
+        };
+        let call = DataCall::Evict { ino, pinned };
+        match self.inner.link.call(ino, call).await? {
             DataAnswer::Evicted { chunks, bytes } => Ok((chunks, bytes)),
             other => Err(unexpected(&other)),
         }
@@ -479,10 +499,17 @@ impl Node {
             Some(_) => tokio::time::timeout(STATS_WAIT, inner.history(None)).await,
             None => Ok(Err(Errno::EIO)),
         };
+        let pinned: Pinned = lock(&inner.cache).pinned();
         let c = &inner.counters;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         NodeStats {
             data,
+            pins: PinStats {
+                files: pinned.files,
+                chunks: pinned.chunks,
+                bytes: pinned.bytes,
+                most_bytes: pinned.most_bytes,
+            },
             backlog: self.backlog(),
             cloud: CloudCounters {
                 puts: count(&c.puts),
@@ -508,6 +535,23 @@ impl Node {
                     .saturating_sub(inner.fetches.available_permits()),
             )
             .unwrap_or(u64::MAX),
+        }
+    }
+
+    /// Chunks and bytes of pinned files that are here, of one file or all.
+    pub fn pinned_here(&self, ino: Option<Ino>) -> (u64, u64) {
+        let cache = lock(&self.inner.cache);
+        match ino {
+            None => (cache.pinned().chunks, cache.pinned().bytes),
+            Some(ino) if cache.is_pinned(ino) => cache.of_file(ino),
+            Some(_) => (0, 0),
+        }
+    }
+
+    /// Sends a list of victims now and waits until the data plane has it.
+    pub(crate) async fn tell_victims(&self) {
+        if let Some(session) = self.inner.link.current() {
+            self.inner.send_victims(&session, None).await;
         }
     }
 

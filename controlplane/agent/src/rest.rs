@@ -18,6 +18,7 @@ mod tests;
 mod tree;
 pub mod types;
 mod upload;
+mod warm;
 
 pub use error::{ApiError, status_of};
 use fastcache_api::path;
@@ -114,6 +115,13 @@ fn table() -> Vec<Endpoint> {
             &["/api/admin/evict"],
             post(admin::evict),
         ),
+        (
+            "/api/admin/warmup",
+            &["/api/admin/warmup"],
+            post(warm::warmup),
+        ),
+        ("/api/admin/pin", &["/api/admin/pin"], post(warm::pin)),
+        ("/api/admin/unpin", &["/api/admin/unpin"], post(warm::unpin)),
         ("/api/admin/gc", &["/api/admin/gc"], post(admin::gc)),
         ("/api/admin/fsck", &["/api/admin/fsck"], post(admin::fsck)),
     ]

@@ -34,7 +34,7 @@ impl Inner {
                 if matches!(request.op, NsOp::Open { .. }) {
                     self.wait_settled().await;
                 }
-                Ok(NodeAnswer::Ns(self.namespace.call(request).await))
+                Ok(NodeAnswer::Ns(self.namespace_call(request).await))
             }
             NodeCall::Fetch { key, slot } => {
                 match tokio::time::timeout(FETCH_DEADLINE, self.fetch(session, key, slot)).await {
@@ -220,11 +220,12 @@ impl Inner {
             DataEvent::Stored(chunks) => {
                 let now = Instant::now();
                 let mut has_dirty = false;
+                let ticks = self.ticks();
                 {
                     let mut cache = lock(&self.cache);
                     let mut queue = lock(&self.queue);
                     for chunk in &chunks {
-                        cache.store(chunk);
+                        cache.store(chunk, ticks);
                         if chunk.is_dirty {
                             queue.add(chunk.key, chunk.len, now);
                             has_dirty = true;
@@ -235,7 +236,7 @@ impl Inner {
                     self.upload_wake.notify_one();
                 }
             }
-            DataEvent::Accessed(ids) => lock(&self.cache).touch(&ids),
+            DataEvent::Accessed(ids) => lock(&self.cache).touch(&ids, self.ticks()),
             DataEvent::Gone(keys) => {
                 let now = Instant::now();
                 {
@@ -265,7 +266,7 @@ impl Inner {
     pub(crate) fn session_begins(&self, session: &Session) {
         self.capacity_bytes
             .store(session.hello.capacity_bytes, Ordering::Relaxed);
-        lock(&self.cache).begin_inventory();
+        lock(&self.cache).begin_inventory(session.hello.capacity_bytes, self.pins_most_bytes());
         lock(&self.queue).begin_inventory();
     }
 
@@ -286,12 +287,12 @@ impl Inner {
                 DataAnswer::Inventory { chunks, next } => (chunks, next),
                 other => return Err(unexpected(&other)),
             };
-            let now = Instant::now();
+            let (now, ticks) = (Instant::now(), self.ticks());
             {
                 let mut cache = lock(&self.cache);
                 let mut queue = lock(&self.queue);
                 for chunk in &chunks {
-                    if cache.take_stock(chunk) {
+                    if cache.take_stock(chunk, ticks) {
                         count += 1;
                         if chunk.is_dirty {
                             dirty += 1;

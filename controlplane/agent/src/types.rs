@@ -102,11 +102,26 @@ pub struct NamespaceStats {
     pub bytes: u64,
 }
 
+/// Pinned files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PinStats {
+    /// Files.
+    pub files: u64,
+    /// Chunks of theirs in this node's store.
+    pub chunks: u64,
+    /// What those take of the device, bytes.
+    pub bytes: u64,
+    /// Most they may take; beyond it they are evicted as any others, bytes.
+    pub most_bytes: u64,
+}
+
 /// Everything countable about a node.
 #[derive(Clone, Debug)]
 pub struct NodeStats {
     /// The data plane's counters; `None` when it is away.
     pub data: Option<DataStats>,
+    /// Pinned files.
+    pub pins: PinStats,
     /// The persist queue.
     pub backlog: Backlog,
     /// Cloud requests.

@@ -1,7 +1,8 @@
 //! Keeps the data plane's list of victims ahead of need, and the coordinator informed of how full the node is.
 
-use crate::link::lock;
+use crate::link::{Session, lock};
 use crate::node::Inner;
+use fastcache_api::ChunkId;
 use fastcache_api::control::DataCall;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +19,26 @@ impl Inner {
     pub(crate) fn is_filling(&self) -> bool {
         let capacity = self.capacity_bytes.load(Ordering::Relaxed);
         lock(&self.cache).bytes() > capacity / 5 * 4
+    }
+
+    /// Sends a list of victims, unless it is the one that is `known`. The list, when it was sent.
+    pub(crate) async fn send_victims(
+        &self,
+        session: &Arc<Session>,
+        known: Option<&Vec<ChunkId>>,
+    ) -> Option<Vec<ChunkId>> {
+        let _turn = self.victims_turn.lock().await;
+        if !*self.pins_known.borrow() {
+            return None;
+        }
+        let ids = lock(&self.cache).victims(self.capacity_bytes.load(Ordering::Relaxed));
+        if known == Some(&ids) {
+            return None;
+        }
+        // A session that broke gets a list when the next one begins.
+        let call = DataCall::Victims { ids: ids.clone() };
+        let _ = session.call(session.any_lane(), call).await;
+        Some(ids)
     }
 
     /// Tells the coordinator how full the node is.
@@ -50,17 +71,12 @@ pub(crate) async fn victims_loop(inner: Arc<Inner>) {
         if !is_asked && !inner.is_filling() {
             continue;
         }
-        let ids = lock(&inner.cache).victims(inner.capacity_bytes.load(Ordering::Relaxed));
         let number = Arc::as_ptr(&session).addr();
-        if !is_asked && ids == last && number == last_session {
-            continue;
+        let known = (!is_asked && number == last_session).then_some(&last);
+        if let Some(ids) = inner.send_victims(&session, known).await {
+            last = ids;
+            last_session = number;
         }
-        last.clone_from(&ids);
-        last_session = number;
-        // A session that broke gets a list when the next one begins.
-        let _ = session
-            .call(session.any_lane(), DataCall::Victims { ids })
-            .await;
         tokio::time::sleep(REST).await;
     }
 }

@@ -24,7 +24,7 @@ use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
-/// the cloud asks again and again. 4: stuck cores in the counters.
+/// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins.
 pub const CONTROL_VERSION: u32 = 4;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
@@ -193,6 +193,8 @@ pub enum DataCall {
     Evict {
         /// Only this file.
         ino: Option<Ino>,
+        /// But not of these files.
+        pinned: Vec<Ino>,
     },
     /// Somebody else changed these things: drop what is cached, here and in the kernel. Answer: `Done`, after it
     /// is dropped.
@@ -241,6 +243,11 @@ pub enum DataCall {
     Abandon {
         /// The file.
         ino: Ino,
+    },
+    /// Fetch a chunk into the store. Answer: `Done` when it is there; ENOSPC when there is no room, errors of the fetch.
+    Promote {
+        /// The chunk.
+        key: ChunkKey,
     },
 }
 
@@ -371,6 +378,16 @@ pub struct DataStats {
     pub uncommitted_files: u64,
     /// Files that lost their lease and became conflict files.
     pub conflict_files: u64,
+    /// Chunks that were asked for ahead of their readers.
+    pub ahead_chunks: u64,
+    /// Bytes of those.
+    pub ahead_bytes: u64,
+    /// Of the chunks, those that a reader came for.
+    pub ahead_used: u64,
+    /// Those that nobody came for: evicted, or their file was closed or changed.
+    pub ahead_wasted: u64,
+    /// Those that could not be fetched; their readers asked again.
+    pub ahead_failed: u64,
     /// Slots of the arena.
     pub arena_slots: u64,
     /// Of those, neither held by the data plane nor lent to the agent.
@@ -381,8 +398,10 @@ pub struct DataStats {
     pub fuse_requests: Vec<(String, u64)>,
     /// How long FUSE requests took, by operation name.
     pub fuse_latency: Vec<Latency>,
-    /// FUSE transport in use (`dev`).
+    /// FUSE transport in use (`dev` or `uring`).
     pub transport: String,
+    /// Why this one.
+    pub transport_why: String,
     /// Seconds since the data plane started.
     pub uptime_s: u64,
     /// Cores that do not go on.

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const NAME_MAX: usize = 255;
 /// Longest target of a symbolic link, bytes (PATH_MAX - 1).
 pub const SYMLINK_MAX: usize = 4095;
+/// The extended attribute of a file whose chunks no node evicts; its value says nothing.
+pub const PIN_XATTR: &[u8] = b"user.fastcache.pin";
 /// Longest value of an extended attribute, bytes (Linux XATTR_SIZE_MAX).
 pub const XATTR_VALUE_MAX: usize = 65536;
 /// Longest name of an extended attribute, bytes (Linux XATTR_NAME_MAX).
@@ -503,6 +505,17 @@ pub enum NsOp {
         /// The lost versions.
         chunks: Vec<crate::ChunkKey>,
     },
+
+    // ---- by attribute ----
+    /// Inodes that have an extended attribute of this name, in order of their numbers. A read. Answer: `WithXattr`.
+    WithXattr {
+        /// The name.
+        name: Vec<u8>,
+        /// After this attribute of this inode.
+        after: Option<(Ino, Vec<u8>)>,
+        /// Look at so many attributes at most (1 to 256).
+        max: u32,
+    },
 }
 
 impl NsOp {
@@ -528,6 +541,7 @@ impl NsOp {
                 | NsOp::History { .. }
                 | NsOp::Persist { .. }
                 | NsOp::Spares { .. }
+                | NsOp::WithXattr { .. }
         )
     }
 }
@@ -628,6 +642,13 @@ pub enum NsAnswer {
     },
     /// The chunks that are as they were when they were persisted, by file: none for a file that has none.
     Reverted(Vec<(Ino, Vec<u32>)>),
+    /// Part of the inodes that have an attribute.
+    WithXattr {
+        /// The inodes.
+        inos: Vec<Ino>,
+        /// The last attribute looked at; `None`: there are no more.
+        last: Option<(Ino, Vec<u8>)>,
+    },
 }
 
 /// What the coordinator does about the history in the bucket.

@@ -53,6 +53,12 @@ pub enum Command {
     Flush(FlushFlags),
     /// Evict clean chunks, of one file or directory or all, and the kernel's pages of those files.
     Evict(EvictFlags),
+    /// Bring a file, or the files below a directory, to this node before they are read
+    Warmup(WarmFlags),
+    /// Bring them here and keep them: pinned files are not evicted
+    Pin(WarmFlags),
+    /// Let pinned files be evicted again
+    Unpin(WarmFlags),
     /// Find objects in the bucket that nothing names, and with --delete delete them
     Gc(GcFlags),
     /// Check metadata, objects and this node's chunks against each other
@@ -77,6 +83,29 @@ pub enum Provider {
     Dir,
     /// None: everything stays dirty on the node.
     None,
+}
+
+/// How requests come from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FuseTransport {
+    /// What is best on this host.
+    Auto,
+    /// FUSE over io_uring; an error where the host does not have it.
+    Uring,
+    /// `/dev/fuse`.
+    Dev,
+}
+
+impl FuseTransport {
+    /// Its name, as a flag's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            FuseTransport::Auto => "auto",
+            FuseTransport::Uring => "uring",
+            FuseTransport::Dev => "dev",
+        }
+    }
 }
 
 /// What an `fsync` waits for.
@@ -206,6 +235,17 @@ pub struct DataFlags {
     /// Cores the data plane runs on, such as 0-3,6 [default: all]
     #[arg(long, value_name = "LIST", env = "FASTCACHE_CORES")]
     pub cores: Option<String>,
+    /// How requests come from the kernel: FUSE over io_uring, or /dev/fuse [default: auto]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "TRANSPORT",
+        env = "FASTCACHE_FUSE_TRANSPORT"
+    )]
+    pub fuse_transport: Option<FuseTransport>,
+    /// Most that is read ahead of sequential readers and waits for them; 0: nothing [default: 256MiB]
+    #[arg(long, value_name = "SIZE", env = "FASTCACHE_READ_AHEAD")]
+    pub read_ahead: Option<String>,
 }
 
 /// `up`.
@@ -287,6 +327,9 @@ pub struct DownFlags {
     /// Seconds to wait for uploads [default: what `up` was told, else 30]
     #[arg(long, value_name = "SECONDS")]
     pub stop_timeout: Option<u32>,
+    /// Neither flush nor upload: cut the mount off and kill the data plane, also one that is stopped or hangs
+    #[arg(long, conflicts_with = "stop_timeout")]
+    pub force: bool,
     /// The node's API key; needed only when its supervisor was killed
     #[arg(long, value_name = "KEY", env = "FASTCACHE_API_KEY", hide_env_values = true, value_parser = secret)]
     pub api_key: Option<Secret>,
@@ -328,6 +371,16 @@ pub struct EvictFlags {
     /// Everything
     #[arg(long)]
     pub all: bool,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeFlags,
+}
+
+/// `warmup`, `pin` and `unpin`.
+#[derive(Clone, Debug, Args)]
+pub struct WarmFlags {
+    /// A file, or a directory with what is below it: a path under the mount, or relative to the root of fastcache
+    pub path: PathBuf,
     /// Which node.
     #[command(flatten)]
     pub node: NodeFlags,

@@ -5,6 +5,7 @@ pub mod check;
 pub mod stats;
 pub mod status;
 pub mod tune;
+pub mod warm;
 
 use crate::cli::{EvictFlags, FlushFlags, StateFlags};
 use crate::client::{CallError, Target};
@@ -205,5 +206,12 @@ pub async fn evict(flags: &EvictFlags) -> anyhow::Result<()> {
         return print_json(&body);
     }
     say!("evicted {} chunks ({})", body.chunks, bytes(body.bytes));
+    if body.pinned_chunks > 0 {
+        say!(
+            "{} chunks ({}) stay: their files are pinned",
+            body.pinned_chunks,
+            bytes(body.pinned_bytes)
+        );
+    }
     Ok(())
 }

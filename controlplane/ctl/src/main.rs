@@ -77,6 +77,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Down(flags)) => up::down(flags).await,
         Some(Command::State(flags)) => commands::state(&flags).await,
         Some(Command::Flush(flags)) => commands::flush(&flags).await,
+        Some(Command::Warmup(flags)) => return commands::warm::warmup(&flags).await,
+        Some(Command::Pin(flags)) => return commands::warm::pin(&flags).await,
+        Some(Command::Unpin(flags)) => commands::warm::unpin(&flags).await,
         Some(Command::Evict(flags)) => commands::evict(&flags).await,
         Some(Command::Config(flags)) => config_command::run(&flags),
     };

@@ -2,7 +2,7 @@
 
 pub(crate) mod cloud;
 
-use crate::cli::{AgentFlags, DataFlags, Fsync, Provider};
+use crate::cli::{AgentFlags, DataFlags, Fsync, FuseTransport, Provider};
 use cloud::{Addressing, CloudSettings, EncryptionKind};
 use fastcache_agent::{
     AgentConfig, AzureConfig, CloudConfig, Environment as CloudEnvironment, FsyncLevel,
@@ -68,6 +68,8 @@ pub struct FileConfig {
     nvme_capacity: Option<String>,
     listen: Option<String>,
     cores: Option<String>,
+    fuse_transport: Option<FuseTransport>,
+    read_ahead: Option<String>,
     // of fastcache-data alone; here so that one file can serve both planes
     mount: Option<PathBuf>,
     format: Option<bool>,
@@ -521,6 +523,10 @@ pub struct DataSettings {
     pub listen: Option<String>,
     /// Cores.
     pub cores: Option<String>,
+    /// How requests come from the kernel.
+    pub fuse_transport: Option<FuseTransport>,
+    /// Most that is read ahead, bytes; `None`: as the data plane has it.
+    pub read_ahead: Option<u64>,
 }
 
 impl DataSettings {
@@ -537,6 +543,15 @@ impl DataSettings {
             .unwrap_or_else(|| "10GiB".to_owned());
         let nvme_capacity =
             parse_size(&nvme_capacity).map_err(|e| UsageError(format!("--nvme-capacity: {e}")))?;
+        let read_ahead = flags.read_ahead.as_ref().or(file.read_ahead.as_ref());
+        let read_ahead = match read_ahead.map(|size| size.trim()) {
+            None => None,
+            Some("0") => Some(0),
+            Some(size) => {
+                let bytes = parse_size(size);
+                Some(bytes.map_err(|e| UsageError(format!("--read-ahead: {e}")))?)
+            }
+        };
         let nvme = flags.nvme.clone().or_else(|| file.nvme.clone());
         Ok(DataSettings {
             nvme: nvme.unwrap_or_else(|| dir.join("nvme")),
@@ -546,6 +561,8 @@ impl DataSettings {
             rebuild_index: flags.rebuild_index,
             listen: flags.listen.clone().or_else(|| file.listen.clone()),
             cores: flags.cores.clone().or_else(|| file.cores.clone()),
+            fuse_transport: flags.fuse_transport.or(file.fuse_transport),
+            read_ahead,
         })
     }
 }

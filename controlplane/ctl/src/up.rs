@@ -310,7 +310,14 @@ pub async fn down(flags: DownFlags) -> anyhow::Result<()> {
         .map_or(node.stop_timeout_seconds, u64::from);
     let bound = Duration::from_secs(bound);
     let was_running = node.is_running();
+    if flags.force {
+        kill_supervisor(&dir, &node).await?;
+    }
     match Lock::take(&dir)? {
+        Some(_lock) if flags.force => {
+            let mount = MountPoint::of(&node.mount);
+            stop::by_force(&dir, &mut node, &mount).await?;
+        }
         // its supervisor was killed: do its work
         Some(_lock) if was_running => {
             let api = Api::new(node.port, flags.api_key.clone());
@@ -367,6 +374,34 @@ pub async fn down(flags: DownFlags) -> anyhow::Result<()> {
                 dir.display()
             );
         }
+    }
+    Ok(())
+}
+
+/// Kills the supervisor, which would start again what is killed next. Returns when it has let go of the directory.
+async fn kill_supervisor(dir: &Path, node: &NodeFile) -> anyhow::Result<()> {
+    let Some(pid) = node
+        .supervisor_pid
+        .filter(|pid| process::is_alive(*pid) && process::is_program(*pid, "fastcache-ctl"))
+    else {
+        return Ok(());
+    };
+    ensure!(
+        Lock::take(dir)?.is_none(),
+        "process {pid}, which node.json names, is not this node's supervisor"
+    );
+    ensure!(
+        process::kill(pid).await,
+        "the supervisor ({pid}) does not die"
+    );
+    let start = Instant::now();
+    while Lock::take(dir)?.is_none() {
+        ensure!(
+            start.elapsed() < DOWN_GRACE,
+            "{} stays locked",
+            dir.display()
+        );
+        tokio::time::sleep(POLL).await;
     }
     Ok(())
 }

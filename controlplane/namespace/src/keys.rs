@@ -60,6 +60,9 @@ pub(crate) fn layout(ino: Ino) -> Vec<u8> {
 pub(crate) fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
     key(b'x', &[ino.0], name)
 }
+pub(crate) fn xattrs() -> Vec<u8> {
+    vec![b'x']
+}
 pub(crate) fn attrs() -> Vec<u8> {
     vec![b'a']
 }
@@ -127,6 +130,11 @@ pub(crate) fn parse_cloud_ref(key: &[u8]) -> Option<(u32, Version)> {
 /// Chunk index at the end of a spare's key.
 pub(crate) fn parse_spare(key: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(*key.get(9..)?.first_chunk::<4>()?))
+}
+
+/// Inode and name of an extended attribute's key.
+pub(crate) fn parse_xattr(key: &[u8]) -> Option<(Ino, &[u8])> {
+    Some((Ino(number_at(key, 1)?), key.get(9..)?))
 }
 
 /// The number behind the first `skip` bytes of a key.

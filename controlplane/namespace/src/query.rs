@@ -1,11 +1,14 @@
 //! The reads.
 
-use crate::kv::Kv;
+use crate::keys;
+use crate::kv::{Kv, Pair};
 use crate::state::{Done, Fault, State};
 use fastcache_api::{Attr, DirEntry, Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
 
 /// Most entries of one listing.
 const READDIR_MAX: u32 = 4096;
+/// Most extended attributes looked at in one read; each may be 64 KiB long.
+const XATTRS_MAX: u32 = 256;
 /// Deepest path that is told or resolved, names.
 const PATH_DEPTH_MAX: usize = 4096;
 
@@ -76,8 +79,29 @@ impl<K: Kv> State<'_, K> {
             NsOp::AllRefs { after, max } => self.all_refs(*after, *max),
             NsOp::QueuedGarbage { after, max } => self.queued_garbage(*after, *max),
             NsOp::Spares { after, max } => self.list_spares(*after, *max),
+            NsOp::WithXattr { name, after, max } => self.with_xattr(name, after.as_ref(), *max),
             _ => Err(Errno::EINVAL.into()),
         }
+    }
+
+    fn with_xattr(&self, name: &[u8], after: Option<&(Ino, Vec<u8>)>, max: u32) -> Done<NsAnswer> {
+        let max = max.clamp(1, XATTRS_MAX) as usize;
+        let from = after.map_or_else(Vec::new, |(ino, name)| {
+            let mut from = keys::xattr(*ino, name);
+            from.push(0);
+            from
+        });
+        let pairs = self.kv.scan(&keys::xattrs(), &from, max)?;
+        let found = |(key, _): &Pair| keys::parse_xattr(key).map(|(ino, n)| (ino, n.to_vec()));
+        let last = (pairs.len() == max)
+            .then(|| pairs.last().and_then(found))
+            .flatten();
+        let inos = pairs.iter().filter_map(found);
+        let inos = inos
+            .filter(|(_, n)| n == name)
+            .map(|(ino, _)| ino)
+            .collect();
+        Ok(NsAnswer::WithXattr { inos, last })
     }
 
     fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Done<NsAnswer> {

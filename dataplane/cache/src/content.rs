@@ -41,6 +41,7 @@ impl FileSystem {
         if size > FILE_SIZE_MAX {
             return Err(Errno::EFBIG);
         }
+        self.stop_ahead(inode);
         let _one_at_a_time = inode.seal_lock.lock().await;
         let attr = attr_of(inode)?;
         if size < attr.size {

@@ -10,6 +10,7 @@ use fastcache_chunkstore::{ChunkBody, ChunkMeta, SealChunk, SealData, StoreError
 use fastcache_reactor::IoBuf;
 use fastcache_reactor::sync::Mutex;
 use fastcache_types::{BLOCK, ChunkId};
+use futures_util::future::{Either, select};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,9 @@ const FETCH_TRIES: usize = 5;
 const FAILED_SLOWLY: Duration = Duration::from_secs(1);
 /// That moment.
 const FAILED_KEEP: Duration = Duration::from_millis(250);
+/// How long a chunk that was read ahead stays in its slot for its readers, who then need not wait for the device nor read
+/// from it.
+const LINGER: Duration = Duration::from_millis(500);
 /// Pause between them.
 const FETCH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -59,6 +63,19 @@ impl Flights {
 struct Flight {
     state: Mutex<FlightState>,
     changed: Event,
+    /// Nobody waited for it when it began.
+    is_ahead: bool,
+}
+
+impl Flight {
+    /// Whether it has nothing for newcomers: what speculation failed at is no reader's error.
+    fn is_past(&self, state: &FlightState) -> bool {
+        match state.stage {
+            Stage::Over => true,
+            Stage::Failed(_) => self.is_ahead,
+            Stage::Fetching | Stage::Ready(..) => false,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -66,6 +83,8 @@ struct FlightState {
     stage: Stage,
     /// Readers that still copy from the slot; the promotion waits for them.
     readers: usize,
+    /// Bytes they copied.
+    copied: usize,
 }
 
 #[derive(Default)]
@@ -139,7 +158,7 @@ impl FileSystem {
         loop {
             let listener = flight.changed.listen();
             {
-                let state = lock(&flight.state);
+                let mut state = lock(&flight.state);
                 match &state.stage {
                     Stage::Fetching => {}
                     Stage::Ready(slot, len) => {
@@ -149,11 +168,13 @@ impl FileSystem {
                             buf[..n].copy_from_slice(&slot[within..within + n]);
                         }
                         buf[n..].fill(0);
+                        state.copied += n;
                         drop(state);
                         seat.leave();
                         return (Ok(()), buf);
                     }
                     Stage::Over => break,
+                    Stage::Failed(_) if flight.is_ahead => break,
                     Stage::Failed(e) => return (Err(*e), buf),
                 }
             }
@@ -186,28 +207,57 @@ impl FileSystem {
             index: id.index,
             version,
         };
+        while !self.fly_out(key).await? {}
+        if self.inner.store.get(id).is_some_and(|b| b.key() == key) {
+            return Ok(());
+        }
+        self.make_room(1024 + 3).await
+    }
+
+    /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none.
+    pub(crate) async fn promote_now(&self, key: ChunkKey) -> Result<()> {
+        let is_here = || {
+            let here = self.inner.store.get(key.id());
+            here.is_some_and(|body| body.key() == key)
+        };
+        for _ in 0..FETCH_TRIES {
+            if is_here() {
+                return Ok(());
+            }
+            // Others took the room, or it was freed and needs a flush first.
+            if self.fly_out(key).await? && !is_here() && !self.make_room_now(1024 + 3).await {
+                return Err(Errno::ENOSPC);
+            }
+        }
+        match is_here() {
+            true => Ok(()),
+            false => Err(Errno::EIO),
+        }
+    }
+
+    /// Waits for the end of a chunk's flight. False when it has to be made again.
+    async fn fly_out(&self, key: ChunkKey) -> Result<bool> {
         let mut seat = self.join_flight(key);
         let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
             {
-                let state = lock(&flight.state);
+                let mut state = lock(&flight.state);
                 match &state.stage {
                     Stage::Fetching => {}
-                    Stage::Ready(..) => {
+                    Stage::Ready(_, len) => {
+                        // Wanted in the store, and by no reader of the slot.
+                        state.copied = *len;
                         drop(state);
                         seat.leave();
                     }
-                    Stage::Over => break,
+                    Stage::Over => return Ok(true),
+                    Stage::Failed(_) if flight.is_ahead => return Ok(false),
                     Stage::Failed(e) => return Err(*e),
                 }
             }
             listener.await;
         }
-        if self.inner.store.get(id).is_some_and(|b| b.key() == key) {
-            return Ok(());
-        }
-        self.make_room(1024 + 3).await
     }
 
     /// The flight of a chunk, started when there is none; the caller is counted as a reader.
@@ -215,9 +265,11 @@ impl FileSystem {
         let mut map = lock(&self.inner.flights.map);
         if let Some(flight) = map.get(&key) {
             let mut state = lock(&flight.state);
-            if !matches!(state.stage, Stage::Over) {
+            if !flight.is_past(&state) {
                 state.readers += 1;
                 drop(state);
+                // It may stand in the queue of those that nobody waits for.
+                flight.changed.notify(usize::MAX);
                 return Seat::of(flight);
             }
         }
@@ -229,6 +281,61 @@ impl FileSystem {
         let fs = self.clone();
         fastcache_reactor::spawn(async move { fs.fly(key, &flight).await }).detach();
         seat
+    }
+
+    /// Begins a flight that nobody waits for yet; false when there is one.
+    pub(crate) fn fly_ahead(&self, key: ChunkKey) -> bool {
+        let mut map = lock(&self.inner.flights.map);
+        if map.contains_key(&key) {
+            return false;
+        }
+        let flight = Arc::new(Flight {
+            is_ahead: true,
+            ..Flight::default()
+        });
+        map.insert(key, Arc::clone(&flight));
+        drop(map);
+        let fs = self.clone();
+        fastcache_reactor::spawn(async move {
+            let turn = fs.turn_ahead(key, &flight).await;
+            if turn.is_ok() {
+                fs.fly(key, &flight).await;
+            }
+        })
+        .detach();
+        true
+    }
+
+    /// Waits until a flight may begin that nobody waits for, or somebody does wait for it. An error when nobody is going to:
+    /// the flight is over then.
+    async fn turn_ahead(
+        &self,
+        key: ChunkKey,
+        flight: &Arc<Flight>,
+    ) -> std::result::Result<Option<async_lock::SemaphoreGuard<'_>>, ()> {
+        let mut turn = None;
+        loop {
+            let listener = flight.changed.listen();
+            {
+                let mut state = lock(&flight.state);
+                if state.readers > 0 {
+                    return Ok(None);
+                }
+                if !self.inner.ahead.is_wanted(key.id()) {
+                    state.stage = Stage::Over;
+                    drop(state);
+                    self.end_flight(key, flight);
+                    return Err(());
+                }
+            }
+            if turn.is_some() {
+                return Ok(turn);
+            }
+            let free = std::pin::pin!(self.inner.ahead.turns.acquire());
+            if let Either::Left((free, _)) = select(free, listener).await {
+                turn = Some(free);
+            }
+        }
     }
 
     async fn fly(&self, key: ChunkKey, flight: &Arc<Flight>) {
@@ -252,13 +359,17 @@ impl FileSystem {
                 count(&self.inner.counters.fetched_bytes, len as u64);
                 lock(&flight.state).stage = Stage::Ready(buf, len);
                 flight.changed.notify(usize::MAX);
-                let (buf, len) = loop {
+                let lingers = fastcache_reactor::now() + LINGER;
+                let (buf, len, copied) = loop {
                     let listener = flight.changed.listen();
+                    let left = lingers.duration_since(fastcache_reactor::now());
                     {
                         let mut state = lock(&flight.state);
-                        if state.readers == 0 {
+                        let is_for_readers =
+                            flight.is_ahead && state.copied < len && !left.is_zero();
+                        if state.readers == 0 && !is_for_readers {
                             match std::mem::take(&mut state.stage) {
-                                Stage::Ready(buf, len) => break (buf, len),
+                                Stage::Ready(buf, len) => break (buf, len, state.copied),
                                 other => {
                                     state.stage = other;
                                     return;
@@ -266,11 +377,25 @@ impl FileSystem {
                             }
                         }
                     }
-                    listener.await;
+                    if left.is_zero() {
+                        listener.await;
+                    } else {
+                        let _ = fastcache_reactor::timeout(left, listener).await;
+                    }
                 };
-                // From here on (stage Fetching) newcomers wait for the store to have it.
-                self.keep(key, buf, len).await;
+                // From here on (stage Fetching) newcomers wait for the store to have it. What nobody came for, of a file that
+                // was closed or changed meanwhile, is not worth its place, and may be a version that is gone.
+                let is_for_nobody =
+                    flight.is_ahead && copied == 0 && !self.inner.ahead.is_wanted(key.id());
+                if !is_for_nobody {
+                    self.keep(key, buf, len).await;
+                }
                 lock(&flight.state).stage = Stage::Over;
+            }
+            Err(error) if flight.is_ahead => {
+                tracing::debug!(target: "cache", %key, %error, "a chunk could not be read ahead");
+                self.failed_ahead(key.id());
+                lock(&flight.state).stage = Stage::Failed(error);
             }
             Err(error) => {
                 tracing::warn!(target: "cache", %key, %error, "a chunk could not be fetched from any tier");
@@ -345,7 +470,13 @@ impl FileSystem {
     async fn keep(&self, key: ChunkKey, mut buf: IoBuf, len: usize) {
         let whole = len.next_multiple_of(BLOCK);
         let blocks = u32::try_from(whole / BLOCK).unwrap_or(u32::MAX);
-        self.make_room_now(blocks + 3).await;
+        // What nobody has read yet takes free space only: nothing is evicted for a guess.
+        if !self.inner.ahead.is_wanted(key.id()) {
+            self.make_room_now(blocks + 3).await;
+        } else if !self.has_room_ahead(whole as u64) {
+            self.lost_ahead(key.id());
+            return;
+        }
         let _rest = buf.split_off(whole);
         let seal = SealChunk {
             key,

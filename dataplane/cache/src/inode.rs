@@ -1,6 +1,7 @@
 //! The inodes this node knows: attributes and layout under their lease, lookups and opens counted, and what was
 //! changed here and is not committed yet.
 
+use crate::ahead::Streams;
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
@@ -115,6 +116,8 @@ pub(crate) struct InodeState {
     pub commit_error: Option<Errno>,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
     pub xattrs: Option<Vec<Vec<u8>>>,
+    /// Who reads it in sequence.
+    pub streams: Streams,
     /// The kernel's pages may be wrong: the next open drops them.
     pub is_kernel_stale: bool,
     /// Others may have changed it without this node being told: what is learned next says so.

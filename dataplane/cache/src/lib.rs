@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod absent;
+mod ahead;
 mod cloud;
 mod commit;
 mod content;
@@ -24,6 +25,7 @@ mod space;
 mod versions;
 mod write;
 
+pub use ahead::READ_AHEAD_BYTES;
 pub use link::{Link, Outgoing};
 
 use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
@@ -127,6 +129,11 @@ pub(crate) struct Counters {
     pub write_stalls: AtomicU64,
     pub uncommitted_files: AtomicU64,
     pub conflict_files: AtomicU64,
+    pub ahead_chunks: AtomicU64,
+    pub ahead_bytes: AtomicU64,
+    pub ahead_used: AtomicU64,
+    pub ahead_wasted: AtomicU64,
+    pub ahead_failed: AtomicU64,
 }
 
 /// Reads that the store answered, counted by each core.
@@ -153,6 +160,7 @@ pub(crate) struct Inner {
     pub inodes: InodeTable,
     pub versions: versions::Versions,
     pub flights: fetch::Flights,
+    pub ahead: ahead::Ahead,
     pub unreadable: sick::Unreadable,
     pub space: space::Space,
     pub counters: Counters,
@@ -181,6 +189,7 @@ impl FileSystem {
                 inodes: InodeTable::default(),
                 versions: versions::Versions::default(),
                 flights: fetch::Flights::default(),
+                ahead: ahead::Ahead::default(),
                 unreadable: sick::Unreadable::default(),
                 space: space::Space::default(),
                 counters: Counters::default(),

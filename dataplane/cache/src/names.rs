@@ -5,8 +5,8 @@ use crate::link::expect_answer;
 use crate::{DirPage, Entry, FileSystem, Opened, Result, SetAttrRequest, StatfsOut, lock};
 use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{
-    Attr, Cred, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, RenameMode, Version,
-    XattrMode,
+    Attr, Cred, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, PIN_XATTR, RenameMode,
+    Version, XattrMode,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -243,6 +243,7 @@ impl FileSystem {
             return Ok(());
         };
         if self.close_handle(&inode) {
+            self.stop_ahead(&inode);
             if lock(&inode.state).is_orphan {
                 self.reap(&inode);
             } else if let Err(error) = self.seal_file(&inode, false).await {
@@ -540,7 +541,7 @@ impl FileSystem {
         value: &[u8],
         mode: XattrMode,
     ) -> Result<()> {
-        if name.starts_with(b"user.fastcache.") {
+        if name.starts_with(b"user.fastcache.") && name != PIN_XATTR {
             return Err(Errno::EPERM);
         }
         let (name, value) = (name.to_vec(), value.to_vec());
@@ -559,9 +560,11 @@ impl FileSystem {
         reply.result.map(|_| ())
     }
 
-    /// Names of the extended attributes; the state is not listed, so that copies do not carry it.
+    /// Names of the extended attributes; state and pin are not listed, so that copies do not carry them.
     pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        self.xattr_names(ino).await
+        let mut names = self.xattr_names(ino).await?;
+        names.retain(|name| name != PIN_XATTR);
+        Ok(names)
     }
 
     /// Removes an extended attribute.

@@ -35,19 +35,24 @@ impl FileSystem {
             Ok(inode) => inode,
             Err(e) => return (Err(e), buf),
         };
-        let (size, chunk_size) = {
-            let state = lock(&inode.state);
-            match &state.attr {
-                Some(a) => (a.size, a.chunk_size),
-                None => return (Err(Errno::ESTALE), buf),
+        let (n, chunk_size, next) = {
+            let mut state = lock(&inode.state);
+            let Some((size, chunk_size)) = state.attr.as_ref().map(|a| (a.size, a.chunk_size))
+            else {
+                return (Err(Errno::ESTALE), buf);
+            };
+            if offset >= size || len == 0 || chunk_size == 0 {
+                return (Ok(0), buf);
             }
+            let n = usize::try_from(size - offset)
+                .unwrap_or(usize::MAX)
+                .min(len);
+            let next = state.streams.read(offset, n as u64, size, chunk_size);
+            (n, chunk_size, next)
         };
-        if offset >= size || len == 0 || chunk_size == 0 {
-            return (Ok(0), buf);
+        if !next.is_empty() {
+            self.read_ahead(&inode, next);
         }
-        let n = usize::try_from(size - offset)
-            .unwrap_or(usize::MAX)
-            .min(len);
         let skip = usize::try_from(offset % BLOCK as u64).unwrap_or(0);
         let span = (skip + n).next_multiple_of(BLOCK);
         if span > buf.len() || !buf.is_aligned() {
@@ -188,6 +193,7 @@ impl FileSystem {
             return (Err(Errno::EFBIG), buf);
         };
         let mut buf = buf;
+        self.read_of_ahead(id);
         if let Some(body) = self.inner.store.get(id)
             && body.key().version == version
         {

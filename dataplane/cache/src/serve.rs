@@ -9,7 +9,7 @@ use fastcache_chunkstore::crc_all;
 use fastcache_reactor::{IoBuf, Slot};
 use fastcache_types::{BLOCK, ChunkId};
 use futures_channel::oneshot;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
 impl FileSystem {
@@ -43,7 +43,11 @@ impl FileSystem {
                 self.inner.space.freed.notify(usize::MAX);
                 Ok(DataAnswer::Done)
             }
-            DataCall::Evict { ino } => Ok(self.evict(ino).await),
+            DataCall::Evict { ino, pinned } => Ok(self.evict(ino, pinned).await),
+            DataCall::Promote { key } => {
+                self.promote_now(key).await?;
+                Ok(DataAnswer::Done)
+            }
             DataCall::Invalidate {
                 touched,
                 entries,
@@ -174,7 +178,8 @@ impl FileSystem {
         Ok(())
     }
 
-    async fn evict(&self, only: Option<Ino>) -> DataAnswer {
+    async fn evict(&self, only: Option<Ino>, pinned: Vec<Ino>) -> DataAnswer {
+        let pinned: HashSet<Ino> = pinned.into_iter().collect();
         let mut inos = BTreeSet::new();
         let mut ids: Vec<ChunkId> = Vec::new();
         match only {
@@ -197,6 +202,9 @@ impl FileSystem {
         }
         let (mut chunks, mut bytes) = (0, 0);
         for id in ids {
+            if pinned.contains(&id.ino) {
+                continue;
+            }
             if let Some(n) = self.evict_one(id) {
                 chunks += 1;
                 bytes += n;
@@ -220,7 +228,10 @@ impl FileSystem {
         }
         for attr in touched {
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
-                lock(&inode.state).learn(attr, None);
+                let mut state = lock(&inode.state);
+                state.learn(attr, None);
+                state.xattrs = None;
+                drop(state);
                 if let Some(n) = notify {
                     n.inval_inode(attr.ino);
                 }
@@ -299,12 +310,18 @@ impl FileSystem {
             write_stalls: get(&c.write_stalls),
             uncommitted_files: get(&c.uncommitted_files),
             conflict_files: get(&c.conflict_files),
+            ahead_chunks: get(&c.ahead_chunks),
+            ahead_bytes: get(&c.ahead_bytes),
+            ahead_used: get(&c.ahead_used),
+            ahead_wasted: get(&c.ahead_wasted),
+            ahead_failed: get(&c.ahead_failed),
             arena_slots: u64::try_from(arena.slots()).unwrap_or(0),
             arena_free: u64::try_from(arena.free()).unwrap_or(0),
             fetching_chunks: u64::try_from(self.inner.flights.count()).unwrap_or(0),
             fuse_requests: Vec::new(),
             fuse_latency: Vec::new(),
             transport: String::new(),
+            transport_why: String::new(),
             stuck_cores: Vec::new(),
             core_stalls: 0,
             uptime_s: fastcache_reactor::now()

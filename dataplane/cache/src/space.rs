@@ -118,6 +118,7 @@ impl FileSystem {
                 break;
             };
             if let Some((key, n)) = self.inner.store.evict(id) {
+                self.lost_ahead(id);
                 freed += n;
                 gone.push(key);
             }
@@ -134,6 +135,7 @@ impl FileSystem {
     /// Evicts one chunk by name, if it is clean.
     pub(crate) fn evict_one(&self, id: ChunkId) -> Option<u64> {
         let (key, bytes) = self.inner.store.evict(id)?;
+        self.lost_ahead(id);
         count(&self.inner.counters.evicted_chunks, 1);
         count(&self.inner.counters.evicted_bytes, bytes);
         self.inner.link.event(id.ino, DataEvent::Gone(vec![key]));

@@ -94,6 +94,7 @@ impl FileSystem {
             Ok(a) => a.chunk_size,
             Err(e) => return (Err(e), data),
         };
+        self.stop_ahead(inode);
         if let Err(e) = self.await_dirty_room(total as u64).await {
             return (Err(e), data);
         }

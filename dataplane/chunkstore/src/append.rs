@@ -4,6 +4,7 @@
 use crate::error::StoreError;
 use crate::index::STRIPES;
 use crate::journal::{Admission, Group, Journal, encode_group, submission_blocks};
+use crate::record::{Record, TICKET_BYTES};
 use crate::store::{Inner, Store};
 use event_listener::Event;
 use fastcache_reactor::sync::{Mutex, MutexGuard};
@@ -207,7 +208,10 @@ impl Store {
             let result = self.inner.device.sync().await;
             guard.is_started = false;
             match &result {
-                Ok(()) => self.inner.pool.space.flushed(covered),
+                Ok(()) => {
+                    self.inner.journal.flushed(covered);
+                    self.inner.pool.space.flushed(covered);
+                }
                 // What it should have covered may be gone, whatever a later one says.
                 Err(error) => self.inner.lose_journal(error),
             }
@@ -247,7 +251,10 @@ impl Inner {
     async fn write_group(&self, group: &Group) -> Result<(), StoreError> {
         let mut buf = IoBuf::alloc(group.blocks as usize * BLOCK);
         let journal = &self.journal;
+        let mut flushed = Vec::with_capacity(TICKET_BYTES);
+        Record::Flushed(group.flushed).encode(&mut flushed);
         let records = group.submissions.iter().map(|(_, bytes)| bytes.as_slice());
+        let records = std::iter::once(flushed.as_slice()).chain(records);
         encode_group(
             &mut buf,
             journal.store,

@@ -287,9 +287,9 @@ impl Store {
             for chunk in chunks {
                 record.clear();
                 if let Some(prior) = &chunk.prior {
-                    encode_put(&mut record, prior, false);
+                    encode_put(&mut record, prior, false, false);
                 }
-                encode_put(&mut record, &chunk.current, chunk.is_pending);
+                encode_put(&mut record, &chunk.current, chunk.is_pending, false);
                 writer.add(&record).await?;
             }
         }

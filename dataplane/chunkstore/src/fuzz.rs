@@ -7,7 +7,7 @@ use crate::crc::{crc_all, crc_block};
 use crate::header;
 use crate::journal::{GROUP_HEADER, GroupHeader, encode_group};
 use crate::record::Record;
-use crate::replay::Replay;
+use crate::replay::{Replay, decode_all};
 use crate::superblock::{COPIES, Found, Geometry, HEAD_BLOCKS, Superblock, examine};
 use fastcache_types::{BLOCK, ChunkKey, Extent, Ino, Version};
 
@@ -97,6 +97,7 @@ pub fn chunk_header(input: &[u8]) {
     replay(&[Record::Put {
         facts,
         is_pending: false,
+        is_spilled: false,
     }]);
 }
 
@@ -146,7 +147,7 @@ pub fn journal(input: &[u8]) {
         let header = header.unwrap_or_else(|| panic!("a group that was written is none"));
         assert_eq!(header.records(&group), Some(bytes.as_slice()));
         let mut applied = Replay::new();
-        applied.apply_all(&bytes);
+        applied.apply_all(decode_all(&bytes));
         finish(applied);
         let mut loaded = Replay::new();
         loaded.load_all(&bytes);
@@ -220,13 +221,16 @@ pub fn seeds() -> [(&'static str, Vec<Vec<u8>>); 3] {
             ticket: 1,
         },
         Record::Ticket(2),
+        Record::Flushed(1),
         Record::Put {
             facts: one.clone(),
             is_pending: false,
+            is_spilled: false,
         },
         Record::Put {
             facts: facts(1, 0, 4000, &[(0, 3, 4001)]),
             is_pending: true,
+            is_spilled: false,
         },
         Record::Seal {
             ino: Ino(1),
@@ -236,6 +240,7 @@ pub fn seeds() -> [(&'static str, Vec<Vec<u8>>); 3] {
         Record::Put {
             facts: two.clone(),
             is_pending: false,
+            is_spilled: false,
         },
         Record::Clean(two.key),
         Record::Committed { number: 4 },

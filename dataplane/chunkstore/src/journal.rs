@@ -7,6 +7,9 @@
 //! of an earlier lap a smaller position, and one that was written behind a lost group, by an earlier session, a smaller
 //! generation than the group before it (a generation is durable in the superblock before its session writes a group).
 //!
+//! Each group begins with a FLUSHED record: up to where a flush had covered records and data when it was written. What
+//! comes behind the last of them may have come to the device without the data that it names; see `tail.rs`.
+//!
 //! A journal that cannot be written is *lost*: the index goes on in RAM alone, and nothing is promised any more that a
 //! restart would have to keep (see `Store::is_volatile`).
 //!
@@ -42,6 +45,11 @@ pub(crate) struct GroupHeader {
 
 /// Blocks that a submission of this many bytes takes at most.
 pub(crate) fn submission_blocks(bytes: usize) -> u32 {
+    queued_blocks(TICKET_BYTES + bytes)
+}
+
+/// Blocks that so many bytes of the queue take at most: they may make a group of their own.
+fn queued_blocks(bytes: usize) -> u32 {
     group_blocks(TICKET_BYTES + bytes)
 }
 
@@ -136,6 +144,12 @@ pub(crate) struct State {
     admitted_blocks: u64,
     pub(crate) last: u64,
     pub(crate) written: u64,
+    /// Up to this ticket records, and the data that they name, are on stable storage.
+    flushed: u64,
+    /// What the last group says of that.
+    said: u64,
+    /// A group is to say so even without records.
+    is_saying: bool,
     /// The group that is being written. When the core that does so ends, another one writes it again.
     in_flight: Option<Arc<Group>>,
     /// Where the next group goes.
@@ -176,11 +190,13 @@ pub(crate) struct Group {
     pub(crate) position: u64,
     pub(crate) blocks: u32,
     pub(crate) ticket: u64,
+    /// Up to this ticket everything was flushed when it was made.
+    pub(crate) flushed: u64,
     pub(crate) submissions: Vec<(u64, Vec<u8>)>,
 }
 
 impl Journal {
-    /// `ticket` is the last one that was used.
+    /// `ticket` is the last one that was used; everything up to it is on stable storage.
     pub(crate) fn new(
         ring: Extent,
         store: u64,
@@ -200,6 +216,9 @@ impl Journal {
                 admitted_blocks: 0,
                 last: ticket,
                 written: ticket,
+                flushed: ticket,
+                said: 0,
+                is_saying: false,
                 in_flight: None,
                 head,
                 tail,
@@ -222,7 +241,7 @@ impl Journal {
 
     /// Most bytes of one submission: an eighth of the ring.
     pub(crate) fn submission_max(&self) -> usize {
-        (self.ring.len / 8) as usize * BLOCK - GROUP_HEADER - TICKET_BYTES
+        (self.ring.len / 8) as usize * BLOCK - GROUP_HEADER - 2 * TICKET_BYTES
     }
 
     /// Room for so many blocks; `None`: wait for a checkpoint.
@@ -247,7 +266,7 @@ impl Journal {
         st.last += 1;
         let ticket = st.last;
         space.last_ticket.store(ticket, Ordering::Release);
-        let room = BLOCK - GROUP_HEADER;
+        let room = BLOCK - GROUP_HEADER - TICKET_BYTES;
         match st.queue.back_mut() {
             // Small submissions share a block from the start.
             Some((last, bytes)) if bytes.len() + TICKET_BYTES + records.len() <= room => {
@@ -259,7 +278,7 @@ impl Journal {
                 let mut bytes = Vec::with_capacity(TICKET_BYTES + records.len());
                 Record::Ticket(ticket).encode(&mut bytes);
                 bytes.extend_from_slice(records);
-                st.queued_blocks += u64::from(group_blocks(bytes.len()));
+                st.queued_blocks += u64::from(queued_blocks(bytes.len()));
                 st.queue.push_back((ticket, bytes));
             }
         }
@@ -285,20 +304,21 @@ impl Journal {
         }
         let mut submissions = Vec::new();
         let mut bytes = 0;
-        let mut ticket = 0;
+        let mut ticket = st.written;
         while let Some((_, records)) = st.queue.front()
             && (submissions.is_empty() || bytes + records.len() <= GROUP_BYTES)
             && let Some((last, records)) = st.queue.pop_front()
         {
             bytes += records.len();
             ticket = last;
-            st.queued_blocks -= u64::from(group_blocks(records.len()));
+            st.queued_blocks -= u64::from(queued_blocks(records.len()));
             submissions.push((last, records));
         }
-        if submissions.is_empty() {
+        let is_saying = std::mem::take(&mut st.is_saying);
+        if submissions.is_empty() && !is_saying {
             return None;
         }
-        let blocks = group_blocks(bytes);
+        let blocks = queued_blocks(bytes);
         let position = st.head;
         st.head += u64::from(blocks);
         let used = st.head - st.tail;
@@ -310,6 +330,7 @@ impl Journal {
             position,
             blocks,
             ticket,
+            flushed: st.flushed,
             submissions,
         });
         st.in_flight = Some(group.clone());
@@ -321,6 +342,28 @@ impl Journal {
         let mut st = self.lock();
         st.in_flight = None;
         st.written = group.ticket;
+        st.said = group.flushed;
+    }
+
+    /// A flush that began when `ticket` was written has ended.
+    pub(crate) fn flushed(&self, ticket: u64) {
+        let mut st = self.lock();
+        st.flushed = st.flushed.max(ticket);
+    }
+
+    /// Whether a flush would make something durable.
+    pub(crate) fn is_unflushed(&self) -> bool {
+        let st = self.lock();
+        !st.is_lost && st.last > st.flushed
+    }
+
+    /// The next group says what was flushed, even if it says nothing else: so that a start after a quiet time has little
+    /// to verify.
+    pub(crate) fn say_flushed(&self) {
+        let mut st = self.lock();
+        if !st.is_lost && st.said < st.flushed && st.in_use() < self.blocks() / 8 * 7 {
+            st.is_saying = true;
+        }
     }
 
     /// The journal cannot be made durable any more: records are dropped from now on, and the device stays as it is now for
@@ -340,6 +383,7 @@ impl Journal {
             return false;
         }
         st.queue.clear();
+        st.is_saying = false;
         st.queued_blocks = 0;
         st.in_flight = None;
         st.written = st.last;
@@ -380,6 +424,6 @@ impl State {
 
     /// Whether nothing is to be written.
     pub(crate) fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.in_flight.is_none()
+        self.queue.is_empty() && !self.is_saying && self.in_flight.is_none()
     }
 }

@@ -12,7 +12,7 @@
 //! - `superblock`, `signature`, `device`: what the device is, and transfers of blocks.
 //! - `space`: who owns which block. `spill`: what the device refused. `index`, `slots`, `bodies`: which chunks there are. `body`: one chunk.
 //! - `journal`, `append`, `checkpoint`, `record`: changes of the index on the device.
-//! - `recovery`, `replay`: the index again after a start.
+//! - `recovery`, `replay`, `tail`: the index again after a start.
 //! - `seal`, `read`, `store`: what callers see.
 //!
 //! The format is drawn in docs/disk-layout.md.
@@ -52,6 +52,7 @@ mod space;
 mod spill;
 mod store;
 mod superblock;
+mod tail;
 mod wire;
 
 #[cfg(test)]

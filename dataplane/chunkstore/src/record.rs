@@ -18,15 +18,17 @@ const REMOVE: u8 = 5;
 
 const TICKET: u8 = 6;
 const MARK: u8 = 7;
+const FLUSHED: u8 = 8;
 
 /// The number in a MARK record that stands for the SEAL records instead of a stripe.
 const MARK_SEALS: u16 = u16::MAX;
 
-/// Bytes of a TICKET or MARK record.
+/// Bytes of a TICKET, MARK or FLUSHED record.
 pub(crate) const TICKET_BYTES: usize = 12;
 
 const FLAG_DIRTY: u8 = 1;
 const FLAG_PENDING: u8 = 2;
+const FLAG_SPILLED: u8 = 4;
 
 const PUT_FIXED: usize = 32;
 const SEAL_FIXED: usize = 24;
@@ -35,7 +37,12 @@ const SEAL_FIXED: usize = 24;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Record {
     /// A chunk was sealed, replacing what its id had.
-    Put { facts: BodyFacts, is_pending: bool },
+    Put {
+        facts: BodyFacts,
+        is_pending: bool,
+        /// The device refused some of it: that its blocks are not what they should be says nothing of a power cut.
+        is_spilled: bool,
+    },
     /// A file was sealed: its pending chunks are final; the coordinator has to be told `commit`.
     Seal {
         ino: Ino,
@@ -52,6 +59,8 @@ pub(crate) enum Record {
     Ticket(u64),
     /// In a checkpoint: it has seen this stripe (`None`: the SEAL records) up to this ticket.
     Mark { stripe: Option<u16>, ticket: u64 },
+    /// A flush has covered everything up to this ticket, records and what they name.
+    Flushed(u64),
 }
 
 /// Bytes of a PUT record.
@@ -85,11 +94,12 @@ fn get_key(g: &mut Get<'_>) -> Option<ChunkKey> {
     clippy::cast_possible_truncation,
     reason = "a chunk has at most 1024 runs"
 )]
-pub(crate) fn encode_put(out: &mut Vec<u8>, facts: &BodyFacts, is_pending: bool) {
+pub(crate) fn encode_put(out: &mut Vec<u8>, facts: &BodyFacts, is_pending: bool, is_spilled: bool) {
     out.push(PUT);
     let dirty = if facts.is_dirty { FLAG_DIRTY } else { 0 };
     let pending = if is_pending { FLAG_PENDING } else { 0 };
-    out.push(dirty | pending);
+    let spilled = if is_spilled { FLAG_SPILLED } else { 0 };
+    out.push(dirty | pending | spilled);
     out.put_u16(facts.runs.len() as u16);
     out.put_u32(facts.len);
     out.put_u64(facts.key.ino.0);
@@ -116,7 +126,11 @@ impl Record {
     /// Appends it.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Record::Put { facts, is_pending } => encode_put(out, facts, *is_pending),
+            Record::Put {
+                facts,
+                is_pending,
+                is_spilled,
+            } => encode_put(out, facts, *is_pending, *is_spilled),
             Record::Seal {
                 ino,
                 number,
@@ -130,6 +144,10 @@ impl Record {
             Record::Remove(key) => put_key(out, REMOVE, *key),
             Record::Ticket(ticket) => {
                 out.extend_from_slice(&[TICKET, 0, 0, 0]);
+                out.put_u64(*ticket);
+            }
+            Record::Flushed(ticket) => {
+                out.extend_from_slice(&[FLUSHED, 0, 0, 0]);
                 out.put_u64(*ticket);
             }
             Record::Mark { stripe, ticket } => {
@@ -167,6 +185,7 @@ impl Record {
                 Record::Put {
                     facts,
                     is_pending: flags & FLAG_PENDING != 0,
+                    is_spilled: flags & FLAG_SPILLED != 0,
                 }
             }
             SEAL => {
@@ -189,6 +208,10 @@ impl Record {
             TICKET => {
                 g.bytes(3)?;
                 Record::Ticket(g.count()?)
+            }
+            FLUSHED => {
+                g.bytes(3)?;
+                Record::Flushed(g.count()?)
             }
             MARK => {
                 g.u8()?;

@@ -1,5 +1,5 @@
 //! Opening a store: recognise the device, read the newest checkpoint and the journal behind it, rebuild the index. Chunks
-//! are not read. When no checkpoint can be read, all headers are scanned instead.
+//! are not read, but for those of the last second or so (`tail.rs`). When no checkpoint can be read, all headers are scanned instead.
 
 use crate::body::{ChunkBody, Pool};
 use crate::checkpoint::{CheckpointHeader, segment_records};
@@ -10,15 +10,15 @@ use crate::header;
 use crate::index::Index;
 use crate::journal::{GroupHeader, Journal, Newest};
 use crate::record::{Record, seal_bytes};
-use crate::replay::{PendingSeal, Replay};
+use crate::replay::{PendingSeal, Replay, decode_all};
 use crate::space::Space;
 use crate::store::{Inner, Seal, Seals, Store, StoreOptions};
 use crate::superblock::{COPIES, Found, Geometry, HEAD_BLOCKS, Superblock, examine};
-use fastcache_reactor::{IoBuf, now};
+use fastcache_reactor::{IoBuf, entropy, now, wall_clock_seconds};
 use fastcache_types::{BLOCK, BLOCK_U64, ChunkKey, Extent};
-use std::io::Read;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Blocks read at once from the journal and by the scan.
 const WINDOW_BLOCKS: u32 = 256;
@@ -242,11 +242,8 @@ async fn check_same_store(device: &Device, superblock: &Superblock) -> Result<()
 async fn format(device: &Device) -> Result<Superblock, StoreError> {
     let geometry = Geometry::new(device.len())?;
     let mut uuid = [0; 16];
-    std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut uuid))?;
-    let formatted_at = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    entropy(&mut uuid)?;
+    let formatted_at = wall_clock_seconds();
     let superblock = Superblock {
         uuid,
         generation: 1,
@@ -321,13 +318,33 @@ async fn load(
     // Where a checkpoint that cannot be read says that the journal has been before.
     let mut least_head = 0;
     for (n, &(area, ref header)) in found.iter().enumerate() {
-        let mut fresh = Replay::new();
-        let is_whole = load_checkpoint(device, superblock, area, header, &mut fresh).await;
         // The newest of two readable checkpoints is followed by its journal for sure; another one must show it.
         let is_sure = n == 0 && found.len() == 2;
-        let head = match is_whole {
-            true => replay_journal(device, superblock, header, &mut fresh, is_sure).await,
-            false => None,
+        let mut end = JournalEnd {
+            limit: u64::MAX,
+            is_sure,
+        };
+        let (head, fresh) = loop {
+            let mut fresh = Replay::new();
+            let is_whole = load_checkpoint(device, superblock, area, header, &mut fresh).await;
+            let head = match is_whole {
+                true => replay_journal(device, superblock, header, &mut fresh, end).await,
+                false => None,
+            };
+            let Some(head) = head else {
+                break (None, fresh);
+            };
+            let (whole, gone) = fresh.tail.whole_until(device, store, head).await;
+            if whole == head {
+                fresh.drop_all(gone);
+                break (Some(head), fresh);
+            }
+            tracing::warn!(target: "nvme", position = whole, end = head,
+                "a power cut took chunks that were not flushed; going back to where all are whole");
+            end = JournalEnd {
+                limit: whole,
+                is_sure: true,
+            };
         };
         let Some(head) = head.filter(|&head| head >= least_head) else {
             tracing::error!(target: "nvme", sequence = header.sequence, "a checkpoint cannot be used; trying an older one");
@@ -448,14 +465,23 @@ impl RingReader<'_> {
     }
 }
 
+/// What is known of the journal's end.
+#[derive(Clone, Copy)]
+struct JournalEnd {
+    /// What starts here or later does not count.
+    limit: u64,
+    /// The journal leads there from the checkpoint.
+    is_sure: bool,
+}
+
 /// Applies the journal from a checkpoint on; answers where it ends. `None`: this part of the journal has been
-/// overwritten, so that the checkpoint leads nowhere (looked for unless `is_sure`).
+/// overwritten, so that the checkpoint leads nowhere (looked for unless that is sure).
 async fn replay_journal(
     device: &Device,
     superblock: &Superblock,
     checkpoint: &CheckpointHeader,
     replay: &mut Replay,
-    is_sure: bool,
+    end: JournalEnd,
 ) -> Option<u64> {
     let store = superblock.store_id();
     let ring = superblock.geometry.journal;
@@ -468,7 +494,9 @@ async fn replay_journal(
     let mut generation = checkpoint.generation;
     let mut position = checkpoint.start;
     let mut groups = 0u64;
-    while position - checkpoint.start < u64::from(ring.len) {
+    // Groups that no flush is known to have covered: position, last ticket, records.
+    let mut tail: VecDeque<(u64, u64, Vec<Record>)> = VecDeque::new();
+    while position - checkpoint.start < u64::from(ring.len) && position < end.limit {
         let Some(block) = reader.get(position, 1).await else {
             break;
         };
@@ -487,15 +515,36 @@ async fn replay_journal(
             tracing::warn!(target: "nvme", position, "the journal ends with a torn or damaged group");
             break;
         };
-        replay.apply_all(records);
+        let records = decode_all(records);
+        let ticket = records.iter().rev().find_map(|r| match r {
+            Record::Ticket(ticket) => Some(*ticket),
+            _ => None,
+        });
+        // Format 1 does not say it; what it wrote is believed.
+        let flushed = match records.first() {
+            Some(Record::Flushed(ticket)) => *ticket,
+            _ => u64::MAX,
+        };
+        tail.push_back((position, ticket.unwrap_or(0), records));
+        while tail
+            .front()
+            .is_some_and(|(_, ticket, _)| *ticket <= flushed)
+            && let Some((_, _, records)) = tail.pop_front()
+        {
+            replay.apply_all(records);
+        }
         generation = group.generation;
         position += u64::from(group.blocks());
         groups += 1;
     }
-    tracing::debug!(target: "nvme", groups, position, "journal replayed");
+    tracing::debug!(target: "nvme", groups, unflushed = tail.len(), position, "journal replayed");
+    for (position, _, records) in tail {
+        replay.tail.begin(position);
+        replay.apply_all(records);
+    }
     // A group of a later lap where the next one should be: the journal went on, and this part was overwritten. The
     // later group may begin a little behind, as far as one is long.
-    for ahead in 0..if is_sure { 0 } else { ring.len / 8 } {
+    for ahead in 0..if end.is_sure { 0 } else { ring.len / 8 } {
         let at = position + u64::from(ahead);
         let group = reader
             .get(at, 1)
@@ -553,6 +602,7 @@ async fn scan(
         replay.load(Record::Put {
             facts,
             is_pending: false,
+            is_spilled: false,
         });
     }
     Ok(())

@@ -3,8 +3,9 @@
 use crate::body::BodyFacts;
 use crate::index::{Index, STRIPES};
 use crate::record::Record;
-use crate::slots::{Body, Slots};
+use crate::slots::{Body, Slots, ids_of};
 use crate::space::Space;
+use crate::tail::Tail;
 use crate::wire::Get;
 use fastcache_types::{ChunkKey, Extent, Ino};
 use std::cell::Cell;
@@ -61,6 +62,10 @@ pub(crate) struct Replay {
     stripe_marks: [u64; STRIPES],
     seals_mark: u64,
     order: u64,
+    /// What the records of the journal that no flush is known to have covered put.
+    pub(crate) tail: Tail,
+    /// What it put and is not there.
+    dropped: Vec<ChunkKey>,
 }
 
 /// What recovery makes of the records.
@@ -82,6 +87,8 @@ impl Replay {
             stripe_marks: [0; STRIPES],
             seals_mark: 0,
             order: 0,
+            tail: Tail::default(),
+            dropped: Vec::new(),
         }
     }
 
@@ -99,7 +106,14 @@ impl Replay {
     pub(crate) fn apply(&mut self, record: Record) {
         match record {
             Record::Ticket(ticket) => self.ticket = ticket,
-            Record::Put { facts, is_pending } if self.is_new(facts.key.ino) => {
+            Record::Put {
+                facts,
+                is_pending,
+                is_spilled,
+            } if self.is_new(facts.key.ino) => {
+                let order = self.order + 1;
+                let slots = &self.stripes[Index::stripe_of(facts.key.ino)];
+                self.tail.put(&facts, is_pending, is_spilled, order, slots);
                 self.put(facts, is_pending);
             }
             Record::Seal {
@@ -108,7 +122,15 @@ impl Replay {
                 commit,
             } => {
                 if self.is_new(ino) {
-                    self.of(ino).confirm(ino, &mut Vec::new());
+                    let slots = &mut self.stripes[Index::stripe_of(ino)];
+                    for (id, _) in slots.pending.range(ids_of(ino)) {
+                        if let Some(body) = slots.current.get(id) {
+                            self.tail.confirm(body);
+                        }
+                    }
+                    let mut dead = Vec::new();
+                    slots.confirm(ino, &mut dead);
+                    self.tail.end(&dead);
                 }
                 if self.ticket > self.seals_mark {
                     self.seal(ino, number, commit);
@@ -118,8 +140,19 @@ impl Replay {
                 self.seals.remove(&number);
                 self.next_number = self.next_number.max(number + 1);
             }
-            Record::Clean(key) if self.is_new(key.ino) => drop(self.of(key.ino).clean(key)),
-            Record::Remove(key) if self.is_new(key.ino) => drop(self.of(key.ino).remove(key)),
+            Record::Clean(key) if self.is_new(key.ino) => {
+                let id = key.id();
+                let slots = &mut self.stripes[Index::stripe_of(key.ino)];
+                let prior = slots.pending.get(&id).and_then(Option::as_ref);
+                let held = slots.current.get(&id).into_iter().chain(prior);
+                held.filter(|body| body.key() == key)
+                    .for_each(|body| self.tail.clean(body));
+                slots.clean(key);
+            }
+            Record::Remove(key) if self.is_new(key.ino) => {
+                let dead = self.of(key.ino).remove(key);
+                self.tail.end(dead.as_slice());
+            }
             _ => {}
         }
     }
@@ -127,7 +160,9 @@ impl Replay {
     /// Takes one record of a checkpoint.
     pub(crate) fn load(&mut self, record: Record) {
         match record {
-            Record::Put { facts, is_pending } => self.put(facts, is_pending),
+            Record::Put {
+                facts, is_pending, ..
+            } => self.put(facts, is_pending),
             Record::Seal {
                 ino,
                 number,
@@ -152,8 +187,9 @@ impl Replay {
             order: self.order,
             is_cleaned: Cell::new(false),
         };
-        self.of(body.facts.key.ino)
-            .put(body, is_pending, &mut Vec::new());
+        let mut dead = Vec::new();
+        self.of(body.facts.key.ino).put(body, is_pending, &mut dead);
+        self.tail.end(&dead);
     }
 
     fn seal(&mut self, ino: Ino, number: u64, commit: Vec<u8>) {
@@ -173,15 +209,24 @@ impl Replay {
         each(records, |record| self.load(record));
     }
 
-    /// Applies the records of a checked group.
-    pub(crate) fn apply_all(&mut self, records: &[u8]) {
-        each(records, |record| self.apply(record));
+    /// Applies the records of a group.
+    pub(crate) fn apply_all(&mut self, records: Vec<Record>) {
+        records.into_iter().for_each(|record| self.apply(record));
+    }
+
+    /// These are not there.
+    pub(crate) fn drop_all(&mut self, keys: Vec<ChunkKey>) {
+        for key in keys {
+            tracing::warn!(target: "nvme", %key, "a chunk is not whole; the cloud has it");
+            self.of(key.ino).remove(key);
+            self.dropped.push(key);
+        }
     }
 
     /// Ends the replay: chunks without their SEAL record give way to what they replaced, chunks that cannot be are
     /// dropped, and of two chunks that own the same block the later one stays.
     pub(crate) fn finish(&mut self, region: Extent) -> Rebuilt {
-        let mut dropped = Vec::new();
+        let mut dropped = std::mem::take(&mut self.dropped);
         let stripes = std::mem::take(&mut self.stripes);
         let count = stripes.iter().map(|slots| slots.current.len()).sum();
         let space = Space::new(region, &[]);
@@ -246,6 +291,13 @@ impl Replay {
             dropped,
         }
     }
+}
+
+/// The records of a checked group.
+pub(crate) fn decode_all(records: &[u8]) -> Vec<Record> {
+    let mut all = Vec::new();
+    each(records, |record| all.push(record));
+    all
 }
 
 /// Decodes records. One of an unknown kind ends it (the checksum was right, so that only a newer program can have

@@ -261,7 +261,9 @@ impl Store {
                         out[at] = Some(current.clone());
                         continue;
                     }
-                    encode_put(&mut records, &prepared[at].facts, is_pending);
+                    let facts = &prepared[at].facts;
+                    let is_spilled = facts.extents().any(|e| inner.device.spill.touches(e));
+                    encode_put(&mut records, facts, is_pending, is_spilled);
                     if let Some(current) = &current {
                         inner.index.count_out(current);
                         if current.key() != body.key() {

@@ -9,8 +9,10 @@ use fastcache_types::{BLOCK, BLOCK_U64, Extent};
 
 /// First bytes: "FASTCACH".
 const MAGIC: u64 = u64::from_le_bytes(*b"FASTCACH");
-/// Version of the disk format. 1: first.
-pub(crate) const FORMAT: u32 = 1;
+/// Version of the disk format. 1: first. 2: groups of the journal say up to where it has been flushed.
+pub(crate) const FORMAT: u32 = 2;
+/// The oldest that is read; opening a store makes it one of [`FORMAT`].
+const FORMAT_MIN: u32 = 1;
 /// Blocks of the two copies.
 pub(crate) const COPIES: [u32; 2] = [0, 16];
 /// Blocks at the start of the device that hold the copies and zeros. Read as a whole at open.
@@ -176,7 +178,7 @@ fn decode(block: &[u8]) -> Copy {
 /// The fields after the magic, or the format when it is not ours.
 fn fields(g: &mut Get<'_>) -> Option<Result<Superblock, u32>> {
     let format = g.u32()?;
-    if format != FORMAT {
+    if !(FORMAT_MIN..=FORMAT).contains(&format) {
         return Some(Err(format));
     }
     if g.u32()? != 4096 {

@@ -3,6 +3,8 @@
 
 mod format;
 mod model;
+#[cfg(not(feature = "race"))]
+mod power;
 mod sealing;
 mod sick;
 
@@ -32,6 +34,7 @@ pub(crate) fn reactor<T>(main: impl AsyncFnOnce() -> T) -> T {
         entries: 128,
         pool_buffers: 1,
         buffer_bytes: 1 << 20,
+        wide_entries: false,
     };
     run(config, || main()).unwrap()
 }

@@ -55,6 +55,11 @@ pub enum HandshakeError {
         /// Minor version of the kernel.
         minor: u32,
     },
+    /// FUSE over io_uring was demanded and is not offered.
+    #[error(
+        "the kernel does not offer FUSE over io_uring (Linux 6.14 or later, built with CONFIG_FUSE_IO_URING): use --fuse-transport auto or dev"
+    )]
+    NoUring,
     /// The first request was not an INIT.
     #[error("the first FUSE request is not an INIT but opcode {0}")]
     NotInit(u32),
@@ -77,6 +82,12 @@ impl Negotiated {
     #[must_use]
     pub const fn has(&self, flags: u64) -> bool {
         self.flags & flags == flags
+    }
+
+    /// Requests come over io_uring.
+    #[must_use]
+    pub const fn over_io_uring(&self) -> bool {
+        self.has(init::OVER_IO_URING)
     }
 
     /// SETXATTR carries 16 bytes of arguments.
@@ -113,11 +124,11 @@ pub fn parse_init(message: &[u8]) -> Result<(InHeader, InitIn), HandshakeError> 
     }
 }
 
-/// Decides what to answer.
+/// Decides what to answer. `over_io_uring`: whether requests are to come over io_uring, where the kernel offers it.
 ///
 /// # Errors
 /// When the kernel is too old.
-pub fn negotiate(offer: &InitIn) -> Result<Verdict, HandshakeError> {
+pub fn negotiate(offer: &InitIn, over_io_uring: bool) -> Result<Verdict, HandshakeError> {
     let mut out = InitOut {
         major: MAJOR,
         minor: MINOR,
@@ -136,7 +147,12 @@ pub fn negotiate(offer: &InitIn) -> Result<Verdict, HandshakeError> {
     if offered & init::INIT_EXT != 0 {
         offered |= u64::from(offer.flags2) << 32;
     }
-    let flags = offered & WANTED;
+    let wanted = if over_io_uring {
+        WANTED | init::OVER_IO_URING
+    } else {
+        WANTED
+    };
+    let flags = offered & wanted;
     out.max_readahead = offer.max_readahead;
     out.flags = low(flags);
     out.flags2 = low(flags >> 32);

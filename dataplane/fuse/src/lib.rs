@@ -32,8 +32,9 @@ pub use handlers::Handlers;
 pub use mount::{Aborter, FS_TYPE, Mount, MountEntry, MountError, MountOptions, find_mount, mount};
 pub use notify::Notifier;
 pub use opcode::{counters, latencies};
-pub use transport::Transport;
-pub use transport::dev_fuse::{BUFFER_MIN, Session};
+pub use transport::choice::{Choice, ChoiceError, Kind, Wish, choose};
+pub use transport::dev_fuse::BUFFER_MIN;
+pub use transport::{Session, Transport};
 
 use fastcache_cache::FileSystem;
 

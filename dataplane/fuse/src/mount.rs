@@ -12,8 +12,9 @@ pub use mountinfo::{MountEntry, find_mount, parse_mountinfo};
 use crate::handshake::{HandshakeError, Negotiated, Verdict, negotiate, parse_init};
 use crate::notify::Notifier;
 use crate::reply::{OUT_HEADER, out_header};
-use crate::transport::dev_fuse::Session;
+use crate::transport::choice::Choice;
 use crate::transport::interrupt::Waiting;
+use crate::transport::{Session, dev_fuse, uring};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -53,6 +54,8 @@ pub struct MountOptions {
     pub suid: bool,
     /// Let device nodes on the mount work.
     pub dev: bool,
+    /// How requests are to come.
+    pub transport: Choice,
 }
 
 impl Default for MountOptions {
@@ -61,6 +64,7 @@ impl Default for MountOptions {
             read_ahead_kib: READ_AHEAD_KIB,
             suid: true,
             dev: true,
+            transport: Choice::dev("it is the default"),
         }
     }
 }
@@ -133,6 +137,7 @@ pub struct Mount {
     /// Canonical path of the mount point.
     dir: PathBuf,
     connection: Arc<Connection>,
+    transport: Choice,
     is_mounted: bool,
 }
 
@@ -177,7 +182,8 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
         dir: &dir,
         is_armed: true,
     };
-    let negotiated = converse(&device)?;
+    let negotiated = converse(&device, &options.transport)?;
+    let transport = options.transport.after(negotiated.over_io_uring());
     let dev = find_mount(&dir).ok().flatten().map(|entry| entry.dev);
     undo.disarm();
     match dev {
@@ -188,7 +194,8 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
     }
     tracing::info!(
         target: "fuse", dir = %dir.display(), minor = negotiated.minor,
-        flags = format_args!("{:#x}", negotiated.flags), "mounted"
+        flags = format_args!("{:#x}", negotiated.flags), transport = transport.kind.name(), why = %transport.why,
+        "mounted"
     );
     Ok(Mount {
         dir,
@@ -198,6 +205,7 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
             waiting: Waiting::default(),
             dev,
         }),
+        transport,
         is_mounted: true,
     })
 }
@@ -309,7 +317,7 @@ pub(crate) fn open_device() -> Result<OwnedFd, Errno> {
 }
 
 /// Reads INIT and answers it.
-fn converse(device: &OwnedFd) -> Result<Negotiated, MountError> {
+fn converse(device: &OwnedFd, transport: &Choice) -> Result<Negotiated, MountError> {
     let mut buffer = vec![0u8; INIT_BUFFER];
     loop {
         let mut fds = [PollFd::new(device, PollFlags::IN)];
@@ -327,7 +335,12 @@ fn converse(device: &OwnedFd) -> Result<Negotiated, MountError> {
             Err(e) => return Err(failed(e)),
         };
         let (header, offer) = parse_init(&buffer[..got])?;
-        let (out, negotiated) = match negotiate(&offer)? {
+        let (out, negotiated) = match negotiate(&offer, transport.is_uring())? {
+            Verdict::Agreed(_, negotiated)
+                if transport.is_demanded && !negotiated.over_io_uring() =>
+            {
+                return Err(HandshakeError::NoUring.into());
+            }
             Verdict::Agreed(out, negotiated) => (out, Some(negotiated)),
             Verdict::AskAgain(out) => (out, None),
         };
@@ -362,13 +375,25 @@ impl Mount {
         self.connection.negotiated
     }
 
-    /// A session of its own for one core: a descriptor cloned from the mount's, so that cores do not share a queue
-    /// of requests in work. To be moved to that core and given to [`serve`](crate::serve).
+    /// How requests come, and why so.
+    #[must_use]
+    pub fn transport(&self) -> &Choice {
+        &self.transport
+    }
+
+    /// Sessions for the cores on these processors, each with a descriptor cloned from the mount's, so that cores do not
+    /// share a queue of requests in work. To be moved to that core and given to [`serve`](crate::serve).
     ///
     /// # Errors
-    /// When the device cannot be opened or cloned.
-    pub fn session(&self) -> io::Result<Session> {
-        Session::clone_from(Arc::clone(&self.connection))
+    /// When the device cannot be opened or cloned, or it is not known how many processors there can be.
+    pub fn sessions(&self, cpus: &[usize]) -> io::Result<Vec<Session>> {
+        let dev = || dev_fuse::Session::clone_from(Arc::clone(&self.connection));
+        if !self.transport.is_uring() {
+            return cpus.iter().map(|_| dev().map(Session::Dev)).collect();
+        }
+        let shares = uring::shares(uring::possible_cpus()?, cpus);
+        let with_queues = |share| Ok(Session::Uring(uring::Session::new(dev()?, share)));
+        shares.into_iter().map(with_queues).collect()
     }
 
     /// What tells the kernel to forget things.

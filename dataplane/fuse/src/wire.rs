@@ -223,3 +223,33 @@ wire! {
     /// Notification INVAL_ENTRY; the name follows, with a NUL that `namelen` does not count.
     InvalEntryOut = 16 { parent: u64 = 0, namelen: u32 = 8, flags: u32 = 12 }
 }
+wire! {
+    /// What goes with a request over io_uring beside its header (`fuse_uring_ent_in_out`). In an answer only `payload_sz` is
+    /// read.
+    UringEntInOut = 32 { flags: u64 = 0, commit_id: u64 = 8, payload_sz: u32 = 16, padding: u32 = 20, reserved: u64 = 24 }
+}
+wire! {
+    /// A command of FUSE over io_uring, in the 80 bytes of the submission entry (`fuse_uring_cmd_req`).
+    UringCmdReq = 24 { flags: u64 = 0, commit_id: u64 = 8, qid: u16 = 16, padding: [u8; 6] = 18 }
+}
+
+/// The header of an entry of FUSE over io_uring (`fuse_uring_req_header`):
+///
+/// ```text
+/// 0                128                256                288
+/// | InHeader       | first argument   | UringEntInOut    |     then in memory of its own: the rest of the arguments
+/// | OutHeader      |                  | UringEntInOut    |                                the body of the answer
+/// ```
+pub mod uring_header {
+    /// Header of a request, and of its answer.
+    pub const IN_OUT: usize = 0;
+    /// First argument of a request: the structure of its operation, nothing where it has none.
+    pub const OP_IN: usize = 128;
+    /// Most bytes of that.
+    pub const OP_IN_BYTES: usize = 128;
+    /// [`UringEntInOut`](super::UringEntInOut).
+    pub const ENT_IN_OUT: usize = OP_IN + OP_IN_BYTES;
+    /// Bytes of it all.
+    pub const BYTES: usize = ENT_IN_OUT + size_of::<super::UringEntInOut>();
+    const _: () = assert!(BYTES == 288);
+}

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use fastcache_api::settings::{AGENT_KEYS, unknown_key};
+use fastcache_fuse::Wish;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -42,6 +43,13 @@ struct Flags {
     /// Processors to use, as in 0-3,8; one thread and one ring each [default: all].
     #[arg(long, env = "FASTCACHE_CORES", value_name = "LIST")]
     cores: Option<String>,
+    /// How requests come from the kernel: auto, uring (FUSE over io_uring) or dev (/dev/fuse) [default: auto].
+    #[arg(long, env = "FASTCACHE_FUSE_TRANSPORT", value_name = "TRANSPORT")]
+    fuse_transport: Option<String>,
+    /// Most that is read ahead of sequential readers and waits for them, at most a sixteenth of the store; 0: nothing
+    /// [default: 256MiB].
+    #[arg(long, env = "FASTCACHE_READ_AHEAD", value_name = "SIZE")]
+    read_ahead: Option<String>,
     /// Configuration file (TOML) with the same names as the flags.
     #[arg(long, env = "FASTCACHE_DATA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -56,6 +64,8 @@ struct File {
     socket: Option<PathBuf>,
     listen: Option<String>,
     cores: Option<String>,
+    fuse_transport: Option<String>,
+    read_ahead: Option<String>,
 }
 
 /// What the data plane runs with.
@@ -77,6 +87,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// One thread for each of these processors.
     pub cpus: Vec<usize>,
+    /// How requests are to come.
+    pub transport: Wish,
+    /// Most that is read ahead, bytes.
+    pub read_ahead_bytes: u64,
 }
 
 impl Config {
@@ -110,6 +124,14 @@ impl Config {
             Some(list) => parse_cores(&list).context("--cores")?,
             None => allowed_cpus()?,
         };
+        let transport = flags.fuse_transport.or(file.fuse_transport);
+        let transport = transport
+            .as_deref()
+            .map_or(Ok(Wish::Auto), parse_transport)?;
+        let read_ahead_bytes = match flags.read_ahead.or(file.read_ahead) {
+            Some(size) => parse_size(&size).context("--read-ahead")?,
+            None => fastcache_cache::READ_AHEAD_BYTES,
+        };
         let socket = flags.socket.or(file.socket);
         Ok(Config {
             nvme,
@@ -120,6 +142,8 @@ impl Config {
             mount,
             socket: socket.unwrap_or_else(|| PathBuf::from("/run/fastcache/data.sock")),
             cpus,
+            transport,
+            read_ahead_bytes,
         })
     }
 }
@@ -132,6 +156,8 @@ const KEYS: &[&str] = &[
     "socket",
     "listen",
     "cores",
+    "fuse-transport",
+    "read-ahead",
 ];
 
 fn read_file(path: &Path) -> Result<File> {
@@ -180,6 +206,16 @@ fn parse_size(text: &str) -> Result<u64> {
     number
         .checked_mul(1 << shift)
         .with_context(|| format!("{text:?} is too large"))
+}
+
+/// A transport by its name.
+fn parse_transport(text: &str) -> Result<Wish> {
+    match text {
+        "auto" => Ok(Wish::Auto),
+        "uring" => Ok(Wish::Uring),
+        "dev" => Ok(Wish::Dev),
+        other => bail!("--fuse-transport {other:?}: it is auto, uring or dev"),
+    }
 }
 
 /// A list of processors: `0-3,8`.
@@ -238,6 +274,7 @@ mod tests {
         assert_eq!(parse_size("10GiB").unwrap(), 10 << 30);
         assert_eq!(parse_size(" 256 MiB ").unwrap(), 256 << 20);
         assert_eq!(parse_size("4096").unwrap(), 4096);
+        assert_eq!(parse_size("0").unwrap(), 0);
         for wrong in ["", "GiB", "10GB", "1e3", "-1", "99999999999TiB"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
         }
@@ -254,6 +291,19 @@ mod tests {
             assert!(!error(text).contains("hunter2"), "{}", error(text));
         }
         assert!(error("\n\nmount = [").starts_with("line 3"));
+    }
+
+    #[test]
+    fn transports() {
+        assert_eq!(parse_transport("auto").unwrap(), Wish::Auto);
+        assert_eq!(parse_transport("uring").unwrap(), Wish::Uring);
+        assert_eq!(parse_transport("dev").unwrap(), Wish::Dev);
+        for wrong in ["", "URING", "io_uring", "fuse"] {
+            let error = parse_transport(wrong).unwrap_err().to_string();
+            assert!(error.contains("auto, uring or dev"), "{error}");
+        }
+        let file = parse_file("fuse-transport = \"dev\"\n").unwrap();
+        assert_eq!(file.fuse_transport.as_deref(), Some("dev"));
     }
 
     #[test]

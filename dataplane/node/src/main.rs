@@ -11,7 +11,7 @@ use config::Config;
 use fastcache_api::control::DataStats;
 use fastcache_cache::{FileSystem, Link};
 use fastcache_chunkstore::{Recovered, Store, StoreError, StoreOptions};
-use fastcache_fuse::{Mount, MountError, MountOptions, Session};
+use fastcache_fuse::{Choice, Mount, MountError, MountOptions, Session, choose};
 use fastcache_reactor::Remote;
 use std::path::Path;
 use std::sync::mpsc;
@@ -46,12 +46,13 @@ fn main() {
     }
 }
 
-fn ring_config(cpu: usize) -> fastcache_reactor::Config {
+fn ring_config(cpu: usize, transport: &Choice) -> fastcache_reactor::Config {
     fastcache_reactor::Config {
         cpu: Some(cpu),
         entries: RING_ENTRIES,
         pool_buffers: POOL_BUFFERS,
         buffer_bytes: fastcache_fuse::BUFFER_MIN + fastcache_types::BLOCK,
+        wide_entries: transport.is_uring(),
     }
 }
 
@@ -62,6 +63,7 @@ enum Start {
 }
 
 fn run(config: Config) -> Result<()> {
+    let transport = choose(config.transport)?;
     // Every core says where it can be reached, then waits for its session; the first one brings everything up.
     let (say, hear) = mpsc::channel::<Result<(usize, Remote)>>();
     let mut starts = Vec::new();
@@ -70,8 +72,9 @@ fn run(config: Config) -> Result<()> {
         let (send, receive) = futures_channel::oneshot::channel::<Start>();
         starts.push(send);
         let say = say.clone();
+        let ring = ring_config(cpu, &transport);
         threads.push(std::thread::Builder::new().name(format!("core-{core}")).spawn(move || {
-            let ended = fastcache_reactor::run(ring_config(cpu), || async move {
+            let ended = fastcache_reactor::run(ring, || async move {
                 let _ = say.send(Ok((core, fastcache_reactor::remote())));
                 drop(say);
                 if let Ok(Start::Serve(fs, session)) = receive.await {
@@ -88,7 +91,8 @@ fn run(config: Config) -> Result<()> {
     }
     drop(say);
     let first = config.cpus.first().copied().unwrap_or(0);
-    fastcache_reactor::run(ring_config(first), || bring_up(config, hear, starts))
+    let ring = ring_config(first, &transport);
+    fastcache_reactor::run(ring, || bring_up(config, transport, hear, starts))
         .context("the first core's ring cannot be made")?
 }
 
@@ -98,6 +102,7 @@ async fn serve(fs: FileSystem, session: Session) {
 
 async fn bring_up(
     config: Config,
+    transport: Choice,
     others: mpsc::Receiver<Result<(usize, Remote)>>,
     starts: Vec<futures_channel::oneshot::Sender<Start>>,
 ) -> Result<()> {
@@ -124,6 +129,7 @@ async fn bring_up(
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
+    fs.set_read_ahead(config.read_ahead_bytes);
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,
@@ -159,21 +165,29 @@ async fn bring_up(
         return Ok(());
     }
 
-    let mount = fastcache_fuse::mount(&config.mount, &MountOptions::default())?;
+    let options = MountOptions {
+        transport,
+        ..MountOptions::default()
+    };
+    let mount = fastcache_fuse::mount(&config.mount, &options)?;
+    let transport = mount.transport().clone();
     fs.set_notify(Box::new(mount.notifier()?));
     fs.set_extra_stats(Box::new(move |stats: &mut DataStats| {
         stats.fuse_requests = fastcache_fuse::counters();
         stats.fuse_latency = fastcache_fuse::latencies();
-        stats.transport = "dev".to_owned();
+        stats.transport = transport.kind.name().to_owned();
+        stats.transport_why.clone_from(&transport.why);
         stats.stuck_cores = watched.stuck();
         stats.core_stalls = watched.total();
     }));
-    for start in starts {
-        let session = mount.session()?;
+    let mut sessions = mount.sessions(&config.cpus)?.into_iter();
+    let own = sessions.next();
+    for (start, session) in starts.into_iter().zip(sessions) {
         let _ = start.send(Start::Serve(fs.clone(), session));
     }
-    let session = mount.session()?;
-    fastcache_reactor::spawn(serve(fs.clone(), session)).detach();
+    if let Some(own) = own {
+        fastcache_reactor::spawn(serve(fs.clone(), own)).detach();
+    }
     {
         let fs = fs.clone();
         fastcache_reactor::spawn(async move { fs.background().await }).detach();

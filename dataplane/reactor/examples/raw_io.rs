@@ -30,6 +30,7 @@ fn main() {
         entries: 512,
         pool_buffers: depth,
         buffer_bytes: bytes,
+        wide_entries: false,
     };
     run(config, || async move {
         if std::env::var_os("ONLY_READS").is_none() {
@@ -119,6 +120,7 @@ async fn wakes() {
             entries: 64,
             pool_buffers: 0,
             buffer_bytes: 4096,
+            wide_entries: false,
         };
         run(config, || async move {
             sender.send(remote()).unwrap();

@@ -5,6 +5,7 @@
 //! made by handing out a free piece of a region, by allocating, or by splitting another range in two.
 
 mod arena;
+mod place;
 mod pool;
 #[cfg(all(test, feature = "race"))]
 mod race;
@@ -18,6 +19,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 pub use arena::{Arena, Slot};
+pub use place::Place;
 pub use pool::BufPool;
 pub(crate) use region::{Region, Registration};
 

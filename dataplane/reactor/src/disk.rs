@@ -31,10 +31,12 @@ pub struct Disk {
     device: Device,
 }
 
-/// What is behind a disk; a simulated device will be another variant.
+/// What is behind a disk.
 #[derive(Clone, Debug)]
 enum Device {
     File(Arc<FileDevice>),
+    #[cfg(feature = "sim")]
+    Simulated(crate::sim::Device),
 }
 
 /// An open file or block device.
@@ -83,6 +85,12 @@ impl Disk {
     /// have it. Blocks; may be called on any thread.
     pub fn open(path: impl AsRef<Path>, options: DiskOptions) -> io::Result<Disk> {
         let path = path.as_ref();
+        #[cfg(feature = "sim")]
+        if let Some(device) = crate::sim::world::attached(path) {
+            return Ok(Disk {
+                device: Device::Simulated(device),
+            });
+        }
         let mut open = OpenOptions::new();
         open.read(true)
             .write(true)
@@ -135,14 +143,20 @@ impl Disk {
         reason = "the capacity of a device, not a collection"
     )]
     pub fn len(&self) -> u64 {
-        let Device::File(device) = &self.device;
-        device.len
+        match &self.device {
+            Device::File(device) => device.len,
+            #[cfg(feature = "sim")]
+            Device::Simulated(device) => device.len(),
+        }
     }
 
     /// Whether transfers bypass the page cache; then buffer, offset and length must be aligned to the device's blocks.
     pub fn is_direct(&self) -> bool {
-        let Device::File(device) = &self.device;
-        device.is_direct
+        match &self.device {
+            Device::File(device) => device.is_direct,
+            #[cfg(feature = "sim")]
+            Device::Simulated(_) => true,
+        }
     }
 
     /// Reads the whole buffer from `offset`. Fewer bytes than that is not an error: it is what the device had.
@@ -167,7 +181,23 @@ impl Disk {
         mut buf: IoBuf,
         offset: u64,
     ) -> (io::Result<usize>, IoBuf) {
-        let Device::File(device) = &self.device;
+        #[cfg_attr(
+            not(feature = "sim"),
+            allow(
+                clippy::infallible_destructuring_match,
+                reason = "there is a second kind with the feature `sim`"
+            )
+        )]
+        let device = match &self.device {
+            Device::File(device) => device,
+            #[cfg(feature = "sim")]
+            Device::Simulated(device) => {
+                return match direction {
+                    Direction::Read => device.read(buf, offset).await,
+                    Direction::Write => device.write(buf, offset).await,
+                };
+            }
+        };
         // Beyond this the kernel sees negative numbers, of which -1 means the file's own position.
         if i64::try_from(offset).is_err() {
             return (Err(io::ErrorKind::InvalidInput.into()), buf);
@@ -215,7 +245,18 @@ impl Disk {
     /// # Panics
     /// Outside of a reactor thread.
     pub async fn sync(&self) -> io::Result<()> {
-        let Device::File(device) = &self.device;
+        #[cfg_attr(
+            not(feature = "sim"),
+            allow(
+                clippy::infallible_destructuring_match,
+                reason = "there is a second kind with the feature `sim`"
+            )
+        )]
+        let device = match &self.device {
+            Device::File(device) => device,
+            #[cfg(feature = "sim")]
+            Device::Simulated(device) => return device.sync().await,
+        };
         #[cfg(feature = "faults")]
         if let Some(error) = crate::faults::meet(&device.path, crate::faults::Operation::Sync, 0, 0)
         {
@@ -246,9 +287,15 @@ impl Disk {
     /// Takes the device for this process until the last clone is dropped. Fails with `WouldBlock` if another one, or
     /// another `open` of this process, has it.
     pub fn try_lock_exclusive(&self) -> io::Result<()> {
-        let Device::File(device) = &self.device;
-        rustix::fs::flock(&device.file, FlockOperation::NonBlockingLockExclusive)?;
-        device.is_locked.store(true, Ordering::Relaxed);
+        match &self.device {
+            Device::File(device) => {
+                rustix::fs::flock(&device.file, FlockOperation::NonBlockingLockExclusive)?;
+                device.is_locked.store(true, Ordering::Relaxed);
+            }
+            // Nobody outside of its world has it.
+            #[cfg(feature = "sim")]
+            Device::Simulated(_) => {}
+        }
         Ok(())
     }
 }

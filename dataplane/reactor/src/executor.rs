@@ -23,7 +23,7 @@ use crate::buffer::BufPool;
 use crate::remote::{MainWaker, Message, Remote, Shared};
 use crate::ring::{Driver, Harvest};
 use crate::slab::{Key, Slab};
-use crate::time::{Timers, system_now};
+use crate::time::{Instant, Timers, system_now};
 use crate::watch::{Pulse, Step};
 
 /// Most tasks polled before completions are looked at again: a completion waits for at most so many polls.
@@ -46,6 +46,8 @@ pub struct Config {
     pub pool_buffers: usize,
     /// Bytes of each registered buffer.
     pub buffer_bytes: usize,
+    /// Submission entries of 128 bytes, for [`Fd::command`](crate::Fd::command).
+    pub wide_entries: bool,
 }
 
 impl Default for Config {
@@ -55,6 +57,7 @@ impl Default for Config {
             entries: 512,
             pool_buffers: 16,
             buffer_bytes: 1 << 20,
+            wide_entries: false,
         }
     }
 }
@@ -73,6 +76,9 @@ pub(crate) struct Core {
     tasks: RefCell<Slab<Option<Waker>>>,
     scratch: RefCell<Harvest>,
     pool: BufPool,
+    /// What it has instead of the operating system, when it is simulated.
+    #[cfg(feature = "sim")]
+    pub(crate) world: Option<crate::sim::world::World>,
 }
 
 thread_local! {
@@ -111,11 +117,33 @@ pub(crate) fn with_core<T>(f: impl FnOnce(&Core) -> T) -> T {
 /// # Panics
 /// If the thread is a reactor already. A panic of a task ends the core and goes on in the caller.
 pub fn run<T, F: Future<Output = T>>(config: Config, main: impl FnOnce() -> F) -> io::Result<T> {
+    run_core(|| Core::new(&config), main)
+}
+
+/// The same in a simulated world, if one is given.
+#[cfg(feature = "sim")]
+pub(crate) fn run_in<T, F: Future<Output = T>>(
+    config: Config,
+    world: Option<crate::sim::world::World>,
+    main: impl FnOnce() -> F,
+) -> io::Result<T> {
+    let make = || {
+        let mut core = Core::new(&config)?;
+        core.world = world;
+        Ok(core)
+    };
+    run_core(make, main)
+}
+
+fn run_core<T, F: Future<Output = T>>(
+    make: impl FnOnce() -> io::Result<Core>,
+    main: impl FnOnce() -> F,
+) -> io::Result<T> {
     assert!(
         CORE.get().is_null(),
         "fastcache-reactor: run inside of a reactor thread"
     );
-    let core = Core::new(&config)?;
+    let core = make()?;
     let running = Running::start(&core);
     let result = core.run_main(pin!(main()));
     drop(running);
@@ -172,7 +200,12 @@ impl Core {
             pulse: Pulse::default(),
         });
         let pool = BufPool::new(config.pool_buffers, config.buffer_bytes)?;
-        let driver = Driver::new(config.entries, shared.eventfd.as_raw_fd(), id)?;
+        let driver = Driver::new(
+            config.entries,
+            config.wide_entries,
+            shared.eventfd.as_raw_fd(),
+            id,
+        )?;
         driver.register_pool(pool.region());
         Ok(Core {
             shared,
@@ -184,7 +217,18 @@ impl Core {
             tasks: RefCell::new(Slab::with_capacity(0)),
             scratch: RefCell::default(),
             pool,
+            #[cfg(feature = "sim")]
+            world: None,
         })
+    }
+
+    /// The time on this core's clock.
+    pub(crate) fn now(&self) -> Instant {
+        #[cfg(feature = "sim")]
+        if let Some(world) = &self.world {
+            return world.now();
+        }
+        system_now()
     }
 
     pub(crate) fn push_ready(&self, runnable: Runnable) {
@@ -224,7 +268,32 @@ impl Core {
         }
     }
 
+    /// A turn in a simulated world: any of the ready tasks, or else the next moment at which one is.
+    #[cfg(feature = "sim")]
+    fn simulated_turn(&self, world: &crate::sim::world::World) {
+        self.take_messages();
+        let ready = self.ready.borrow().len() as u64;
+        let picked = usize::try_from(world.random(ready)).unwrap_or(0);
+        let runnable = self.ready.borrow_mut().swap_remove_back(picked);
+        if let Some(runnable) = runnable {
+            runnable.run();
+            world.step();
+        } else if !self.shared.main_woken.load(Ordering::Relaxed) {
+            let next = self.timers.borrow().next();
+            match next {
+                Some(then) => world.wait_until(then),
+                None => panic!("all tasks of a simulated world wait, and nothing will happen"),
+            }
+        }
+        self.fire_timers();
+    }
+
     fn turn(&self) -> io::Result<()> {
+        #[cfg(feature = "sim")]
+        if let Some(world) = &self.world {
+            self.simulated_turn(world);
+            return Ok(());
+        }
         let pulse = &self.shared.pulse;
         pulse.begin(Step::Messages);
         self.take_messages();
@@ -275,7 +344,7 @@ impl Core {
         let mut scratch = self.scratch.take();
         self.timers
             .borrow_mut()
-            .expire(system_now(), &mut scratch.wakers);
+            .expire(self.now(), &mut scratch.wakers);
         scratch.wake();
         self.scratch.replace(scratch);
     }

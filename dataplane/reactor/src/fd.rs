@@ -183,7 +183,7 @@ impl Fd {
         types::Fd(self.fd.as_raw_fd())
     }
 
-    fn keep(&self) -> Keep {
+    pub(crate) fn keep(&self) -> Keep {
         Keep::Fd(self.fd.clone())
     }
 }

@@ -31,6 +31,7 @@
 )]
 
 mod buffer;
+mod command;
 mod disk;
 mod executor;
 #[cfg(feature = "faults")]
@@ -42,19 +43,20 @@ mod op;
 pub mod race;
 mod remote;
 mod ring;
-#[cfg(feature = "race")]
-mod sim;
+#[cfg(any(feature = "race", feature = "sim"))]
+pub mod sim;
 mod slab;
 pub mod striped;
 pub mod sync;
 mod time;
 pub mod watch;
 
-pub use buffer::{Arena, BufPool, IoBuf, PAGE, Slot};
+pub use buffer::{Arena, BufPool, IoBuf, PAGE, Place, Slot};
+pub use command::{COMMAND_BYTES, Segments};
 pub use disk::DiskOptions;
 pub use executor::{Config, pool, run};
 pub use fd::{Fd, Poller};
-pub use ring::MAX_IN_FLIGHT;
+pub use ring::{MAX_IN_FLIGHT, has_wide_entries};
 pub use time::{Elapsed, Instant, Sleep, Timeout};
 
 #[cfg(not(feature = "race"))]
@@ -62,8 +64,10 @@ pub use {
     disk::Disk,
     executor::{Task, remote, spawn, yield_now},
     remote::Remote,
-    time::{now, sleep, timeout},
+    time::{entropy, now, sleep, timeout, wall_clock_seconds},
 };
 
 #[cfg(feature = "race")]
-pub use sim::{Disk, Remote, Task, now, remote, sleep, spawn, timeout, yield_now};
+pub use sim::threads::{
+    Disk, Remote, Task, entropy, now, remote, sleep, spawn, timeout, wall_clock_seconds, yield_now,
+};

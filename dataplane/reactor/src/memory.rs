@@ -103,6 +103,50 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Private memory on small pages, each taken when it is first touched.
+    pub(crate) fn lazy(len: usize) -> io::Result<Memory> {
+        if len == 0 || cfg!(miri) {
+            return Ok(Memory::heap(len, crate::buffer::PAGE));
+        }
+        // SAFETY: a fresh private mapping at an address the kernel picks touches no existing object.
+        let raw = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let Some(base) = NonNull::new(raw.cast::<u8>()) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
+        // Only a hint: a huge page would be taken whole for a request of some bytes.
+        // SAFETY: the range is our own mapping.
+        let _ = unsafe { madvise(raw, len, Advice::LinuxNoHugepage) };
+        Ok(Memory {
+            base,
+            len,
+            kind: Kind::Mapped,
+        })
+    }
+
+    /// Gives the pages from byte `from` on back; they are zeros when they are touched again.
+    ///
+    /// # Safety
+    /// Nobody else may hold a reference to these bytes, and no operation may be using them.
+    pub(crate) unsafe fn discard(&self, from: usize) -> io::Result<()> {
+        let from = from.next_multiple_of(crate::buffer::PAGE);
+        if from >= self.len || !matches!(self.kind, Kind::Mapped) {
+            return Ok(());
+        }
+        // SAFETY: from is less than the length of the mapping; nobody looks at the bytes, by the contract.
+        unsafe {
+            let start = self.base.as_ptr().add(from);
+            madvise(start.cast(), self.len - from, Advice::LinuxDontNeed)?;
+        }
+        Ok(())
+    }
+
     /// Memory that other processes can map: a memfd sealed against shrinking and growing, so that nobody who holds the
     /// descriptor can make an access here fail with SIGBUS.
     pub(crate) fn shared(len: usize) -> io::Result<Memory> {

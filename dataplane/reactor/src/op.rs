@@ -10,7 +10,7 @@ use io_uring::squeue;
 
 use crate::buffer::IoBuf;
 use crate::executor::{try_with_core, with_core};
-use crate::ring::{Driver, Kind, Payload};
+use crate::ring::{Driver, Kind, Payload, Sqe};
 use crate::slab::Key;
 
 /// Waits until the core may start another operation. The caller must start it without awaiting in between.
@@ -64,9 +64,9 @@ impl Op {
     ///
     /// # Safety
     /// As for [`Driver::start`].
-    pub(crate) unsafe fn start(
+    pub(crate) unsafe fn start<E: Into<Sqe>>(
         kind: Kind,
-        make: impl FnOnce(&mut Driver) -> (squeue::Entry, Payload),
+        make: impl FnOnce(&mut Driver) -> (E, Payload),
     ) -> Op {
         with_core(|core| {
             let mut driver = core.driver.borrow_mut();

@@ -1,6 +1,6 @@
 //! Runs models in the interleavings that shuttle finds (feature `race`).
 
-use crate::sim::Disk;
+use crate::sim::threads::Disk;
 use shuttle::future::block_on;
 use shuttle::scheduler::{PctScheduler, RandomScheduler, Scheduler};
 use shuttle::{Config, Runner};

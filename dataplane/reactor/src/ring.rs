@@ -6,6 +6,7 @@
 
 mod files;
 mod setup;
+mod width;
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,12 +17,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{cqueue, opcode, squeue, types};
 
 use crate::buffer::IoBuf;
 use crate::disk::FileDevice;
 use crate::slab::{Key, Slab};
 use files::FileTable;
+use width::Ring;
+pub(crate) use width::Sqe;
+pub use width::has_wide_entries;
 
 /// Most operations of one core that are queued, in the kernel or completed but not yet taken by their future. More
 /// wait before they are queued. Also the size of the completion queue, so that it overflows only by multishot polls.
@@ -119,12 +123,12 @@ impl Harvest {
 
 /// The ring, its operations and its registered files.
 pub(crate) struct Driver {
-    ring: ManuallyDrop<IoUring>,
+    ring: ManuallyDrop<Ring>,
     table: ManuallyDrop<Slab<Entry>>,
     /// Entries of the table that the kernel has not finished with.
     in_kernel: usize,
     /// Entries that found the submission queue full; bounded by MAX_IN_FLIGHT operations and a cancel for each.
-    backlog: VecDeque<squeue::Entry>,
+    backlog: VecDeque<Sqe>,
     /// Entries queued since the last submission of a batch or a turn.
     queued: usize,
     files: FileTable,
@@ -145,9 +149,15 @@ fn key_of(user_data: u64) -> Key {
 
 impl Driver {
     /// `eventfd` must stay open as long as the driver lives.
-    pub(crate) fn new(entries: u32, eventfd: RawFd, id: u64) -> io::Result<Driver> {
-        let ring = setup::create(entries, u32::try_from(MAX_IN_FLIGHT).unwrap_or(u32::MAX))?;
-        let files = FileTable::new(&ring);
+    pub(crate) fn new(
+        entries: u32,
+        wide_entries: bool,
+        eventfd: RawFd,
+        id: u64,
+    ) -> io::Result<Driver> {
+        let completions = u32::try_from(MAX_IN_FLIGHT).unwrap_or(u32::MAX);
+        let ring = Ring::create(entries, completions, wide_entries)?;
+        let files = FileTable::new(&ring.submitter());
         Ok(Driver {
             ring: ManuallyDrop::new(ring),
             table: ManuallyDrop::new(Slab::with_capacity(MAX_IN_FLIGHT)),
@@ -163,7 +173,12 @@ impl Driver {
 
     /// Registers a pool's memory as fixed buffers; without it operations work too, only slower.
     pub(crate) fn register_pool(&self, region: &crate::buffer::Region) {
-        setup::register_pool(&self.ring, self.id, region);
+        setup::register_pool(&self.ring.submitter(), self.id, region);
+    }
+
+    /// Whether the ring takes entries of 128 bytes.
+    pub(crate) fn is_wide(&self) -> bool {
+        self.ring.is_wide()
     }
 
     /// Whether another operation can be started.
@@ -173,7 +188,7 @@ impl Driver {
 
     /// The target of an operation on a disk, and what keeps it open.
     pub(crate) fn disk_target(&mut self, device: &Arc<FileDevice>) -> (Target, Keep) {
-        match self.files.acquire(&self.ring, device) {
+        match self.files.acquire(&self.ring.submitter(), device) {
             Some(slot) => (Target::Registered(slot), Keep::Registered(slot)),
             None => (Target::Fd(device.as_raw_fd()), Keep::Disk(device.clone())),
         }
@@ -187,7 +202,7 @@ impl Driver {
     pub(crate) unsafe fn start(
         &mut self,
         kind: Kind,
-        entry: squeue::Entry,
+        entry: impl Into<Sqe>,
         payload: Payload,
     ) -> Key {
         let state = match kind {
@@ -204,22 +219,23 @@ impl Driver {
             waker: None,
         });
         self.in_kernel += 1;
-        self.push(entry.user_data(user_data(key)));
+        self.push(entry.into().user_data(user_data(key)));
         key
     }
 
     /// Puts an entry on the submission queue, or on the backlog when that is full even after submitting.
-    fn push(&mut self, entry: squeue::Entry) {
+    fn push(&mut self, entry: impl Into<Sqe>) {
+        let entry = entry.into();
         self.queued += 1;
         if self.backlog.is_empty() {
             // SAFETY: start's contract, or an entry without addresses; the table keeps all of it alive and in place.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            if unsafe { self.ring.push(&entry) } {
                 return;
             }
             // An error here shows again in the next turn, where it can be returned.
             let _ = self.ring.submit();
             // SAFETY: as above.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            if unsafe { self.ring.push(&entry) } {
                 return;
             }
         }
@@ -229,7 +245,7 @@ impl Driver {
     fn push_backlog(&mut self) {
         while let Some(entry) = self.backlog.front() {
             // SAFETY: the entry came from `push`, and its operation is still in the table.
-            if unsafe { self.ring.submission().push(entry) }.is_err() {
+            if !unsafe { self.ring.push(entry) } {
                 break;
             }
             self.backlog.pop_front();
@@ -321,10 +337,7 @@ impl Driver {
         self.arm_wake();
         self.push_backlog();
         self.queued = 0;
-        let queue = self.ring.submission();
-        let is_needed = !queue.is_empty() || queue.taskrun() || queue.cq_overflow();
-        drop(queue);
-        if is_needed {
+        if self.ring.has_work() {
             ignore_transient(self.ring.submit())
         } else {
             Ok(())

@@ -2,14 +2,16 @@
 //! simulated clock can take its place.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::future::Future;
+use std::io::{self, Read};
 use std::ops::{Add, AddAssign, Sub};
 use std::pin::Pin;
 use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::executor::{try_with_core, with_core};
+use crate::executor::{Core, try_with_core, with_core};
 
 /// A point on the reactor's monotonic clock, in nanoseconds since the process first asked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -17,7 +19,7 @@ pub struct Instant(u64);
 
 impl Instant {
     /// The clock's start.
-    #[cfg(feature = "race")]
+    #[cfg(any(feature = "race", feature = "sim"))]
     pub(crate) const START: Instant = Instant(0);
 
     /// Time from `earlier` to self; zero if `earlier` is later.
@@ -85,7 +87,35 @@ pub(crate) fn system_now() -> Instant {
 /// # Panics
 /// Outside of a reactor thread.
 pub fn now() -> Instant {
-    with_core(|_| system_now())
+    with_core(Core::now)
+}
+
+/// Fills `out` with bytes that nobody can guess: an identity for what is new.
+///
+/// # Errors
+/// The operating system has none.
+///
+/// # Panics
+/// Outside of a reactor thread.
+pub fn entropy(out: &mut [u8]) -> io::Result<()> {
+    #[cfg(feature = "sim")]
+    if with_core(|core| core.world.as_ref().map(|world| world.fill(out))).is_some() {
+        return Ok(());
+    }
+    File::open("/dev/urandom").and_then(|mut f| f.read_exact(out))
+}
+
+/// Seconds since 1970, for what is to be read by people.
+///
+/// # Panics
+/// Outside of a reactor thread.
+pub fn wall_clock_seconds() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) = with_core(|core| core.world.as_ref().map(crate::sim::world::World::now)) {
+        return now.duration_since(Instant::START).as_secs();
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
 }
 
 /// The pending timers of one core, soonest first. Bounded by the number of futures that sleep.
@@ -152,7 +182,7 @@ impl Future for Sleep {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         with_core(|core| {
             let mut timers = core.timers.borrow_mut();
-            if system_now() >= self.deadline {
+            if core.now() >= self.deadline {
                 let old = self.key.take().and_then(|key| timers.pending.remove(&key));
                 drop(timers);
                 drop(old);

@@ -24,6 +24,7 @@ fn config() -> Config {
         entries: 64,
         pool_buffers: 2,
         buffer_bytes: 64 << 10,
+        wide_entries: false,
     }
 }
 

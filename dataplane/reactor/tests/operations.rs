@@ -12,18 +12,24 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fastcache_reactor::{
-    Arena, Config, Disk, DiskOptions, Fd, IoBuf, PAGE, now, pool, run, sleep, spawn, timeout,
+    Arena, COMMAND_BYTES, Config, Disk, DiskOptions, Fd, IoBuf, PAGE, Place, now, pool, run, sleep,
+    spawn, timeout,
 };
 
 const BOUND: Duration = Duration::from_secs(20);
 const BUF: usize = 128 << 10;
 
 fn reactor<T, F: Future<Output = T>>(test: impl FnOnce() -> F) -> T {
+    reactor_of(false, test)
+}
+
+fn reactor_of<T, F: Future<Output = T>>(is_wide: bool, test: impl FnOnce() -> F) -> T {
     let config = Config {
         cpu: None,
         entries: 16,
         pool_buffers: 4,
         buffer_bytes: BUF,
+        wide_entries: is_wide,
     };
     run(config, || async {
         timeout(BOUND, test()).await.expect("the test hangs")
@@ -486,4 +492,51 @@ fn an_arena_is_seen_by_who_maps_its_descriptor() {
     });
     assert!(Arena::new(0, PAGE).is_err());
     assert!(Arena::new(1, 100).is_err());
+}
+
+/// SOCKET_URING_OP_SIOCINQ: how many bytes can be read from a socket (Linux 6.7).
+const SIOCINQ: u32 = 0;
+
+async fn waiting_bytes(place: &Place) -> std::io::Result<usize> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket
+        .send_to(b"five!", socket.local_addr().unwrap())
+        .unwrap();
+    let socket = Fd::from(OwnedFd::from(socket));
+    // SAFETY: the command touches no memory at all.
+    unsafe { socket.command(SIOCINQ, [0; COMMAND_BYTES], place, None) }.await
+}
+
+#[test]
+fn a_wide_ring_carries_commands_and_everything_else() {
+    if let Err(error) = fastcache_reactor::has_wide_entries() {
+        println!("not tested: no wide ring here: {error}");
+        return;
+    }
+    reactor_of(true, || async {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let disk = disk(&dir, 1 << 20);
+        let mut buf = pool().get().await;
+        buf.fill(5);
+        let (written, buf) = disk.write(buf, 0).await;
+        assert_eq!(written.unwrap(), BUF);
+        drop(buf);
+        let (read, buf) = disk.read(IoBuf::alloc(PAGE), PAGE as u64).await;
+        assert!(read.unwrap() == PAGE && buf.iter().all(|b| *b == 5));
+
+        let place = pool().try_pin().unwrap();
+        match waiting_bytes(&place).await {
+            Ok(bytes) => assert_eq!(bytes, 5),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP), "{error}"),
+        }
+        let held = place.take().unwrap();
+        let error = waiting_bytes(&place).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "the place is held");
+        drop(held);
+    });
+    reactor(|| async {
+        let place = Place::lazy(PAGE).unwrap();
+        let error = waiting_bytes(&place).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "a narrow ring");
+    });
 }

@@ -3,6 +3,7 @@
 use super::Kind::{Counter, Gauge};
 use super::rising::total;
 use super::{Metric, level, metric};
+use crate::types::PinStats;
 use fastcache_api::control::DataStats;
 use metrics::counter;
 
@@ -69,6 +70,30 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         "",
         "chunk reads that the NVMe store could not answer",
+    ),
+    metric(
+        "fastcache_readahead_chunks_total",
+        Counter,
+        "result",
+        "chunks read ahead: `asked`; of those `used` by a reader, `wasted`, or `failed`",
+    ),
+    metric(
+        "fastcache_readahead_bytes_total",
+        Counter,
+        "",
+        "bytes asked for ahead of their readers",
+    ),
+    metric(
+        "fastcache_pinned_files",
+        Gauge,
+        "",
+        "files whose chunks are not evicted",
+    ),
+    metric(
+        "fastcache_pinned_bytes",
+        Gauge,
+        "",
+        "what their chunks take of the device",
     ),
     metric(
         "fastcache_evicted_chunks_total",
@@ -138,6 +163,12 @@ pub(super) const METRICS: &[Metric] = &[
     ),
 ];
 
+/// What the agent knows of it.
+pub(super) fn export_pins(pins: &PinStats) {
+    level("fastcache_pinned_files", pins.files);
+    level("fastcache_pinned_bytes", pins.bytes);
+}
+
 /// Begins those at 0 that nothing may ever happen to.
 pub(super) fn announce() {
     for tier in ["nvme", "cloud", "arena"] {
@@ -167,6 +198,20 @@ pub(super) fn export(data: &DataStats) {
         total("fastcache_hits_total", Some(("tier", tier)), hits);
         total("fastcache_hit_bytes_total", Some(("tier", tier)), bytes);
     }
+    let ahead = [
+        ("asked", data.ahead_chunks),
+        ("used", data.ahead_used),
+        ("wasted", data.ahead_wasted),
+        ("failed", data.ahead_failed),
+    ];
+    for (result, chunks) in ahead {
+        total(
+            "fastcache_readahead_chunks_total",
+            Some(("result", result)),
+            chunks,
+        );
+    }
+    total("fastcache_readahead_bytes_total", None, data.ahead_bytes);
     total("fastcache_misses_total", None, data.misses);
     total("fastcache_evicted_chunks_total", None, data.evicted_chunks);
     total("fastcache_evicted_bytes_total", None, data.evicted_bytes);

@@ -57,7 +57,7 @@ fn place(cloud: &CloudConfig) -> String {
 }
 
 /// What `?path=` names: `None` without it, or when it is the root.
-async fn named(rest: &Rest, uri: &Uri) -> Result<Option<(FilePath, Attr)>, ApiError> {
+pub async fn named(rest: &Rest, uri: &Uri) -> Result<Option<(FilePath, Attr)>, ApiError> {
     let Some(path) = parameter(uri.query(), "path")?.filter(|p| !p.is_empty()) else {
         return Ok(None);
     };
@@ -235,6 +235,9 @@ pub async fn evict(State(rest): State<Rest>, uri: Uri) -> Result<Json<EvictBody>
         let (chunks, bytes) = rest.node.evict(ino).await.map_err(about)?;
         sum.chunks += chunks;
         sum.bytes += bytes;
+        let (chunks, bytes) = rest.node.pinned_here(ino);
+        sum.pinned_chunks += chunks;
+        sum.pinned_bytes += bytes;
     }
     Ok(Json(sum))
 }

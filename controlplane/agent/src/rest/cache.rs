@@ -69,6 +69,7 @@ fn chunk_id(text: &[u8]) -> Option<ChunkId> {
 pub fn stats_body(stats: &NodeStats) -> StatsBody {
     StatsBody {
         nvme: stats.data.clone(),
+        pinned: (&stats.pins).into(),
         queue: (&stats.backlog).into(),
         cloud: (&stats.cloud).into(),
         namespace: stats.namespace.as_ref().map(Into::into),

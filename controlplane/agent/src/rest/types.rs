@@ -1,7 +1,7 @@
 //! JSON bodies of REST, for the server and for `fastcache-ctl`, which reads them. Bytes and seconds as named;
 //! inodes and versions are hexadecimal strings, because JSON numbers end at 2^53.
 
-use crate::types::{Backlog, CloudCounters, NamespaceStats};
+use crate::types::{Backlog, CloudCounters, NamespaceStats, PinStats};
 use fastcache_api::control::DataStats;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,30 @@ impl From<&Backlog> for QueueBody {
     }
 }
 
+/// Pinned files.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct PinnedBody {
+    /// Files.
+    pub pinned_files: u64,
+    /// Chunks of theirs in this node's store.
+    pub pinned_chunks: u64,
+    /// What those take of the device, bytes.
+    pub pinned_bytes: u64,
+    /// Most they may take, bytes.
+    pub pinned_most_bytes: u64,
+}
+
+impl From<&PinStats> for PinnedBody {
+    fn from(p: &PinStats) -> PinnedBody {
+        PinnedBody {
+            pinned_files: p.files,
+            pinned_chunks: p.chunks,
+            pinned_bytes: p.bytes,
+            pinned_most_bytes: p.most_bytes,
+        }
+    }
+}
+
 /// Requests to the object store since the agent started.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct CloudBody {
@@ -204,6 +228,8 @@ impl From<&NamespaceStats> for NamespaceBody {
 pub struct StatsBody {
     /// Counters of the data plane since it started; absent when it is away.
     pub nvme: Option<DataStats>,
+    /// Pinned files.
+    pub pinned: PinnedBody,
     /// The persist queue.
     pub queue: QueueBody,
     /// Requests to the object store.
@@ -292,4 +318,15 @@ pub struct EvictBody {
     pub chunks: u64,
     /// Bytes of the device they took.
     pub bytes: u64,
+    /// Chunks that stay because their files are pinned.
+    pub pinned_chunks: u64,
+    /// Bytes of the device those take.
+    pub pinned_bytes: u64,
+}
+
+/// Answer to `POST /api/admin/unpin`.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct UnpinBody {
+    /// Files that were pinned and are not any more.
+    pub files: u64,
 }

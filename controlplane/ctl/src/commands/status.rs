@@ -82,6 +82,18 @@ fn tell(target: &Target, status: &StatusBody, health: &str) {
         None => line("data plane", "not connected"),
         Some(data) => tell_data(data),
     }
+    let pinned = &status.stats.pinned;
+    if pinned.pinned_files > 0 {
+        line(
+            "pinned",
+            &format!(
+                "{} files, {} of them here (at most {})",
+                pinned.pinned_files,
+                bytes(pinned.pinned_bytes),
+                bytes(pinned.pinned_most_bytes)
+            ),
+        );
+    }
     let queue = &status.stats.queue;
     let capacity = status.stats.nvme.as_ref().map(|d| d.capacity_bytes);
     line("dirty", &dirty(queue, capacity, has_cloud(status)));
@@ -119,9 +131,10 @@ fn tell_data(data: &DataStats) {
     line(
         "data plane",
         &format!(
-            "connected, up {}, transport {}",
+            "connected, up {}, transport {} ({})",
             duration(Duration::from_secs(data.uptime_s)),
-            data.transport
+            data.transport,
+            data.transport_why
         ),
     );
     line(
@@ -143,6 +156,15 @@ fn tell_data(data: &DataStats) {
             data.misses,
             data.fetched_chunks,
             bytes(data.fetched_bytes)
+        ),
+    );
+    line(
+        "ahead",
+        &format!(
+            "{} chunks ({}) asked for before they were read, {} of them in vain",
+            data.ahead_chunks,
+            bytes(data.ahead_bytes),
+            data.ahead_wasted + data.ahead_failed
         ),
     );
     let reads = data.nvme_hits + data.misses;

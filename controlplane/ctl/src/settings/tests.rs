@@ -241,6 +241,22 @@ fn provider(provider: Provider) -> StoreFlags {
     }
 }
 
+#[test]
+fn readahead_is_a_size_or_nothing() {
+    let resolve = |size: &str| {
+        let flags = DataFlags {
+            read_ahead: Some(size.to_owned()),
+            ..DataFlags::default()
+        };
+        DataSettings::resolve(&flags, &FileConfig::default(), Path::new("/d"))
+            .map(|data| data.read_ahead)
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(resolve("0"), Ok(Some(0)));
+    assert_eq!(resolve("64MiB"), Ok(Some(64 << 20)));
+    assert!(resolve("much").unwrap_err().contains("--read-ahead"));
+}
+
 /// The data plane accepts a file that it shares with the agent: it must know these keys.
 #[test]
 fn the_shared_list_of_keys_is_complete() {
@@ -251,6 +267,8 @@ fn the_shared_list_of_keys_is_complete() {
         "nvme-capacity",
         "listen",
         "cores",
+        "fuse-transport",
+        "read-ahead",
         "mount",
         "format",
         "force",

@@ -192,6 +192,26 @@ impl MountPoint {
         matches!(answer, Some(Ok(Err(Errno::NOTCONN | Errno::CONNABORTED))))
     }
 
+    /// Ends the connection of a mount of fastcache on it: whoever waits for an answer gets ECONNABORTED, whether the data
+    /// plane runs, stands or hangs. Bounded: a thread asks, because the kernel may wait for the data plane.
+    pub fn abort(&self) {
+        if !self.is_mounted() {
+            return;
+        }
+        let path = self.path.clone();
+        let (say, hear) = mpsc::channel();
+        let asked = std::thread::Builder::new()
+            .name("mount-abort".to_owned())
+            .spawn(move || {
+                // FUSE ends the connection before it looks whether the mount is in use.
+                let _ = say.send(unmount(&path, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW));
+            });
+        let result = asked.map(|_| hear.recv_timeout(PROBE_MAX));
+        if !matches!(result, Ok(Ok(Ok(()) | Err(Errno::BUSY)))) {
+            tracing::warn!(target: "supervisor", mount = %self.path.display(), ?result, "the connection could not be cut; killing the data plane ends it too");
+        }
+    }
+
     /// Detaches mounts of fastcache on it. To be called when their data plane is gone.
     pub fn clean(&self) -> anyhow::Result<()> {
         let mut is_protected = false;

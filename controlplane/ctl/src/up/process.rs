@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 /// How often a process is looked at while its end is waited for.
 const POLL: Duration = Duration::from_millis(20);
+/// How long a process that was killed may take to be gone.
+const KILL_MAX: Duration = Duration::from_secs(10);
 /// How often a command line that is still empty is looked at, 1 ms apart.
 const EXEC_LOOKS: u32 = 50;
 
@@ -72,9 +74,14 @@ pub async fn terminate(pid: i32, bound: Duration) -> bool {
     if gone(pid, bound).await {
         return true;
     }
-    signal(pid, Signal::KILL);
-    gone(pid, Duration::from_secs(10)).await;
+    kill(pid).await;
     false
+}
+
+/// Kills a process. Whether it is gone after a bounded wait.
+pub async fn kill(pid: i32) -> bool {
+    signal(pid, Signal::KILL);
+    gone(pid, KILL_MAX).await
 }
 
 async fn gone(pid: i32, bound: Duration) -> bool {

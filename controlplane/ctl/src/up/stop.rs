@@ -66,6 +66,25 @@ pub async fn planes(node: &mut NodeFile, mount: &MountPoint) -> anyhow::Result<(
     Ok(())
 }
 
+/// Ends a node that does not stop: cuts the mount off, kills the data plane (also one that is stopped), and ends the agent.
+/// What was sealed is on the device; what was not is lost, as after a kill.
+pub async fn by_force(dir: &Path, node: &mut NodeFile, mount: &MountPoint) -> anyhow::Result<()> {
+    mount.abort();
+    if let Some(pid) = node.data_pid.take()
+        && process::is_plane(pid, "fastcache-data", &node.socket)
+    {
+        anyhow::ensure!(
+            process::kill(pid).await,
+            "fastcache-data ({pid}) does not die, not even by SIGKILL: its device may hang in the kernel; its mount was cut off, and nobody waits for it"
+        );
+    }
+    planes(node, mount).await?;
+    node.left = None;
+    node.phase = Phase::Stopped;
+    node.supervisor_pid = None;
+    node.write(dir)
+}
+
 /// Seals everything and waits for the uploads, at most `bound`. What is left; `None` when nobody could tell.
 async fn uploads(api: &Api, bound: Duration) -> Option<Left> {
     let start = Instant::now();

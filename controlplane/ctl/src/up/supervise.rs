@@ -188,6 +188,12 @@ impl Supervisor {
                 if let Some(cores) = &data.cores {
                     command.arg("--cores").arg(cores);
                 }
+                if let Some(transport) = data.fuse_transport {
+                    command.arg("--fuse-transport").arg(transport.name());
+                }
+                if let Some(bytes) = data.read_ahead {
+                    command.arg("--read-ahead").arg(bytes.to_string());
+                }
                 if self.is_first && data.format {
                     command.arg("--format");
                     if data.force {

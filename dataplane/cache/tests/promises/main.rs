@@ -1,6 +1,7 @@
 //! What the file system of a node promises, checked on its public API: no FUSE, no socket, no coordinator. The agent is
 //! a task on the same reactor (`agent`), the store is a file in a temporary directory.
 //!
+//! - `ahead`: who reads in sequence finds the next chunks, and speculation costs nobody anything.
 //! - `contents`: random operations against a model in memory.
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
@@ -16,6 +17,7 @@
 )]
 
 mod agent;
+mod ahead;
 mod commits;
 mod contents;
 mod misses;

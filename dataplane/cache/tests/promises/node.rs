@@ -87,6 +87,8 @@ pub async fn start_detached(
     let arena = Arena::new(SLOTS, SLOT_BYTES).unwrap();
     let fs = FileSystem::new(store, link.clone(), arena.clone());
     fs.set_chunk_size(CHUNK as u32);
+    // The tests count fetches; those of readahead set it.
+    fs.set_read_ahead(0);
     let agent = Rc::clone(agent);
     let node = Node {
         fs,
@@ -210,7 +212,14 @@ impl Node {
 
     /// Drops the clean chunks of a file from the store; answers how many.
     pub async fn evict(&self, ino: Ino) -> u64 {
-        match self.fs.serve(DataCall::Evict { ino: Some(ino) }).await {
+        match self
+            .fs
+            .serve(DataCall::Evict {
+                ino: Some(ino),
+                pinned: Vec::new(),
+            })
+            .await
+        {
             Ok(DataAnswer::Evicted { chunks, .. }) => chunks,
             other => panic!("Evict: {other:?}"),
         }

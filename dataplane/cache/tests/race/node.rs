@@ -61,6 +61,8 @@ async fn start(path: &Path) -> Node {
     let arena = Arena::new(SLOTS, SLOT_BYTES).unwrap();
     let fs = FileSystem::new(store, link.clone(), arena.clone());
     fs.set_chunk_size(CHUNK as u32);
+    // The tests count flights, and the clock of readahead is not theirs.
+    fs.set_read_ahead(0);
     let agent = Rc::new(Agent::default());
     agent.attach(&link, &arena, 1);
     Node {
@@ -126,7 +128,11 @@ impl Node {
 
     /// Drops the clean chunks of a file from the store.
     pub async fn evict(&self, ino: Ino) -> u64 {
-        match self.fs.serve(DataCall::Evict { ino: Some(ino) }).await {
+        let call = DataCall::Evict {
+            ino: Some(ino),
+            pinned: Vec::new(),
+        };
+        match self.fs.serve(call).await {
             Ok(DataAnswer::Evicted { chunks, .. }) => chunks,
             other => panic!("Evict: {other:?}"),
         }

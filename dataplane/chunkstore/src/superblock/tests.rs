@@ -66,14 +66,30 @@ fn a_newer_format_is_named() {
     let mut h = head(&superblock());
     for at in COPIES {
         let block = &mut h[at as usize * BLOCK..][..BLOCK];
-        block[8] = 2;
+        block[8] = 3;
         let crc = crc_all(&block[..CRC_AT]);
         block[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
     }
     let Found::Refused(StoreError::Version { found, supported }) = examine(&h) else {
         panic!()
     };
-    assert_eq!((found, supported), (2, 1));
+    assert_eq!((found, supported), (3, 2));
+}
+
+#[test]
+fn the_first_format_is_read() {
+    let s = superblock();
+    let mut h = head(&s);
+    for at in COPIES {
+        let block = &mut h[at as usize * BLOCK..][..BLOCK];
+        block[8] = 1;
+        let crc = crc_all(&block[..CRC_AT]);
+        block[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        // Also where one copy is of this format already.
+        assert!(
+            matches!(examine(&h), Found::Store { superblock, is_repaired: false } if superblock == s)
+        );
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Goal: format 1 stays what docs/disk-layout.md says. Method: known values, their bytes at the documented offsets, and
+//! Goal: format 2 stays what docs/disk-layout.md says. Method: known values, their bytes at the documented offsets, and
 //! the checksum of all of them. A change here is a new format.
 
 use super::*;
@@ -57,7 +57,7 @@ fn superblock() {
     let mut b = vec![0; BLOCK];
     s.encode(&mut b);
     assert_eq!(&b[..8], b"FASTCACH");
-    assert_eq!((u32_at(&b, 8), u32_at(&b, 12)), (1, 4096));
+    assert_eq!((u32_at(&b, 8), u32_at(&b, 12)), (2, 4096));
     assert_eq!(b[16..32], uuid);
     assert_eq!(
         (u32_at(&b, 32), u32_at(&b, 36), u64_at(&b, 40)),
@@ -82,9 +82,10 @@ fn records() {
     Record::Put {
         facts: facts(),
         is_pending: true,
+        is_spilled: true,
     }
     .encode(&mut b);
-    let want = "01030200015000000807060504030201141312113433323128272625242322210000020044434241\
+    let want = "01070200015000000807060504030201141312113433323128272625242322210000020044434241\
         0400010054535251";
     assert_eq!(hex(&b), want);
     for (record, want) in [
@@ -106,6 +107,7 @@ fn records() {
             "050000000100000000000000020000000300000000000000",
         ),
         (Record::Ticket(9), "060000000900000000000000"),
+        (Record::Flushed(9), "080000000900000000000000"),
         (
             Record::Mark {
                 stripe: None,

@@ -19,11 +19,11 @@ fn size(seed: u64) -> u64 {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Want {
-    key: ChunkKey,
-    len: u32,
-    image: Arc<Vec<u8>>,
-    is_dirty: bool,
+pub(super) struct Want {
+    pub(super) key: ChunkKey,
+    pub(super) len: u32,
+    pub(super) image: Arc<Vec<u8>>,
+    pub(super) is_dirty: bool,
 }
 
 #[derive(Clone, Default)]
@@ -87,7 +87,7 @@ async fn verify(store: &Store, model: &Model, seed: u64) {
 }
 
 /// A new version of a chunk: random blocks new, the others shared with the body that is there.
-async fn patched(
+pub(super) async fn patched(
     store: &Store,
     rng: &mut StdRng,
     key: ChunkKey,

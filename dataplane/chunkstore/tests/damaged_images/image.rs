@@ -150,6 +150,7 @@ pub fn session<T>(
         entries: 64,
         pool_buffers: 1,
         buffer_bytes: 1 << 20,
+        wide_entries: false,
     };
     run(config, || async {
         let (store, recovered) = Store::open(options(path)).await?;

@@ -222,13 +222,13 @@ fn superblocks(t: &mut Table) {
             i.scramble(second, BLOCK);
         },
     );
-    t.add("a later disk format", Then::Refused("disk format 2"), |i| {
-        i.superblocks(|b| b[8] = 2);
+    t.add("a later disk format", Then::Refused("disk format 3"), |i| {
+        i.superblocks(|b| b[8] = 3);
     });
     t.add(
         "a later disk format in one copy",
-        Then::Refused("disk format 2"),
-        move |i| i.superblock(second, |b| b[8] = 2),
+        Then::Refused("disk format 3"),
+        move |i| i.superblock(second, |b| b[8] = 3),
     );
     t.add("blocks of another size", Then::Refused(both), |i| {
         i.superblocks(|b| b[13] = 0x20);

@@ -25,7 +25,9 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// The format of this program.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The formats it reads.
+const READABLE: [u32; 2] = [1, FORMAT];
 
 fn folder(format: u32) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden_images/format-{format}"))
@@ -94,10 +96,12 @@ fn unpacked(dir: &Path, format: u32, scene: &str) -> PathBuf {
 #[test]
 fn what_an_earlier_build_wrote_is_all_there() {
     let dir = tempfile::tempdir().unwrap();
-    for (scene, _) in SCENES {
-        let path = unpacked(dir.path(), FORMAT, scene);
+    let all = READABLE.into_iter().flat_map(|n| SCENES.map(|s| (n, s.0)));
+    for (format, scene) in all {
+        let path = unpacked(dir.path(), format, scene);
         let wanted =
-            std::fs::read_to_string(folder(FORMAT).join(format!("{scene}.index"))).unwrap();
+            std::fs::read_to_string(folder(format).join(format!("{scene}.index"))).unwrap();
+        let scene = format!("format {format}, {scene}");
         // Killed in the first start, closed in the second: both leave what was found.
         assert_eq!(look(&path).unwrap(), wanted, "{scene}");
         let closed = session(&path, async |store, pending| {

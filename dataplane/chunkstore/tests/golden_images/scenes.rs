@@ -87,6 +87,7 @@ pub fn session<T>(
         entries: 64,
         pool_buffers: 1,
         buffer_bytes: 1 << 20,
+        wide_entries: false,
     };
     let options = StoreOptions {
         path: path.to_path_buf(),

@@ -71,6 +71,7 @@ fn config() -> Config {
         entries: 64,
         pool_buffers: 1,
         buffer_bytes: 1 << 20,
+        wide_entries: false,
     }
 }
 

@@ -7,7 +7,7 @@ use crate::wire::flags::init;
 use zerocopy::IntoBytes;
 
 fn agreed(offer: &InitIn) -> (crate::wire::InitOut, Negotiated) {
-    match negotiate(offer).unwrap() {
+    match negotiate(offer, false).unwrap() {
         Verdict::Agreed(out, negotiated) => (*out, negotiated),
         Verdict::AskAgain(_) => panic!("not agreed"),
     }
@@ -81,7 +81,7 @@ fn other_versions_are_refused_or_asked_again() {
         minor: 0,
         ..InitIn::default()
     };
-    let Verdict::AskAgain(out) = negotiate(&newer).unwrap() else {
+    let Verdict::AskAgain(out) = negotiate(&newer, false).unwrap() else {
         panic!("agreed on 8.0")
     };
     assert_eq!(out.major, 7);
@@ -91,7 +91,7 @@ fn other_versions_are_refused_or_asked_again() {
         ..InitIn::default()
     };
     assert_eq!(
-        negotiate(&older),
+        negotiate(&older, false),
         Err(HandshakeError::TooOld {
             major: 7,
             minor: 30
@@ -102,4 +102,26 @@ fn other_versions_are_refused_or_asked_again() {
         Err(HandshakeError::NotInit(3))
     );
     assert!(parse_init(b"").is_err());
+}
+
+#[test]
+fn io_uring_is_agreed_on_only_when_it_is_wanted_and_offered() {
+    let mut offer = InitIn {
+        major: 7,
+        minor: 45,
+        flags: u32::MAX,
+        flags2: u32::MAX,
+        ..InitIn::default()
+    };
+    let over = |offer: &InitIn, wanted| match negotiate(offer, wanted).unwrap() {
+        Verdict::Agreed(out, negotiated) => {
+            let told = u64::from(out.flags2) << 32 & init::OVER_IO_URING != 0;
+            assert_eq!(told, negotiated.over_io_uring());
+            told
+        }
+        Verdict::AskAgain(_) => panic!("not agreed"),
+    };
+    assert!(over(&offer, true) && !over(&offer, false));
+    offer.flags2 &= !(1 << 9);
+    assert!(!over(&offer, true));
 }

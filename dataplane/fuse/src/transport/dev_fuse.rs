@@ -18,7 +18,7 @@
 
 use super::Transport;
 use super::gate::{Budget, Gate, READS_MAX, Seat};
-use super::interrupt::{LOOK, Verdict, can_be_given_up};
+use super::interrupt::{Way, can_be_given_up, watch};
 use crate::handlers::Handlers;
 use crate::handshake::Negotiated;
 use crate::mount::{Connection, open_device};
@@ -47,6 +47,8 @@ const WRITE_HEAD: usize = size_of::<InHeader>() + size_of::<WriteIn>();
 const RECEIVE_AT: usize = BLOCK - WRITE_HEAD;
 /// Least size of the core's pool buffers, bytes: a READ that does not start on a block needs one block more than it asks for.
 pub const BUFFER_MIN: usize = 2 * BLOCK + REQUEST_MAX;
+/// Least number of buffers a session is served with.
+pub(super) const BUFFERS_MIN: usize = BUFFERS_TO_RECEIVE + BUFFERS_FOR_OTHERS + 4;
 /// Buffers of a core's pool that requests in work leave to the other users of the pool: uploads make room for writes.
 const BUFFERS_FOR_OTHERS: usize = 4;
 /// Buffers that READs leave free beyond these: to receive with.
@@ -54,7 +56,7 @@ const BUFFERS_TO_RECEIVE: usize = READS_MAX;
 /// Most requests in work on a core. Each is a task of some kilobytes; beyond it they wait in the kernel.
 const WORKERS_MAX: usize = 4096;
 /// Bytes of a request without payload kept in the worker itself; longer ones (long names, values) go on the heap.
-const BODY_INLINE: usize = 320;
+pub(super) const BODY_INLINE: usize = 320;
 /// Pause after an unexpected error of the device, so that a broken one does not burn a core.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
@@ -64,8 +66,8 @@ const DEV_IOC_CLONE: rustix::ioctl::Opcode = rustix::ioctl::opcode::read::<u32>(
 /// One core's share of a mount, before it is served.
 #[derive(Debug)]
 pub struct Session {
-    device: OwnedFd,
-    connection: Arc<Connection>,
+    pub(super) device: OwnedFd,
+    pub(super) connection: Arc<Connection>,
 }
 
 impl Session {
@@ -93,8 +95,14 @@ impl Session {
 
 impl Transport for Session {
     async fn serve(self, handlers: Handlers) {
-        let pool = pool();
-        let buffers = pool.buffers();
+        let buffers = pool().buffers();
+        self.serve_with(handlers, buffers).await;
+    }
+}
+
+impl Session {
+    /// Serves with at most so many buffers of the core's pool.
+    pub(super) async fn serve_with(self, handlers: Handlers, buffers: usize) {
         let reserved = BUFFERS_TO_RECEIVE + BUFFERS_FOR_OTHERS;
         assert!(
             buffers > reserved,
@@ -115,7 +123,7 @@ impl Transport for Session {
             answers,
             poller: RefCell::new(None),
             budget: Budget::new(buffers - reserved, buffers - BUFFERS_FOR_OTHERS),
-            pool,
+            pool: pool(),
             gate: Gate::new(),
             workers: Cell::new(0),
             waiting_for_end: RefCell::new(None),
@@ -145,10 +153,10 @@ struct Server {
 
 /// Whether a request in work can be given up, and is noted as such.
 #[derive(Default)]
-struct InWork {
-    is_noted: Cell<bool>,
+pub(super) struct InWork {
+    pub(super) is_noted: Cell<bool>,
     /// It has begun to change something: from now on it is finished.
-    is_past_return: Cell<bool>,
+    pub(super) is_past_return: Cell<bool>,
 }
 
 /// What came of a turn.
@@ -316,8 +324,9 @@ impl Server {
         {
             in_work.is_noted.set(true);
             let waiting = &self.connection.waiting;
-            if waiting.enter(header.unique, header.pid, &self.answers) {
-                self.watch(header.unique);
+            let way = Way::Device(Arc::clone(&self.answers));
+            if waiting.enter(header.unique, header.pid, way) {
+                watch(Arc::clone(&self.connection), header.unique);
             }
         }
     }
@@ -326,17 +335,6 @@ impl Server {
     fn is_given_up(&self, header: &InHeader, in_work: &InWork) -> bool {
         in_work.is_past_return.set(true);
         in_work.is_noted.take() && self.connection.waiting.leave(header.unique)
-    }
-
-    /// Looks after an interrupted request until it is finished or given up.
-    fn watch(&self, unique: u64) {
-        let connection = Arc::clone(&self.connection);
-        spawn(async move {
-            while connection.waiting.look(unique) == Verdict::Wait {
-                sleep(LOOK).await;
-            }
-        })
-        .detach();
     }
 
     /// Handles a request and answers it.
@@ -360,7 +358,7 @@ impl Server {
                 if let Ok((args, _)) = InterruptIn::read_from_prefix(head)
                     && self.connection.waiting.interrupt(args.unique)
                 {
-                    self.watch(args.unique);
+                    watch(Arc::clone(&self.connection), args.unique);
                 }
                 return;
             }
@@ -484,7 +482,7 @@ fn report(header: &InHeader, error: Option<OsErrno>) {
 }
 
 /// Polls once and says how it went.
-async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+pub(super) async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
     poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
 }
 

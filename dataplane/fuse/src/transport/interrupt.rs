@@ -11,16 +11,20 @@
 //! | SIGHUP, SIGINT, SIGQUIT or SIGTERM that the process handles | after [`PATIENCE`] |
 //! | others | never |
 //!
-//! Given up means: EINTR is sent now, and what the request comes to later is thrown away. Only requests that change
+//! Given up means: EINTR is sent now (over io_uring: as soon as no operation uses the request's memory any more), and what
+//! the request comes to later is thrown away. Only requests that change
 //! nothing are given up (a late change could overtake a newer one), and writes while they wait for room.
 
+use crate::mount::Connection;
 use crate::opcode::Opcode;
 use crate::reply::out_header;
 use fastcache_api::Errno;
+use fastcache_reactor::{sleep, spawn};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 use zerocopy::IntoBytes;
 
@@ -55,12 +59,42 @@ pub(crate) struct Waiting {
     has_early: AtomicBool,
 }
 
+/// How a request that is given up gets its answer.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// EINTR is written to the device that it came from.
+    Device(Arc<OwnedFd>),
+    /// Its own task is told, and answers.
+    Task(Arc<Hint>),
+}
+
+/// Tells a task that its request is given up.
+#[derive(Debug)]
+pub(super) struct Hint {
+    is_given: AtomicBool,
+    task: Waker,
+}
+
+impl Hint {
+    /// For the task of this waker.
+    pub(super) fn new(task: Waker) -> Arc<Hint> {
+        Arc::new(Hint {
+            is_given: AtomicBool::new(false),
+            task,
+        })
+    }
+
+    /// Whether the request is given up.
+    pub(super) fn is_given(&self) -> bool {
+        self.is_given.load(Ordering::Acquire)
+    }
+}
+
 #[derive(Debug)]
 struct Waiter {
     /// The thread that waits; 0 where this process cannot see it.
     thread: u32,
-    /// Where the request came from and its answer goes to.
-    device: Arc<OwnedFd>,
+    way: Way,
     interrupted: Option<Instant>,
     is_given_up: bool,
 }
@@ -100,14 +134,14 @@ impl Waiting {
     }
 
     /// Notes a request that waits. True when its INTERRUPT has come already: see [`Waiting::look`].
-    pub(super) fn enter(&self, unique: u64, thread: u32, device: &Arc<OwnedFd>) -> bool {
+    pub(super) fn enter(&self, unique: u64, thread: u32, way: Way) -> bool {
         let mut stripe = self.stripe(unique);
         let is_early = self.has_early.load(Ordering::Acquire) && self.take_early(unique);
         stripe.insert(
             unique,
             Waiter {
                 thread,
-                device: Arc::clone(device),
+                way,
                 interrupted: is_early.then(Instant::now),
                 is_given_up: false,
             },
@@ -167,13 +201,31 @@ impl Waiting {
         if let Some(waiter) = stripe.get_mut(&unique)
             && !waiter.is_given_up
         {
-            let header = out_header(unique, Some(Errno::EINTR), 0);
-            // The kernel may have taken the request back; then nobody waits for an answer either.
-            let _ = rustix::io::write(&waiter.device, header.as_bytes());
             waiter.is_given_up = true;
+            match &waiter.way {
+                Way::Device(device) => {
+                    let header = out_header(unique, Some(Errno::EINTR), 0);
+                    // The kernel may have taken the request back; then nobody waits for an answer either.
+                    let _ = rustix::io::write(device, header.as_bytes());
+                }
+                Way::Task(hint) => {
+                    hint.is_given.store(true, Ordering::Release);
+                    hint.task.wake_by_ref();
+                }
+            }
         }
         Verdict::Gone
     }
+}
+
+/// Looks after an interrupted request, on this core, until it is finished or given up.
+pub(super) fn watch(connection: Arc<Connection>, unique: u64) {
+    spawn(async move {
+        while connection.waiting.look(unique) == Verdict::Wait {
+            sleep(LOOK).await;
+        }
+    })
+    .detach();
 }
 
 /// What is pending for a thread.
@@ -276,8 +328,8 @@ mod tests {
         let waiting = Waiting::default();
         let (device, mut answers) = device();
         // Thread 0 is not visible: it is given up after the patience.
-        assert!(!waiting.enter(10, 0, &device));
-        assert!(!waiting.enter(12, 0, &device));
+        assert!(!waiting.enter(10, 0, Way::Device(Arc::clone(&device))));
+        assert!(!waiting.enter(12, 0, Way::Device(Arc::clone(&device))));
         assert!(waiting.interrupt(10));
         assert_eq!(waiting.look(10), Verdict::Wait);
         std::thread::sleep(PATIENCE);
@@ -292,11 +344,31 @@ mod tests {
     }
 
     #[test]
+    fn a_task_is_told_that_its_request_is_given_up() {
+        struct Woken(AtomicBool);
+        impl std::task::Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let hint = Hint::new(Waker::from(Arc::clone(&woken)));
+        let waiting = Waiting::default();
+        assert!(!waiting.enter(30, 0, Way::Task(Arc::clone(&hint))));
+        assert!(waiting.interrupt(30));
+        assert!(!hint.is_given());
+        std::thread::sleep(PATIENCE);
+        assert_eq!(waiting.look(30), Verdict::Gone);
+        assert!(hint.is_given() && woken.0.load(Ordering::Relaxed));
+        assert!(waiting.leave(30));
+    }
+
+    #[test]
     fn an_interrupt_that_comes_first_is_not_lost() {
         let waiting = Waiting::default();
         let (device, _answers) = device();
         assert!(!waiting.interrupt(20));
-        assert!(waiting.enter(20, 0, &device));
+        assert!(waiting.enter(20, 0, Way::Device(device)));
         assert!(!waiting.leave(20));
         for unique in 0..1000 {
             assert!(!waiting.interrupt(unique));

@@ -121,3 +121,11 @@ pub mod notify {
     /// Make every cached entry of the mount ask again (7.44).
     pub const INC_EPOCH: i32 = 8;
 }
+
+/// Commands of FUSE over io_uring (`enum fuse_uring_cmd`).
+pub mod uring_cmd {
+    /// Register an entry and wait for its first request.
+    pub const REGISTER: u32 = 1;
+    /// Answer an entry's request and wait for the next.
+    pub const COMMIT_AND_FETCH: u32 = 2;
+}

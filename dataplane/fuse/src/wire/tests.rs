@@ -58,3 +58,33 @@ fn flags_have_the_kernels_values() {
     assert_eq!(fattr::KILL_SUIDGID, 0x800);
     assert_eq!(fopen::PARALLEL_DIRECT_WRITES, 0x40);
 }
+
+#[test]
+fn an_entry_of_io_uring_has_the_kernels_layout() {
+    // struct fuse_uring_req_header: two areas of 128 bytes, then struct fuse_uring_ent_in_out.
+    assert_eq!(uring_header::OP_IN, 128);
+    assert_eq!(uring_header::ENT_IN_OUT, 256);
+    assert_eq!(uring_header::BYTES, 288);
+    let entry = UringEntInOut {
+        commit_id: 0x0102_0304_0506_0708,
+        payload_sz: 4096,
+        ..UringEntInOut::default()
+    };
+    let mut want = vec![0; 8];
+    want.extend_from_slice(&0x0102_0304_0506_0708_u64.to_ne_bytes());
+    want.extend_from_slice(&4096_u32.to_ne_bytes());
+    want.extend_from_slice(&[0; 12]);
+    assert_eq!(entry.as_bytes(), want);
+    let command = UringCmdReq {
+        commit_id: 9,
+        qid: 0x0102,
+        ..UringCmdReq::default()
+    };
+    let mut want = vec![0; 8];
+    want.extend_from_slice(&9_u64.to_ne_bytes());
+    want.extend_from_slice(&0x0102_u16.to_ne_bytes());
+    want.extend_from_slice(&[0; 6]);
+    assert_eq!(command.as_bytes(), want);
+    assert_eq!(flags::uring_cmd::REGISTER, 1);
+    assert_eq!(flags::uring_cmd::COMMIT_AND_FETCH, 2);
+}

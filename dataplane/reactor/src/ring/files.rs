@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Weak};
 
-use io_uring::IoUring;
+use io_uring::Submitter;
 
 use crate::disk::FileDevice;
 
@@ -27,9 +27,9 @@ struct Place {
 }
 
 impl FileTable {
-    pub(super) fn new(ring: &IoUring) -> FileTable {
+    pub(super) fn new(ring: &Submitter<'_>) -> FileTable {
         let places = u32::try_from(PLACES).unwrap_or(0);
-        let result = ring.submitter().register_files_sparse(places);
+        let result = ring.register_files_sparse(places);
         if let Err(error) = &result {
             tracing::warn!(%error, "files cannot be registered with the ring");
         }
@@ -40,7 +40,11 @@ impl FileTable {
     }
 
     /// The place of the disk, for one operation. None if it has none and gets none.
-    pub(super) fn acquire(&mut self, ring: &IoUring, device: &Arc<FileDevice>) -> Option<u32> {
+    pub(super) fn acquire(
+        &mut self,
+        ring: &Submitter<'_>,
+        device: &Arc<FileDevice>,
+    ) -> Option<u32> {
         let found = self
             .places
             .iter()
@@ -57,7 +61,7 @@ impl FileTable {
         u32::try_from(index).ok()
     }
 
-    fn register(&mut self, ring: &IoUring, device: &Arc<FileDevice>) -> Option<usize> {
+    fn register(&mut self, ring: &Submitter<'_>, device: &Arc<FileDevice>) -> Option<usize> {
         if !self.is_usable {
             return None;
         }
@@ -69,7 +73,7 @@ impl FileTable {
         };
         let offset = u32::try_from(index).ok()?;
         let descriptors = [device.as_raw_fd()];
-        if let Err(error) = ring.submitter().register_files_update(offset, &descriptors) {
+        if let Err(error) = ring.register_files_update(offset, &descriptors) {
             tracing::warn!(%error, "a file cannot be registered with the ring");
             self.is_usable = false;
             return None;

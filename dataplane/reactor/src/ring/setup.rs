@@ -2,7 +2,8 @@
 
 use std::io;
 
-use io_uring::{Builder, IoUring};
+use io_uring::squeue::EntryMarker;
+use io_uring::{Builder, IoUring, Submitter, cqueue};
 
 use crate::buffer::{Region, Registration};
 
@@ -12,41 +13,34 @@ const FIXED_BUFFER_BYTES: usize = 1 << 30;
 /// Most fixed buffers of a ring (kernel limit, IORING_MAX_REG_BUFFERS).
 const FIXED_BUFFERS: usize = 1 << 14;
 
-/// Sets the flags of one attempt.
-type Flags = fn(&mut Builder);
+/// How many sets of flags are tried.
+const ATTEMPTS: usize = 4;
 
-/// Best first. DEFER_TASKRUN lets completions be processed exactly when the loop asks for them (6.1), COOP_TASKRUN at
-/// least without interrupting it (5.19); both need the flag that shows that completions are waiting.
-const ATTEMPTS: [Flags; 4] = [
-    |builder| {
-        builder
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag();
-    },
-    |builder| {
-        builder
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag();
-    },
-    |builder| {
+/// Sets the flags of one attempt, best first. DEFER_TASKRUN lets completions be processed exactly when the loop asks for
+/// them (6.1), COOP_TASKRUN at least without interrupting it (5.19); both need the flag that shows that completions are
+/// waiting.
+fn set_flags<S: EntryMarker>(builder: &mut Builder<S>, attempt: usize) {
+    if attempt < 1 {
+        builder.setup_defer_taskrun();
+    }
+    if attempt < 2 {
+        builder.setup_single_issuer();
+    }
+    if attempt < 3 {
         builder.setup_coop_taskrun().setup_taskrun_flag();
-    },
-    |_| {},
-];
+    }
+}
 
 /// Creates a ring with `entries` submission entries and at least `completions` completion entries.
-pub(super) fn create(entries: u32, completions: u32) -> io::Result<IoUring> {
+pub(super) fn create<S: EntryMarker>(entries: u32, completions: u32) -> io::Result<IoUring<S>> {
     let entries = entries.max(8);
     let mut last = io::Error::from(io::ErrorKind::Unsupported);
-    for flags in ATTEMPTS {
-        let mut builder = IoUring::builder();
+    for attempt in 0..ATTEMPTS {
+        let mut builder = IoUring::<S, cqueue::Entry>::builder();
         builder
             .setup_clamp()
             .setup_cqsize(completions.max(entries.saturating_mul(2)));
-        flags(&mut builder);
+        set_flags(&mut builder, attempt);
         match builder.build(entries) {
             Ok(ring) => {
                 let params = ring.params();
@@ -90,7 +84,7 @@ fn explain(error: &io::Error) -> io::Error {
 }
 
 /// Registers the memory of a pool as fixed buffers; a failure is only worth a warning.
-pub(super) fn register_pool(ring: &IoUring, ring_id: u64, region: &Region) {
+pub(super) fn register_pool(ring: &Submitter<'_>, ring_id: u64, region: &Region) {
     let pieces = region.pieces();
     let stride = region.stride();
     if pieces == 0 || stride > FIXED_BUFFER_BYTES {
@@ -121,7 +115,7 @@ pub(super) fn register_pool(ring: &IoUring, ring_id: u64, region: &Region) {
     };
     // SAFETY: the addresses are the region's memory. The kernel pins its pages, so even memory unmapped later stays
     // valid for it; entries only use a fixed buffer together with an IoBuf of the region.
-    match unsafe { ring.submitter().register_buffers(&buffers) } {
+    match unsafe { ring.register_buffers(&buffers) } {
         Ok(()) => region.set_registration(Registration {
             ring_id,
             pieces_per_buffer,
