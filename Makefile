@@ -78,7 +78,7 @@ test: setup lint test-unit test-e2e
 test-verbose:
 	@$(MAKE) --no-print-directory test TEST_ARGS='--nocapture'
 
-# With debug assertions. They take five minutes; what takes three times as long hangs.
+# With debug assertions. They take two minutes; what takes fifteen hangs.
 test-unit:
 	$(UNIT) --no-run
 	tests/within.py 15 $(UNIT)

@@ -41,7 +41,10 @@ def describe(pid: int) -> None:
         print("".join(f"    {line}\n" for line in text(thread / "stack").splitlines()), end="")
     if shutil.which("gdb"):
         gdb = ["gdb", "--batch", "-nx", "-p", str(pid), "-ex", "thread apply all bt 40"]
-        said = subprocess.run(gdb, capture_output=True, text=True, errors="replace", timeout=120, check=False).stdout
+        try:
+            said = subprocess.run(gdb, capture_output=True, text=True, errors="replace", timeout=60, check=False).stdout
+        except subprocess.TimeoutExpired:
+            said = "# gdb did not end"
         print("\n".join(line for line in said.splitlines() if line.startswith(("Thread", "#"))))
 
 
