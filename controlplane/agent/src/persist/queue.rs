@@ -1,9 +1,10 @@
 //! Which dirty chunk is uploaded next. Pure: no I/O, and time comes from outside.
 //!
 //! Rules (DESIGN 5.3): first in, first out; the newest version of a chunk replaces an older one that waits, and
-//! keeps its place, so that a chunk that is rewritten for ever is uploaded all the same; due after a quiet
-//! time, or when it has waited long enough, or at once when somebody waits for it. The queue holds what is on
-//! the device and dirty, so its length is bounded by the chunks the store has room for.
+//! keeps its place, so that a chunk that is rewritten for ever is uploaded all the same; due after its *file* was
+//! quiet for a time (whoever writes a large file has the device and the processors to himself), or when it has
+//! waited long enough, or at once when somebody waits for it. The queue holds what is on the device and dirty, so
+//! its length is bounded by the chunks the store has room for.
 
 use fastcache_api::{ChunkId, ChunkKey, Ino};
 use hashlink::LinkedHashMap;
@@ -17,7 +18,7 @@ const FADED: (Duration, usize) = (Duration::from_secs(2), 4096);
 /// When a dirty chunk is due.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
-    /// After it was not sealed again for this long,
+    /// After no chunk of its file was sealed for this long,
     pub(crate) quiet: Duration,
     /// but at most this long after it became dirty.
     pub(crate) longest: Duration,
@@ -30,7 +31,6 @@ struct Entry {
     /// Since when the chunk is dirty without a break, and the number of the seal that made it so.
     since: Instant,
     order: u64,
-    sealed: Instant,
     is_hurried: bool,
     /// The version that is being uploaded.
     uploading: Option<ChunkKey>,
@@ -40,6 +40,16 @@ struct Entry {
     /// Where it stands in `due`, unless it is being uploaded.
     due: Instant,
     not_before: Option<Instant>,
+}
+
+/// A file with entries.
+struct Written {
+    /// The last seal of one of its chunks.
+    sealed: Instant,
+    /// Where its entries stand in [`Queue::due`], all alike, so that they keep their order: when it would be quiet, as
+    /// was known when that was last looked at.
+    due: Instant,
+    entries: u64,
 }
 
 /// What comes next.
@@ -57,6 +67,8 @@ pub(crate) enum Next {
 pub(crate) struct Queue {
     pace: Pace,
     entries: BTreeMap<ChunkId, Entry>,
+    files: HashMap<Ino, Written>,
+    /// No later than each is due: a file that is written again makes its entries due later.
     due: BTreeSet<(Instant, u64, ChunkId)>,
     /// By the seal that made them dirty: the first is the oldest.
     orders: BTreeMap<u64, ChunkId>,
@@ -75,6 +87,7 @@ impl Queue {
         Queue {
             pace,
             entries: BTreeMap::new(),
+            files: HashMap::new(),
             due: BTreeSet::new(),
             orders: BTreeMap::new(),
             next_order: 1,
@@ -117,7 +130,10 @@ impl Queue {
                 return;
             }
             self.bytes = self.bytes + u64::from(len) - u64::from(entry.len);
-            (entry.key, entry.len, entry.sealed, entry.failures) = (key, len, now, 0);
+            (entry.key, entry.len, entry.failures) = (key, len, 0);
+            if let Some(file) = self.files.get_mut(&key.ino) {
+                file.sealed = now;
+            }
             if entry.uploading.is_some() {
                 entry.next.get_or_insert((now, order));
             } else {
@@ -138,7 +154,6 @@ impl Queue {
             len,
             since,
             order,
-            sealed: now,
             is_hurried: false,
             uploading: None,
             next: None,
@@ -147,6 +162,13 @@ impl Queue {
             not_before: None,
         };
         self.entries.insert(key.id(), entry);
+        let file = self.files.entry(key.ino).or_insert(Written {
+            sealed: now,
+            due: now + self.pace.quiet,
+            entries: 0,
+        });
+        file.sealed = now;
+        file.entries += 1;
         self.schedule(key.id());
     }
 
@@ -164,29 +186,45 @@ impl Queue {
 
     /// The next version to upload; with `is_urgent` whatever is not held back by a failure.
     pub(crate) fn next(&mut self, now: Instant, is_urgent: bool) -> Next {
-        let mut found = None;
-        let mut earliest = None;
-        for &(due, order, id) in &self.due {
+        if is_urgent {
+            return self.next_urgent(now);
+        }
+        while let Some(&place) = self.due.first() {
+            let (due, _, id) = place;
+            if due > now {
+                return Next::At(due);
+            }
             let Some(entry) = self.entries.get(&id) else {
+                self.due.remove(&place);
                 continue;
             };
-            let at = if is_urgent {
-                entry.not_before.unwrap_or(now)
-            } else {
-                due
-            };
-            if at <= now {
-                found = Some((due, order, id));
-                break;
+            if self.due_at(entry) <= now {
+                return self.take(place);
             }
-            earliest = Some(earliest.map_or(at, |e: Instant| e.min(at)));
-            if !is_urgent {
-                break;
+            if let Some(file) = self.files.get_mut(&id.ino) {
+                file.due = file.sealed + self.pace.quiet;
+            }
+            self.schedule(id);
+        }
+        Next::Idle
+    }
+
+    /// The oldest that is not held back.
+    fn next_urgent(&mut self, now: Instant) -> Next {
+        let mut earliest: Option<Instant> = None;
+        for (&order, &id) in &self.orders {
+            let Some(entry) = self.entries.get(&id).filter(|e| e.uploading.is_none()) else {
+                continue;
+            };
+            match entry.not_before {
+                Some(at) if at > now => earliest = Some(earliest.map_or(at, |e| e.min(at))),
+                _ => return self.take((entry.due, order, id)),
             }
         }
-        let Some(place) = found else {
-            return earliest.map_or(Next::Idle, Next::At);
-        };
+        earliest.map_or(Next::Idle, Next::At)
+    }
+
+    fn take(&mut self, place: (Instant, u64, ChunkId)) -> Next {
         self.due.remove(&place);
         match self.entries.get_mut(&place.2) {
             Some(entry) => {
@@ -236,7 +274,9 @@ impl Queue {
             return;
         };
         if entry.uploading == Some(key) {
-            entry.sealed = now;
+            if let Some(file) = self.files.get_mut(&key.ino) {
+                file.sealed = now;
+            }
             // It was not uploaded: what was sealed meanwhile is as old as it.
             entry.next = None;
             self.put_back(key.id(), None);
@@ -351,6 +391,12 @@ impl Queue {
         self.orders.remove(&entry.order);
         self.due.remove(&(entry.due, entry.order, id));
         self.bytes -= u64::from(entry.len);
+        if let Some(file) = self.files.get_mut(&id.ino) {
+            file.entries -= 1;
+            if file.entries == 0 {
+                self.files.remove(&id.ino);
+            }
+        }
         Some(entry)
     }
 
@@ -372,18 +418,29 @@ impl Queue {
         self.schedule(id);
     }
 
+    /// When an entry is due by what is known now.
+    fn due_at(&self, entry: &Entry) -> Instant {
+        let quiet = |file: &Written| file.sealed + self.pace.quiet;
+        self.due_with(entry, quiet)
+    }
+
+    fn due_with(&self, entry: &Entry, quiet: impl Fn(&Written) -> Instant) -> Instant {
+        let due = match self.files.get(&entry.key.ino) {
+            Some(file) if !entry.is_hurried => quiet(file).min(entry.since + self.pace.longest),
+            _ => entry.since,
+        };
+        entry.not_before.map_or(due, |at| at.max(due))
+    }
+
     fn schedule(&mut self, id: ChunkId) {
-        let pace = self.pace;
-        let Some(entry) = self.entries.get_mut(&id) else {
+        let Some(entry) = self.entries.get(&id) else {
             return;
         };
+        let due = self.due_with(entry, |file| file.due);
         self.due.remove(&(entry.due, entry.order, id));
-        let due = if entry.is_hurried {
-            entry.since
-        } else {
-            (entry.sealed + pace.quiet).min(entry.since + pace.longest)
-        };
-        entry.due = entry.not_before.map_or(due, |at| at.max(due));
-        self.due.insert((entry.due, entry.order, id));
+        self.due.insert((due, entry.order, id));
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.due = due;
+        }
     }
 }

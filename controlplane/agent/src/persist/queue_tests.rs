@@ -71,6 +71,36 @@ fn a_chunk_rewritten_for_ever_is_uploaded_all_the_same() {
 }
 
 #[test]
+fn a_file_that_is_being_written_waits_as_a_whole_but_not_for_ever() {
+    let (mut q, t) = queue();
+    let chunk = |index| ChunkKey { index, ..key(5, 1) };
+    let mut now = t;
+    for index in 0..299 {
+        q.add(chunk(index), 10, now);
+        assert!(
+            !matches!(q.next(now, false), Next::Take(_)),
+            "uploaded beside its writer after {:?}",
+            now - t
+        );
+        now += S / 10;
+    }
+    assert_eq!(q.next(now, true), Next::Take(chunk(0)), "room is needed");
+    q.add(chunk(299), 10, now);
+    // Only the oldest have waited for 30 s.
+    now = t + 30 * S + S / 10;
+    q.add(chunk(300), 10, now);
+    assert_eq!(q.next(now, false), Next::Take(chunk(1)));
+    assert!(matches!(q.next(now, false), Next::At(_)));
+    // Another file does not wait for this one.
+    q.add(key(6, 1), 10, now - S);
+    assert_eq!(q.next(now, false), Next::Take(key(6, 1)));
+    for index in 2..300 {
+        let next = q.next(now + S, false);
+        assert_eq!(next, Next::Take(chunk(index)), "in order once it is quiet");
+    }
+}
+
+#[test]
 fn a_chunk_whose_next_version_is_being_written_waits_but_not_for_ever() {
     let (mut q, t) = queue();
     q.add(key(5, 1), 10, t);
