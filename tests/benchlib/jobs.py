@@ -50,7 +50,7 @@ CASES = [
     Case("open_read_close_cold", "the same, cold pages", "files/s", "ratio", 0.50, 0.80),
     Case("small_files", "new files of 16 KiB, 2 jobs", "files/s"),
     Case("mixed", "16 KiB random, 70 % reads, depth 16", "IOPS"),
-    Case("ingest", "2 GiB of new data, 1 MiB direct writes, uploaded to the same disk meanwhile", "MB/s"),
+    Case("ingest", "4 GiB of new data, 1 MiB direct writes; beyond a quarter of the store its upload to the same disk goes on meanwhile", "MB/s"),
 ]
 
 # Random writes scatter a file's blocks in the store, and new data needs a new file.
@@ -58,7 +58,7 @@ OWN_FILE = ("mixed", "rand_write", "ingest", "buffered_write")
 # These are laid out before anything is measured.
 LAID_OUT = ("bench", "mixed", "rand_write")
 # Times the size of a file: uploads and writes are to go on side by side for a while.
-SIZES = {"ingest": 2}
+SIZES = {"ingest": 4}
 
 
 def run(case, folder, settings):
