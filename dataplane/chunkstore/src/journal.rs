@@ -23,6 +23,7 @@ use event_listener::Event;
 use fastcache_reactor::sync::{Mutex, MutexGuard};
 use fastcache_types::{BLOCK, Extent};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -196,15 +197,16 @@ pub(crate) struct Group {
 }
 
 impl Journal {
-    /// `ticket` is the last one that was used; everything up to it is on stable storage.
+    /// `used` is what is needed of the ring, up to its head. `ticket` is the last one that was used; everything up to
+    /// `flushed` is on stable storage and looked at.
     pub(crate) fn new(
         ring: Extent,
         store: u64,
         generation: u32,
-        head: u64,
-        tail: u64,
+        used: Range<u64>,
         newest: Newest,
         ticket: u64,
+        flushed: u64,
     ) -> Journal {
         Journal {
             ring,
@@ -216,12 +218,12 @@ impl Journal {
                 admitted_blocks: 0,
                 last: ticket,
                 written: ticket,
-                flushed: ticket,
+                flushed,
                 said: 0,
                 is_saying: false,
                 in_flight: None,
-                head,
-                tail,
+                head: used.end,
+                tail: used.start,
                 newest,
                 is_appending: false,
                 is_checkpointing: false,

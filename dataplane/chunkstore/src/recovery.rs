@@ -44,6 +44,8 @@ struct Resume {
     newest: Newest,
     /// No checkpoint was readable.
     is_scanned: bool,
+    /// Groups that do not count may follow in the ring.
+    is_cut_short: bool,
 }
 
 impl Store {
@@ -78,23 +80,24 @@ impl Store {
             }
             Found::Refused(_) => options.format && options.force,
         };
-        let superblock = match found {
+        let (superblock, first) = match found {
             Found::Store {
                 mut superblock,
                 is_repaired,
+                first,
             } if !may_erase => {
                 if is_repaired {
                     tracing::warn!(target: "nvme", "one copy of the superblock was damaged; it is written again");
                 }
                 superblock.generation += 1;
-                superblock
+                (superblock, first)
             }
             Found::Refused(error) if !may_erase => return Err(error),
             _ => {
                 if may_erase {
                     device = device.resize(&options.path, options.capacity_bytes)?;
                 }
-                format(&device).await?
+                (format(&device).await?, 0)
             }
         };
         let need = u64::from(superblock.geometry.total_blocks) * BLOCK_U64;
@@ -109,7 +112,7 @@ impl Store {
         }
         // Also makes durable what the last session journaled without a flush: blocks that it freed are reused from now
         // on.
-        write_superblock(&device, &superblock).await?;
+        write_superblock(&device, &superblock, first).await?;
 
         let mut replay = Replay::new();
         let resume = load(&device, &superblock, &mut replay, is_by_headers).await?;
@@ -146,10 +149,10 @@ impl Store {
             superblock.geometry.journal,
             superblock.store_id(),
             superblock.generation,
-            resume.head,
-            resume.tail,
+            resume.tail..resume.head,
             resume.newest,
             replay.ticket,
+            replay.flushed,
         );
         let inner = Inner::new(superblock, device, pool, index, journal, seals);
         let store = Store {
@@ -158,7 +161,14 @@ impl Store {
         if resume.is_scanned {
             store.checkpoint().await?;
         }
-        store.forget(&rebuilt.dropped).await;
+        if resume.is_cut_short {
+            store.cut_off().await;
+        }
+        match rebuilt.dropped.as_slice() {
+            [] => store.inner.journal.flushed(replay.ticket),
+            // Until they are forgotten, a start has to look at the tail again.
+            dropped => store.forget(dropped).await,
+        }
         let elapsed = now().duration_since(started);
         tracing::info!(target: "nvme", chunks, pending = pending.len(), dropped = rebuilt.dropped.len(),
             ?elapsed, generation = superblock.generation, "chunk store open");
@@ -170,6 +180,21 @@ impl Store {
                 pending,
             },
         ))
+    }
+
+    /// Has the journal end here for good, before anything else is written to it. A whole group that does not count is still
+    /// where the next one goes: if a power cut took that and left what is written behind it, the old one would count with
+    /// its successor. Behind one of this generation that is durable, older ones count no more.
+    async fn cut_off(&self) {
+        let ticket = {
+            let _admission = self.admit(0).await;
+            self.inner.journal.enqueue(&self.inner.pool.space, &[])
+        };
+        self.wait_written(ticket).await;
+        if let Err(error) = self.inner.device.sync().await {
+            // Nothing more is written to it then.
+            self.inner.lose_journal(&error);
+        }
     }
 
     /// Journals that recovery did not keep these. Before anything else: a later SEAL record of their file would make
@@ -274,9 +299,13 @@ async fn format(device: &Device) -> Result<Superblock, StoreError> {
     Ok(superblock)
 }
 
-/// Writes both copies, one after the other, so that one is whole at any moment.
-async fn write_superblock(device: &Device, superblock: &Superblock) -> Result<(), StoreError> {
-    for at in COPIES {
+/// Writes both copies, one after the other and `first` the one that is not whole, so that one is whole at any moment.
+async fn write_superblock(
+    device: &Device,
+    superblock: &Superblock,
+    first: usize,
+) -> Result<(), StoreError> {
+    for at in [COPIES[first], COPIES[1 - first]] {
         let mut block = IoBuf::alloc(BLOCK);
         superblock.encode(&mut block);
         device.write(at, block).await.0?;
@@ -324,20 +353,20 @@ async fn load(
             limit: u64::MAX,
             is_sure,
         };
-        let (head, fresh) = loop {
+        let (found_end, fresh) = loop {
             let mut fresh = Replay::new();
             let is_whole = load_checkpoint(device, superblock, area, header, &mut fresh).await;
-            let head = match is_whole {
+            let found_end = match is_whole {
                 true => replay_journal(device, superblock, header, &mut fresh, end).await,
                 false => None,
             };
-            let Some(head) = head else {
+            let Some((head, _)) = found_end else {
                 break (None, fresh);
             };
             let (whole, gone) = fresh.tail.whole_until(device, store, head).await;
             if whole == head {
                 fresh.drop_all(gone);
-                break (Some(head), fresh);
+                break (found_end, fresh);
             }
             tracing::warn!(target: "nvme", position = whole, end = head,
                 "a power cut took chunks that were not flushed; going back to where all are whole");
@@ -346,7 +375,7 @@ async fn load(
                 is_sure: true,
             };
         };
-        let Some(head) = head.filter(|&head| head >= least_head) else {
+        let Some((head, is_cut_short)) = found_end.filter(|(head, _)| *head >= least_head) else {
             tracing::error!(target: "nvme", sequence = header.sequence, "a checkpoint cannot be used; trying an older one");
             least_head = least_head.max(header.start);
             continue;
@@ -367,6 +396,7 @@ async fn load(
             tail,
             newest,
             is_scanned: false,
+            is_cut_short,
         });
     }
     tracing::error!(target: "nvme", "no checkpoint can be read; scanning the headers of all chunks");
@@ -393,6 +423,7 @@ async fn load_headers(
         tail: beyond,
         newest,
         is_scanned: true,
+        is_cut_short: false,
     })
 }
 
@@ -474,15 +505,15 @@ struct JournalEnd {
     is_sure: bool,
 }
 
-/// Applies the journal from a checkpoint on; answers where it ends. `None`: this part of the journal has been
-/// overwritten, so that the checkpoint leads nowhere (looked for unless that is sure).
+/// Applies the journal from a checkpoint on; answers where it ends, and whether a group may be there. `None`: this part
+/// of the journal has been overwritten, so that the checkpoint leads nowhere (looked for unless that is sure).
 async fn replay_journal(
     device: &Device,
     superblock: &Superblock,
     checkpoint: &CheckpointHeader,
     replay: &mut Replay,
     end: JournalEnd,
-) -> Option<u64> {
+) -> Option<(u64, bool)> {
     let store = superblock.store_id();
     let ring = superblock.geometry.journal;
     let mut reader = RingReader {
@@ -494,10 +525,12 @@ async fn replay_journal(
     let mut generation = checkpoint.generation;
     let mut position = checkpoint.start;
     let mut groups = 0u64;
+    let mut is_unread = false;
     // Groups that no flush is known to have covered: position, last ticket, records.
     let mut tail: VecDeque<(u64, u64, Vec<Record>)> = VecDeque::new();
     while position - checkpoint.start < u64::from(ring.len) && position < end.limit {
         let Some(block) = reader.get(position, 1).await else {
+            is_unread = true;
             break;
         };
         let Some(group) = GroupHeader::decode(block, store) else {
@@ -509,6 +542,7 @@ async fn replay_journal(
             break;
         }
         let Some(bytes) = reader.get(position, group.blocks()).await else {
+            is_unread = true;
             break;
         };
         let Some(records) = group.records(bytes) else {
@@ -538,6 +572,7 @@ async fn replay_journal(
         groups += 1;
     }
     tracing::debug!(target: "nvme", groups, unflushed = tail.len(), position, "journal replayed");
+    replay.flushed = replay.ticket;
     for (position, _, records) in tail {
         replay.tail.begin(position);
         replay.apply_all(records);
@@ -559,7 +594,7 @@ async fn replay_journal(
             return None;
         }
     }
-    Some(position)
+    Some((position, is_unread || position >= end.limit))
 }
 
 /// Reads every block of the data region and takes the headers it finds. A block that was freed may carry an old header:

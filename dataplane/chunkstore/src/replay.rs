@@ -58,6 +58,8 @@ pub(crate) struct Replay {
     pub(crate) next_number: u64,
     /// The last ticket read.
     pub(crate) ticket: u64,
+    /// The last one before the tail.
+    pub(crate) flushed: u64,
     /// Up to which ticket the checkpoint has seen each stripe, and the SEAL records.
     stripe_marks: [u64; STRIPES],
     seals_mark: u64,
@@ -84,6 +86,7 @@ impl Replay {
             seals: BTreeMap::new(),
             next_number: 1,
             ticket: 0,
+            flushed: 0,
             stripe_marks: [0; STRIPES],
             seals_mark: 0,
             order: 0,

@@ -220,6 +220,8 @@ pub(crate) enum Found {
         superblock: Superblock,
         /// One copy was bad; it is rewritten at open anyway.
         is_repaired: bool,
+        /// Which of [`COPIES`] is to be written first: the damaged or older one, so that the other stays whole meanwhile.
+        first: usize,
     },
     /// Something that only `--format --force` may erase (or `--format`, for `Version`).
     Refused(StoreError),
@@ -249,15 +251,23 @@ pub(crate) fn examine(head: &[u8]) -> Found {
             })
         }
         (Copy::Good(a), Copy::Good(b)) => {
+            let is_second_older = a.generation > b.generation;
             let superblock = if a.generation >= b.generation { *a } else { *b };
             Found::Store {
                 superblock,
                 is_repaired: false,
+                first: usize::from(is_second_older),
             }
         }
-        (Copy::Good(s), _) | (_, Copy::Good(s)) => Found::Store {
+        (Copy::Good(s), _) => Found::Store {
             superblock: *s,
             is_repaired: true,
+            first: 1,
+        },
+        (_, Copy::Good(s)) => Found::Store {
+            superblock: *s,
+            is_repaired: true,
+            first: 0,
         },
         (Copy::Damaged, _) | (_, Copy::Damaged) => Found::Refused(StoreError::Damaged),
         (Copy::None, Copy::None) => match head.iter().any(|&b| b != 0) {

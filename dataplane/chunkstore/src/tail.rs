@@ -11,7 +11,7 @@
 //! What cannot be read is believed, as it is everywhere else: that a block is bad does not mean that it was never written.
 //! So is what the device had refused before its record was written.
 
-use crate::body::{BodyFacts, Runs};
+use crate::body::{BlockRun, BodyFacts, Runs};
 use crate::crc::crc_block;
 use crate::device::Device;
 use crate::header;
@@ -27,7 +27,8 @@ const CHUNKS_IN_FLIGHT: usize = 8;
 /// A chunk of the tail.
 struct Put {
     facts: BodyFacts,
-    /// Blocks of the version that a flush has covered: known to be there.
+    /// Of the version that a flush has covered, blocks that every version since has named: known to be there. Others may
+    /// have been freed and written anew.
     base: Runs,
     /// Positions of the groups since which it counts (a pending one not before its SEAL record: until then a start frees
     /// its blocks), is in the cloud, and does not count any more.
@@ -76,7 +77,7 @@ impl Tail {
         }
         let base = match slots.current.get(&facts.key.id()) {
             Some(old) => match self.of(old) {
-                Some(put) => put.base.clone(),
+                Some(put) => common(&put.base, &put.facts.runs),
                 None => old.facts.runs.clone(),
             },
             None => Runs::new(),
@@ -145,6 +146,22 @@ impl Tail {
             }
         }
     }
+}
+
+/// What of `base` is also in `runs`, whatever its place in the chunk.
+fn common(base: &Runs, runs: &Runs) -> Runs {
+    let pairs = base.iter().flat_map(|b| runs.iter().map(move |r| (b, r)));
+    let both = pairs.filter_map(|(b, r)| {
+        let start = b.extent.start.max(r.extent.start);
+        let end = b.extent.end().min(r.extent.end());
+        let len = end.checked_sub(start).filter(|&len| len > 0)?;
+        let extent = Extent { start, len };
+        Some(BlockRun {
+            first: b.first,
+            extent,
+        })
+    });
+    both.collect()
 }
 
 /// Finds out whether the data of a chunk is there.

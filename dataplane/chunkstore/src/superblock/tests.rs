@@ -44,14 +44,14 @@ fn geometry_covers_the_device_within_its_overhead() {
 fn either_copy_is_enough_and_two_bad_ones_are_refused() {
     let s = superblock();
     assert!(
-        matches!(examine(&head(&s)), Found::Store { superblock, is_repaired: false } if superblock == s)
+        matches!(examine(&head(&s)), Found::Store { superblock, is_repaired: false, .. } if superblock == s)
     );
-    for at in COPIES {
+    for (n, at) in COPIES.into_iter().enumerate() {
         for byte in [0, 9, 40, 60, 2000, 4095] {
             let mut h = head(&s);
             h[at as usize * BLOCK + byte] ^= 4;
             assert!(
-                matches!(examine(&h), Found::Store { superblock, is_repaired: true } if superblock == s)
+                matches!(examine(&h), Found::Store { superblock, is_repaired: true, first } if superblock == s && first == n)
             );
         }
     }
@@ -87,7 +87,7 @@ fn the_first_format_is_read() {
         block[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         // Also where one copy is of this format already.
         assert!(
-            matches!(examine(&h), Found::Store { superblock, is_repaired: false } if superblock == s)
+            matches!(examine(&h), Found::Store { superblock, is_repaired: false, .. } if superblock == s)
         );
     }
 }
