@@ -29,8 +29,9 @@ help:
 	@echo 'make build            the two binaries, in target/release'
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-cluster | test-verbose'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-memory | test-cluster | test-verbose'
 	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
+	@echo 'make test-memory      ten minutes of mixed load within a budget of memory'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
@@ -136,6 +137,11 @@ test-posix: setup build
 .PHONY: test-tree
 test-tree: setup build
 	FASTCACHE_TREE=long $(E2E) --no-fail-fast --test tree_copy -- --test-threads=1 --nocapture
+
+# Ten minutes of mixed load on a node with little memory: it stays within its budget, and ends at the level of minute 2.
+.PHONY: test-memory
+test-memory: setup build
+	FASTCACHE_MEMORY_SECONDS=600 $(E2E) --test memory -- --test-threads=1 --nocapture
 
 # Programs on the mount, the long form: PostgreSQL, SQLite, builds, Python, checkpoints.
 .PHONY: test-programs

@@ -76,16 +76,35 @@ def commit():
 
 def measure(settings, home):
     """Medians of each case, raw and mount, and what a re-read asked."""
+    cases = [c for c in jobs.CASES if not settings.only or c.name in settings.only]
+    results, asked = {}, {}
+    # Cases that want a node with other flags have one of their own, after the others.
+    for flags in sorted({case.up for case in cases}):
+        group = [case for case in cases if case.up == flags]
+        place = os.path.join(home, "-".join(["node", *flags]).replace("/", ""))
+        found, said = measure_on(settings, place, group, flags)
+        results.update(found)
+        asked.update(said)
+        shutil.rmtree(place, ignore_errors=True)
+
+    def median(values):
+        return jobs.Result(*(statistics.median(getattr(v, f) for v in values) for f in ("value", "latency", "cpu")))
+
+    return [(case, median(results[case.name]["raw"]), median(results[case.name]["mount"])) for case in cases], asked
+
+
+def measure_on(settings, home, cases, flags):
+    """All results of these cases, on one node, and what a re-read asked there."""
     raw = os.path.join(home, "raw")
     os.makedirs(raw)
-    cases = [c for c in jobs.CASES if not settings.only or c.name in settings.only]
-    node = Node(home, settings.binaries, settings.capacity, settings.up)
+    node = Node(home, settings.binaries, settings.capacity, [*settings.up, *flags])
     try:
         print("laying out the files", file=sys.stderr)
         for folder in (raw, node.mount):
-            for name in jobs.LAID_OUT:
+            for name in ("bench",) if flags else jobs.LAID_OUT:
                 write_file(os.path.join(folder, name), settings.size)
-            jobs.make_small(os.path.join(folder, "small"), settings.small)
+            if not flags:
+                jobs.make_small(os.path.join(folder, "small"), settings.small)
         node.settle()
         results = {case.name: {"raw": [], "mount": []} for case in cases}
         for turn in range(settings.rounds):
@@ -103,14 +122,10 @@ def measure(settings, home):
                     )
                     if target == "mount":
                         node.settle()
-        asked = reread_requests(node)
+        asked = {} if flags else reread_requests(node)
     finally:
         node.stop()
-
-    def median(values):
-        return jobs.Result(*(statistics.median(getattr(v, f) for v in values) for f in ("value", "latency", "cpu")))
-
-    return [(case, median(results[case.name]["raw"]), median(results[case.name]["mount"])) for case in cases], asked
+    return results, asked
 
 
 def processor(case, raw, mount):
@@ -211,8 +226,10 @@ def main():
         rows, asked = measure(settings, home)
         text = table(settings, rows, asked, home)
     finally:
-        if os.path.ismount(os.path.join(home, "mnt")):
-            subprocess.run(["umount", "-l", os.path.join(home, "mnt")], check=False)
+        for place in os.listdir(home):
+            mount = os.path.join(home, place, "mnt")
+            if os.path.ismount(mount):
+                subprocess.run(["umount", "-l", mount], check=False)
         shutil.rmtree(home, ignore_errors=True)
     print(text)
     if settings.write:

@@ -274,6 +274,7 @@ fn the_benchmark_runs() {
         "rand_read_128k",
         "rand_read_d1",
         "rand_read",
+        "rand_read_crc_cold",
         "rand_write",
         "checkpoint_write",
         "buffered_write",

@@ -24,8 +24,8 @@ use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
-/// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins.
-pub const CONTROL_VERSION: u32 = 4;
+/// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: memory.
+pub const CONTROL_VERSION: u32 = 5;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -408,6 +408,32 @@ pub struct DataStats {
     pub stuck_cores: Vec<StuckCore>,
     /// Times that a core did not go on for a second.
     pub core_stalls: u64,
+    /// The budget of memory of the data plane, and what is used of it.
+    pub memory: MemoryStats,
+}
+
+/// Memory of the data plane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStats {
+    /// `--memory`, or what it is without it, bytes; 0: not known.
+    pub budget_bytes: u64,
+    /// Resident memory of the process, bytes; the memory that both planes share is in it as far as it was used.
+    pub resident_bytes: u64,
+    /// Inodes that the kernel was asked to give back because there were too many.
+    pub pruned_inodes: u64,
+    /// What the budget is divided into.
+    pub parts: Vec<MemoryPart>,
+}
+
+/// A part of a budget of memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPart {
+    /// Its name: `buffers`, `requests`, `shared`, `process`, `index`, `inodes`, `writes`, `checksums`.
+    pub name: String,
+    /// What it may take, bytes.
+    pub limit_bytes: u64,
+    /// What it takes, bytes; `None` where that is not counted.
+    pub used_bytes: Option<u64>,
 }
 
 /// A core of the data plane that does not go on.

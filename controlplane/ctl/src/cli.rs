@@ -246,6 +246,12 @@ pub struct DataFlags {
     /// Most that is read ahead of sequential readers and waits for them; 0: nothing [default: 256MiB]
     #[arg(long, value_name = "SIZE", env = "FASTCACHE_READ_AHEAD")]
     pub read_ahead: Option<String>,
+    /// Most memory of the data plane [default: an eighth of the machine's, and not less than it needs]
+    #[arg(long, value_name = "SIZE", env = "FASTCACHE_MEMORY")]
+    pub memory: Option<String>,
+    /// Most of it for checksums of chunks [default: what the rest leaves]
+    #[arg(long, value_name = "SIZE", env = "FASTCACHE_CHECKSUM_MEMORY")]
+    pub checksum_memory: Option<String>,
 }
 
 /// `up`.

@@ -70,6 +70,8 @@ pub struct FileConfig {
     cores: Option<String>,
     fuse_transport: Option<FuseTransport>,
     read_ahead: Option<String>,
+    memory: Option<String>,
+    checksum_memory: Option<String>,
     // of fastcache-data alone; here so that one file can serve both planes
     mount: Option<PathBuf>,
     format: Option<bool>,
@@ -527,6 +529,10 @@ pub struct DataSettings {
     pub fuse_transport: Option<FuseTransport>,
     /// Most that is read ahead, bytes; `None`: as the data plane has it.
     pub read_ahead: Option<u64>,
+    /// Most memory of the data plane, bytes; `None`: as the data plane has it.
+    pub memory: Option<u64>,
+    /// Most of it for checksums, bytes.
+    pub checksum_memory: Option<u64>,
 }
 
 impl DataSettings {
@@ -552,6 +558,11 @@ impl DataSettings {
                 Some(bytes.map_err(|e| UsageError(format!("--read-ahead: {e}")))?)
             }
         };
+        let size = |flag: &Option<String>, file: &Option<String>, name: &str| {
+            let text = flag.as_ref().or(file.as_ref());
+            let bytes = text.map(|text| parse_size(text)).transpose();
+            bytes.map_err(|e| UsageError(format!("{name}: {e}")))
+        };
         let nvme = flags.nvme.clone().or_else(|| file.nvme.clone());
         Ok(DataSettings {
             nvme: nvme.unwrap_or_else(|| dir.join("nvme")),
@@ -563,6 +574,12 @@ impl DataSettings {
             cores: flags.cores.clone().or_else(|| file.cores.clone()),
             fuse_transport: flags.fuse_transport.or(file.fuse_transport),
             read_ahead,
+            memory: size(&flags.memory, &file.memory, "--memory")?,
+            checksum_memory: size(
+                &flags.checksum_memory,
+                &file.checksum_memory,
+                "--checksum-memory",
+            )?,
         })
     }
 }

@@ -8,23 +8,36 @@ use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
 use fastcache_reactor::Instant;
-use fastcache_reactor::sync::Mutex;
+use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Stripes of the table: enough that two cores seldom meet.
 const STRIPES: usize = 64;
+/// RAM that an inode takes beside what it has on the heap, bytes: itself with its `Arc` counts and what malloc adds, and its
+/// place in a map that may be half empty.
+pub(crate) const INODE_BYTES: u64 = size_of::<Inode>() as u64 + 32 + 48;
 
 /// All inodes in use: looked up by the kernel, open, or with changes that are not committed.
 pub(crate) struct InodeTable {
     stripes: Vec<Mutex<HashMap<Ino, Arc<Inode>>>>,
+    /// How many there are.
+    count: AtomicU64,
+    /// What those of a stripe have on the heap, bytes, when it was weighed last.
+    heaps: Vec<AtomicU64>,
+    /// The stripe that is looked at next.
+    next: AtomicUsize,
 }
 
 impl Default for InodeTable {
     fn default() -> Self {
         InodeTable {
             stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+            count: AtomicU64::new(0),
+            heaps: (0..STRIPES).map(|_| AtomicU64::new(0)).collect(),
+            next: AtomicUsize::new(0),
         }
     }
 }
@@ -37,16 +50,18 @@ impl InodeTable {
 
     /// The inode, if it is known.
     pub fn get(&self, ino: Ino) -> Option<Arc<Inode>> {
-        lock(self.stripe(ino)).get(&ino).cloned()
+        let stripe = lock(self.stripe(ino));
+        stripe.get(&ino).map(|inode| inode.used())
     }
 
     /// The inode, made known when it was not.
     pub fn get_or_insert(&self, ino: Ino) -> Arc<Inode> {
-        Arc::clone(
-            lock(self.stripe(ino))
-                .entry(ino)
-                .or_insert_with(|| Arc::new(Inode::new(ino))),
-        )
+        let mut stripe = lock(self.stripe(ino));
+        let inode = stripe.entry(ino).or_insert_with(|| {
+            self.count.fetch_add(1, Ordering::Relaxed);
+            Arc::new(Inode::new(ino))
+        });
+        inode.used()
     }
 
     /// Forgets the inode when nothing holds it any more.
@@ -57,15 +72,61 @@ impl InodeTable {
             && lock(&inode.state).is_idle()
         {
             stripe.remove(&ino);
+            self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Every inode now.
     pub fn all(&self) -> Vec<Arc<Inode>> {
-        self.stripes
-            .iter()
-            .flat_map(|s| lock(s).values().cloned().collect::<Vec<_>>())
-            .collect()
+        self.those(|_| true)
+    }
+
+    /// Every inode of which this is so. Whoever passes all of them also sees what they have on the heap.
+    pub fn those(&self, mut is_one: impl FnMut(&InodeState) -> bool) -> Vec<Arc<Inode>> {
+        let mut found = Vec::new();
+        for (stripe, heap) in self.stripes.iter().zip(&self.heaps) {
+            let stripe = lock(stripe);
+            let mut bytes = 0;
+            for inode in stripe.values() {
+                let state = lock(&inode.state);
+                bytes += state.heap_bytes();
+                if is_one(&state) {
+                    found.push(Arc::clone(inode));
+                }
+            }
+            heap.store(bytes, Ordering::Relaxed);
+        }
+        found
+    }
+
+    /// What all inodes take, bytes: their number is exact, what they have on the heap at most a second old.
+    pub fn bytes(&self) -> u64 {
+        let heaps = self.heaps.iter().map(|h| h.load(Ordering::Relaxed));
+        self.count.load(Ordering::Relaxed) * INODE_BYTES + heaps.sum::<u64>()
+    }
+
+    /// The stripe whose turn it is.
+    pub fn next_stripe(&self) -> usize {
+        self.next.fetch_add(1, Ordering::Relaxed) % STRIPES
+    }
+
+    /// So much went from the heap of a stripe.
+    pub fn lighten(&self, at: usize, bytes: u64) {
+        let heap = &self.heaps[at];
+        let before = heap.load(Ordering::Relaxed);
+        heap.store(before.saturating_sub(bytes), Ordering::Relaxed);
+    }
+
+    /// Forgets the inodes of a stripe that `keep` does not keep; their map gives back what it does not need.
+    pub fn retain(&self, at: usize, mut keep: impl FnMut(&Arc<Inode>) -> bool) {
+        let mut stripe = lock(&self.stripes[at]);
+        let before = stripe.len();
+        stripe.retain(|_, inode| keep(inode));
+        let gone = before - stripe.len();
+        self.count.fetch_sub(gone as u64, Ordering::Relaxed);
+        if stripe.capacity() > 4 * stripe.len().max(64) {
+            stripe.shrink_to_fit();
+        }
     }
 }
 
@@ -77,6 +138,8 @@ pub(crate) struct Inode {
     pub seal_lock: async_lock::Mutex<()>,
     /// A commit was acknowledged or given up, or a chunk went from open to sealed.
     pub changed: Event,
+    /// Since the table was last looked through for what may go.
+    pub was_used: AtomicBool,
 }
 
 /// What is known about an inode. Changed in one go, never held across an await.
@@ -155,21 +218,42 @@ impl Inode {
             state: Mutex::default(),
             seal_lock: async_lock::Mutex::new(()),
             changed: Event::new(),
+            was_used: AtomicBool::new(true),
         }
+    }
+
+    /// A reference, and a note that it was used.
+    fn used(self: &Arc<Self>) -> Arc<Inode> {
+        // Cores do not take the line from each other for what it says already.
+        if !self.was_used.load(Ordering::Relaxed) {
+            self.was_used.store(true, Ordering::Relaxed);
+        }
+        Arc::clone(self)
     }
 }
 
 impl InodeState {
     /// Whether nothing would be lost by forgetting it.
     pub fn is_idle(&self) -> bool {
-        self.lookups == 0
-            && self.opens == 0
-            && self.open_chunks.is_empty()
+        self.lookups == 0 && self.opens == 0 && self.is_unchanged()
+    }
+
+    /// Whether everything about it is at the coordinator, too.
+    pub fn is_unchanged(&self) -> bool {
+        self.open_chunks.is_empty()
             && !self.unsealed.is_dirty
             && !self.is_sealing
             && self.commits.is_empty()
             && !self.is_committing
             && self.commit_error.is_none()
+    }
+
+    /// What it has on the heap and grows with the file, bytes.
+    pub fn heap_bytes(&self) -> u64 {
+        let runs = self.layout.as_ref().map_or(0, |l| l.runs.capacity());
+        let names = self.xattrs.iter().flatten();
+        let names: usize = names.map(|n| n.capacity() + size_of_val(n)).sum();
+        (runs * size_of::<fastcache_api::Run>() + names) as u64
     }
 
     /// Whether local changes are not at the coordinator yet.

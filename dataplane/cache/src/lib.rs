@@ -15,6 +15,7 @@ mod content;
 mod fetch;
 mod inode;
 mod link;
+mod memory;
 mod names;
 mod open_chunk;
 mod read;
@@ -27,6 +28,7 @@ mod write;
 
 pub use ahead::READ_AHEAD_BYTES;
 pub use link::{Link, Outgoing};
+pub use memory::{CHUNK_BYTES, MemoryLimits, MemoryUse};
 
 use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
 use fastcache_chunkstore::Store;
@@ -109,6 +111,12 @@ pub trait KernelNotify: Send + Sync {
     fn inval_names(&self);
     /// Whether this kernel takes [`KernelNotify::inval_names`] (Linux 6.16).
     fn can_inval_names(&self) -> bool;
+    /// Give back these inodes as far as nobody uses them: their pages go, and they are forgotten.
+    fn prune(&self, _inos: Vec<Ino>) {}
+    /// Whether this kernel takes [`KernelNotify::prune`] (Linux 6.18).
+    fn can_prune(&self) -> bool {
+        false
+    }
     /// Calls `done` when everything queued before has been delivered.
     fn barrier(&self, done: Box<dyn FnOnce() + Send>);
 }
@@ -163,6 +171,7 @@ pub(crate) struct Inner {
     pub ahead: ahead::Ahead,
     pub unreadable: sick::Unreadable,
     pub space: space::Space,
+    pub memory: memory::Memory,
     pub counters: Counters,
     pub notify: OnceLock<Box<dyn KernelNotify>>,
     /// Chunk size of new files, bytes; the agent says it at the handshake.
@@ -192,6 +201,7 @@ impl FileSystem {
                 ahead: ahead::Ahead::default(),
                 unreadable: sick::Unreadable::default(),
                 space: space::Space::default(),
+                memory: memory::Memory::default(),
                 counters: Counters::default(),
                 notify: OnceLock::new(),
                 chunk_size: AtomicU32::new(4 << 20),

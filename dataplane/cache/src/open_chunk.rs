@@ -12,12 +12,13 @@ mod place;
 mod read;
 mod shape;
 
-use crate::Result;
+use crate::memory::Weight;
+use crate::{Result, lock};
 use event_listener::Event;
 use fastcache_api::{Errno, Ino};
 use fastcache_chunkstore::{BlockRun, ChunkBody};
 use fastcache_reactor::IoBuf;
-use fastcache_reactor::sync::Mutex;
+use fastcache_reactor::sync::{AtomicU64, Mutex};
 use fastcache_types::{BLOCK, Extent};
 use std::sync::Arc;
 
@@ -53,6 +54,7 @@ pub(crate) struct OpenChunk {
     pub state: Mutex<OpenState>,
     /// Something in `state` changed that others may wait for.
     pub changed: Event,
+    weight: Weight,
 }
 
 #[derive(Default)]
@@ -96,6 +98,12 @@ impl OpenState {
             .is_some_and(|g| g.start < to * BLOCK && from * BLOCK < g.end.next_multiple_of(BLOCK))
     }
 
+    /// What it takes of RAM.
+    fn bytes(&self) -> usize {
+        let gather = self.gather.as_ref().map_or(0, |g| g.buf.len() + BLOCK);
+        size_of::<OpenChunk>() + self.slots.capacity() * size_of::<Slot>() + gather
+    }
+
     fn slot(&self, block: usize) -> Slot {
         self.slots.get(block).copied().unwrap_or(Slot::EMPTY)
     }
@@ -122,13 +130,24 @@ fn to_u32(n: usize) -> u32 {
 
 impl OpenChunk {
     /// A chunk with nothing in it.
-    pub fn empty(ino: Ino, index: u32) -> OpenChunk {
+    pub fn empty(ino: Ino, index: u32, open_bytes: &Arc<AtomicU64>) -> OpenChunk {
+        OpenChunk::new(ino, index, OpenState::default(), open_bytes)
+    }
+
+    fn new(ino: Ino, index: u32, state: OpenState, open_bytes: &Arc<AtomicU64>) -> OpenChunk {
         OpenChunk {
             ino,
             index,
-            state: Mutex::default(),
+            weight: Weight::new(open_bytes, state.bytes()),
+            state: Mutex::new(state),
             changed: Event::new(),
         }
+    }
+
+    /// Looks up what it takes of RAM, after it was written to.
+    pub fn weigh(&self) {
+        let bytes = lock(&self.state).bytes();
+        self.weight.set(bytes);
     }
 
     /// A chunk that starts as the first `valid` bytes of a sealed one. `tail` holds the last, partial block of
@@ -140,6 +159,7 @@ impl OpenChunk {
         crcs: &[u32],
         valid: usize,
         tail: Option<IoBuf>,
+        open_bytes: &Arc<AtomicU64>,
     ) -> OpenChunk {
         // The block that `tail` holds has no place yet: what the old one has behind `valid` must not come back.
         let placed = if tail.is_some() {
@@ -172,12 +192,7 @@ impl OpenChunk {
             gather,
             ..Default::default()
         };
-        OpenChunk {
-            ino,
-            index,
-            state: Mutex::new(state),
-            changed: Event::new(),
-        }
+        OpenChunk::new(ino, index, state, open_bytes)
     }
 }
 

@@ -4,7 +4,7 @@
 //! survives a kill of both processes. The commit reaches the coordinator in the background, in order, and is
 //! sent again until it is answered; `fsync` waits for it.
 
-use crate::inode::{Inode, PendingCommit, Unsealed};
+use crate::inode::{Inode, InodeState, PendingCommit, Unsealed};
 use crate::open_chunk::{Contents, OpenChunk, device_error};
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::control::{DataEvent, LocalChunk, NodeCall};
@@ -59,15 +59,12 @@ impl FileSystem {
     /// Seals files that were dirty for long, so that their bytes go on their way. Called now and then.
     pub(crate) async fn seal_aged(&self) {
         let now = fastcache_reactor::now();
-        for inode in self.inner.inodes.all() {
-            let is_due = {
-                let state = lock(&inode.state);
-                state
-                    .unsealed
-                    .since
-                    .is_some_and(|s| now.duration_since(s) >= SEAL_AGE)
-            };
-            if is_due && let Err(error) = self.seal_file(&inode, false).await {
+        let is_due = |state: &InodeState| {
+            let since = state.unsealed.since;
+            since.is_some_and(|s| now.duration_since(s) >= SEAL_AGE)
+        };
+        for inode in self.inner.inodes.those(is_due) {
+            if let Err(error) = self.seal_file(&inode, false).await {
                 tracing::error!(target: "cache", ino = %inode.ino, %error, "an open file could not be sealed; it is tried again");
             }
         }

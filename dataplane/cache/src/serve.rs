@@ -324,6 +324,7 @@ impl FileSystem {
             transport_why: String::new(),
             stuck_cores: Vec::new(),
             core_stalls: 0,
+            memory: Default::default(),
             uptime_s: fastcache_reactor::now()
                 .duration_since(self.inner.started)
                 .as_secs(),

@@ -20,6 +20,8 @@ const DIRTY_PERCENT: u64 = 75;
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// The same without a cloud tier: only a removal, or what a seal does not need after all, makes room then.
 const STALL_MAX_ALONE: Duration = Duration::from_secs(2);
+/// How long a writer waits at most because of memory alone.
+const OPEN_STALL_MAX: Duration = Duration::from_secs(5);
 /// How often a waiting writer looks again even when nobody woke it.
 const STALL_LOOK: Duration = Duration::from_millis(50);
 /// Most reads noted between two reports on a core; further ones of that time are not reported (the order is approximate).
@@ -72,6 +74,7 @@ impl FileSystem {
                 self.inner.link.event(Ino::ROOT, DataEvent::Accessed(ids));
             }
             self.evict_ahead();
+            self.trim_inodes().await;
             if tick.is_multiple_of(AGE_TICKS) {
                 let fs = self.clone();
                 fastcache_reactor::spawn(async move {
@@ -90,9 +93,13 @@ impl FileSystem {
         if usage.used_bytes > limit {
             self.evict_bytes(usage.used_bytes - limit);
         }
+        let chunks_over = self.chunks_over();
+        if chunks_over > 0 {
+            self.evict_some(u64::MAX, chunks_over);
+        }
         let waiting = self.inner.space.waiting.load(Ordering::Relaxed) > 0;
-        let is_short =
-            usage.used_bytes > limit / 10 * 9 && lock(&self.inner.space.victims).len() < 64;
+        let is_filling = usage.used_bytes > limit / 10 * 9 || chunks_over > 0;
+        let is_short = is_filling && lock(&self.inner.space.victims).len() < 64;
         if waiting || is_short {
             self.press(waiting);
         }
@@ -111,9 +118,14 @@ impl FileSystem {
 
     /// Evicts clean chunks from the list until `bytes` are freed or the list is empty. Answers what was freed.
     fn evict_bytes(&self, bytes: u64) -> u64 {
+        self.evict_some(bytes, u64::MAX)
+    }
+
+    /// The same, and at most so many.
+    fn evict_some(&self, bytes: u64, chunks: u64) -> u64 {
         let mut freed = 0;
         let mut gone = Vec::new();
-        while freed < bytes {
+        while freed < bytes && (gone.len() as u64) < chunks {
             let Some(id) = lock(&self.inner.space.victims).pop_front() else {
                 break;
             };
@@ -232,7 +244,9 @@ impl FileSystem {
             let listener = is_counted.then(|| self.inner.space.freed.listen());
             let usage = self.inner.store.usage();
             let limit = usage.capacity_bytes / 100 * DIRTY_PERCENT;
-            if usage.dirty_bytes + bytes.min(limit / 2) <= limit {
+            let is_full = usage.dirty_bytes + bytes.min(limit / 2) > limit;
+            let has_too_much_open = self.has_too_much_open();
+            if !is_full && !has_too_much_open && !self.has_too_many_dirty(usage.dirty_chunks) {
                 break Ok(());
             }
             if !std::mem::replace(&mut is_counted, true) {
@@ -240,9 +254,15 @@ impl FileSystem {
                 self.inner.space.waiting.fetch_add(1, Ordering::Relaxed);
                 self.press(true);
             }
+            if has_too_much_open {
+                self.relieve();
+            }
             if usage.dirty_bytes < least {
                 least = usage.dirty_bytes;
                 since = fastcache_reactor::now();
+            } else if !is_full && since.elapsed() > OPEN_STALL_MAX {
+                // Memory alone is no reason to refuse a write.
+                break Ok(());
             } else if fastcache_reactor::now().duration_since(since) > self.stall_max() {
                 tracing::error!(target: "cache", dirty_bytes = usage.dirty_bytes, "the dirty cap is reached and no upload succeeds: ENOSPC");
                 break Err(Errno::ENOSPC);

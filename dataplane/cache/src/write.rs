@@ -185,6 +185,7 @@ impl FileSystem {
                 let whole = piece.len() / BLOCK * BLOCK;
                 let blocks = piece.split_to(whole);
                 let (r, blocks) = self.write_direct(&chunk, within / BLOCK, blocks).await;
+                chunk.weigh();
                 match r {
                     Ok(Ok(())) => {
                         within += whole;
@@ -205,10 +206,11 @@ impl FileSystem {
                 }
                 continue;
             }
-            match self
+            let gathered = self
                 .write_gather(&chunk, within, &piece, chunk_size as usize)
-                .await
-            {
+                .await;
+            chunk.weigh();
+            match gathered {
                 Ok(0) => {}
                 Ok(n) => {
                     within += n;
@@ -266,6 +268,7 @@ impl FileSystem {
             ino: inode.ino,
             index,
         };
+        let open_bytes = &self.inner.memory.open_bytes;
         let mut has_room = false;
         loop {
             let sealed = {
@@ -287,11 +290,11 @@ impl FileSystem {
                     // The old bytes are elsewhere: nothing is gained by fetching them.
                     Some(_) if !has_room && !self.is_roomy() => None,
                     Some(over) => {
-                        let chunk = Arc::new(OpenChunk::empty(inode.ino, index));
+                        let chunk = Arc::new(OpenChunk::empty(inode.ino, index, open_bytes));
                         return Ok(ToWrite::Cover(Cover { chunk, over }));
                     }
                     None => {
-                        let chunk = Arc::new(OpenChunk::empty(inode.ino, index));
+                        let chunk = Arc::new(OpenChunk::empty(inode.ino, index, open_bytes));
                         state.open_chunks.insert(index, Arc::clone(&chunk));
                         return Ok(ToWrite::Open(chunk));
                     }
@@ -327,7 +330,7 @@ impl FileSystem {
                 tail = Some(buf);
             }
             let chunk = Arc::new(OpenChunk::over(
-                inode.ino, index, body, &meta.crcs, valid, tail,
+                inode.ino, index, body, &meta.crcs, valid, tail, open_bytes,
             ));
             let mut state = lock(&inode.state);
             let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 /// Shards, so that cores rarely meet at a lock.
 const SHARDS: usize = 16;
 /// What an entry costs beside its checksums, bytes (map node, key, two Arc counts, allocation headers).
-const ENTRY_BYTES: usize = 128;
+const ENTRY_BYTES: usize = 160;
 
 /// The place of the header tells bodies apart that have the same key, one after the other.
 type Key = (u32, ChunkKey);
@@ -24,9 +24,20 @@ struct Shard {
 pub(crate) struct CrcCache {
     shards: [Mutex<Shard>; SHARDS],
     /// Per shard.
-    budget: usize,
+    budget: AtomicUsize,
     /// Of all shards, for a look without their locks.
     bytes: AtomicUsize,
+}
+
+impl Shard {
+    /// Drops what was not used for longest, until the rest fits.
+    fn shrink(&mut self, budget: usize) {
+        while self.bytes > budget
+            && let Some((_, old)) = self.entries.pop_front()
+        {
+            self.bytes -= cost(&old);
+        }
+    }
 }
 
 fn cost(meta: &ChunkMeta) -> usize {
@@ -37,7 +48,7 @@ impl CrcCache {
     pub(crate) fn new(budget_bytes: usize) -> CrcCache {
         CrcCache {
             shards: Default::default(),
-            budget: budget_bytes / SHARDS,
+            budget: AtomicUsize::new(budget_bytes / SHARDS),
             bytes: AtomicUsize::new(0),
         }
     }
@@ -60,11 +71,7 @@ impl CrcCache {
         if let Some(old) = shard.entries.insert((header, key), meta) {
             shard.bytes -= cost(&old);
         }
-        while shard.bytes > self.budget
-            && let Some((_, old)) = shard.entries.pop_front()
-        {
-            shard.bytes -= cost(&old);
-        }
+        shard.shrink(self.budget.load(Ordering::Relaxed));
         // Wraps around when it shrinks, and back again.
         self.bytes
             .fetch_add(shard.bytes.wrapping_sub(before), Ordering::Relaxed);
@@ -75,6 +82,21 @@ impl CrcCache {
         if let Some(old) = shard.entries.remove(&(header, key)) {
             shard.bytes -= cost(&old);
             self.bytes.fetch_sub(cost(&old), Ordering::Relaxed);
+        }
+    }
+
+    /// Changes the budget; what is beyond it goes at once.
+    pub(crate) fn set_budget(&self, budget_bytes: usize) {
+        let budget = budget_bytes / SHARDS;
+        if self.budget.swap(budget, Ordering::Relaxed) <= budget {
+            return;
+        }
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = shard.bytes;
+            shard.shrink(budget);
+            self.bytes
+                .fetch_sub(before - shard.bytes, Ordering::Relaxed);
         }
     }
 

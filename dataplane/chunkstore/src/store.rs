@@ -382,6 +382,11 @@ impl Store {
         }
     }
 
+    /// Changes the RAM for checksums, bytes; what is beyond it goes at once.
+    pub fn set_crc_budget(&self, bytes: usize) {
+        self.inner.pool.crcs.set_budget(bytes);
+    }
+
     /// Errors since the store was opened.
     #[must_use]
     pub fn errors(&self) -> ErrorCounters {

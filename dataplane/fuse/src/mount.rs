@@ -383,16 +383,16 @@ impl Mount {
     }
 
     /// Sessions for the cores on these processors, each with a descriptor cloned from the mount's, so that cores do not
-    /// share a queue of requests in work. To be moved to that core and given to [`serve`](crate::serve).
+    /// share a queue of requests in work; further entries of FUSE over io_uring take at most `entries_bytes`. To be moved to that core and given to [`serve`](crate::serve).
     ///
     /// # Errors
     /// When the device cannot be opened or cloned, or it is not known how many processors there can be.
-    pub fn sessions(&self, cpus: &[usize]) -> io::Result<Vec<Session>> {
+    pub fn sessions(&self, cpus: &[usize], entries_bytes: u64) -> io::Result<Vec<Session>> {
         let dev = || dev_fuse::Session::clone_from(Arc::clone(&self.connection));
         if !self.transport.is_uring() {
             return cpus.iter().map(|_| dev().map(Session::Dev)).collect();
         }
-        let shares = uring::shares(uring::possible_cpus()?, cpus);
+        let shares = uring::shares(uring::possible_cpus()?, cpus, entries_bytes);
         let with_queues = |share| Ok(Session::Uring(uring::Session::new(dev()?, share)));
         shares.into_iter().map(with_queues).collect()
     }

@@ -7,7 +7,7 @@
 use crate::handshake::Negotiated;
 use crate::reply::OUT_HEADER;
 use crate::wire::flags::{EXPIRE_ONLY, init, notify};
-use crate::wire::{InvalEntryOut, InvalInodeOut, OutHeader};
+use crate::wire::{InvalEntryOut, InvalInodeOut, OutHeader, PruneOut};
 use fastcache_api::Ino;
 use fastcache_cache::KernelNotify;
 use rustix::io::Errno;
@@ -23,6 +23,10 @@ const QUEUE_WARN: usize = 65_536;
 
 /// The minor version whose kernels take INC_EPOCH (Linux 6.16).
 const MINOR_WITH_EPOCH: u32 = 44;
+/// The minor version whose kernels take PRUNE (Linux 6.18).
+const MINOR_WITH_PRUNE: u32 = 45;
+/// Inodes in one PRUNE: what the kernel takes in one piece.
+const PRUNE_BATCH: usize = 512;
 
 /// Something to tell the kernel.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -31,6 +35,7 @@ enum Notice {
     Attr(Ino),
     Entry(Ino, Vec<u8>),
     Names,
+    Prune(Vec<Ino>),
 }
 
 /// A place in the queue.
@@ -64,6 +69,7 @@ impl Shared {
 pub struct Notifier {
     shared: Arc<Shared>,
     can_inval_names: bool,
+    can_prune: bool,
 }
 
 impl Notifier {
@@ -77,6 +83,7 @@ impl Notifier {
         Ok(Notifier {
             shared,
             can_inval_names: negotiated.minor >= MINOR_WITH_EPOCH,
+            can_prune: negotiated.minor >= MINOR_WITH_PRUNE,
         })
     }
 
@@ -114,6 +121,18 @@ impl KernelNotify for Notifier {
 
     fn can_inval_names(&self) -> bool {
         self.can_inval_names
+    }
+
+    fn prune(&self, inos: Vec<Ino>) {
+        if self.can_prune {
+            for batch in inos.chunks(PRUNE_BATCH) {
+                self.push(Notice::Prune(batch.to_vec()));
+            }
+        }
+    }
+
+    fn can_prune(&self) -> bool {
+        self.can_prune
     }
 
     fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
@@ -202,6 +221,18 @@ fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
             notify::INVAL_ENTRY
         }
         Notice::Names => notify::INC_EPOCH,
+        Notice::Prune(inos) => {
+            let body = PruneOut {
+                count: u32::try_from(inos.len()).unwrap_or(0),
+                padding: 0,
+                spare: 0,
+            };
+            message.extend_from_slice(body.as_bytes());
+            for ino in inos {
+                message.extend_from_slice(&ino.0.to_ne_bytes());
+            }
+            notify::PRUNE
+        }
     };
     let len = u32::try_from(message.len()).unwrap_or(0);
     let header = OutHeader {
@@ -260,6 +291,12 @@ mod tests {
         encode(&Notice::Names, BARE, &mut message);
         assert_eq!(message.len(), 16);
         assert_eq!(message[4..8], 8i32.to_ne_bytes());
+        encode(&Notice::Prune(vec![Ino(7), Ino(8)]), BARE, &mut message);
+        assert_eq!(message.len(), 16 + 16 + 2 * 8);
+        assert_eq!(message[4..8], 9i32.to_ne_bytes());
+        assert_eq!(message[16..20], 2u32.to_ne_bytes());
+        assert_eq!(message[20..32], [0; 12]);
+        assert_eq!(message[40..48], 8u64.to_ne_bytes());
         let newer = Negotiated {
             minor: 45,
             flags: init::HAS_EXPIRE_ONLY,

@@ -224,6 +224,10 @@ wire! {
     InvalEntryOut = 16 { parent: u64 = 0, namelen: u32 = 8, flags: u32 = 12 }
 }
 wire! {
+    /// Notification PRUNE (7.45); as many inode numbers follow.
+    PruneOut = 16 { count: u32 = 0, padding: u32 = 4, spare: u64 = 8 }
+}
+wire! {
     /// What goes with a request over io_uring beside its header (`fuse_uring_ent_in_out`). In an answer only `payload_sz` is
     /// read.
     UringEntInOut = 32 { flags: u64 = 0, commit_id: u64 = 8, payload_sz: u32 = 16, padding: u32 = 20, reserved: u64 = 24 }

@@ -50,6 +50,13 @@ struct Flags {
     /// [default: 256MiB].
     #[arg(long, env = "FASTCACHE_READ_AHEAD", value_name = "SIZE")]
     read_ahead: Option<String>,
+    /// Most memory that the process may take, bytes or with KiB, MiB, GiB [default: an eighth of the machine's, and
+    /// not less than it needs].
+    #[arg(long, env = "FASTCACHE_MEMORY", value_name = "SIZE")]
+    memory: Option<String>,
+    /// Most of it for checksums of chunks [default: what the rest leaves].
+    #[arg(long, env = "FASTCACHE_CHECKSUM_MEMORY", value_name = "SIZE")]
+    checksum_memory: Option<String>,
     /// Configuration file (TOML) with the same names as the flags.
     #[arg(long, env = "FASTCACHE_DATA_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
@@ -66,6 +73,8 @@ struct File {
     cores: Option<String>,
     fuse_transport: Option<String>,
     read_ahead: Option<String>,
+    memory: Option<String>,
+    checksum_memory: Option<String>,
 }
 
 /// What the data plane runs with.
@@ -91,6 +100,10 @@ pub struct Config {
     pub transport: Wish,
     /// Most that is read ahead, bytes.
     pub read_ahead_bytes: u64,
+    /// Budget of memory, bytes; `None`: as the machine is.
+    pub memory_bytes: Option<u64>,
+    /// Bound of the checksums in it, bytes.
+    pub checksum_memory_bytes: Option<u64>,
 }
 
 impl Config {
@@ -132,6 +145,14 @@ impl Config {
             Some(size) => parse_size(&size).context("--read-ahead")?,
             None => fastcache_cache::READ_AHEAD_BYTES,
         };
+        let size = |text: Option<String>, flag: &'static str| {
+            text.map(|text| parse_size(&text).context(flag)).transpose()
+        };
+        let memory_bytes = size(flags.memory.or(file.memory), "--memory")?;
+        let checksum_memory_bytes = size(
+            flags.checksum_memory.or(file.checksum_memory),
+            "--checksum-memory",
+        )?;
         let socket = flags.socket.or(file.socket);
         Ok(Config {
             nvme,
@@ -144,6 +165,8 @@ impl Config {
             cpus,
             transport,
             read_ahead_bytes,
+            memory_bytes,
+            checksum_memory_bytes,
         })
     }
 }
@@ -158,6 +181,8 @@ const KEYS: &[&str] = &[
     "cores",
     "fuse-transport",
     "read-ahead",
+    "memory",
+    "checksum-memory",
 ];
 
 fn read_file(path: &Path) -> Result<File> {

@@ -4,6 +4,7 @@
 
 mod config;
 mod control;
+mod memory;
 mod watchdog;
 
 use anyhow::{Context, Result};
@@ -14,14 +15,14 @@ use fastcache_chunkstore::{Recovered, Store, StoreError, StoreOptions};
 use fastcache_fuse::{Choice, Mount, MountError, MountOptions, Session, choose};
 use fastcache_reactor::Remote;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 /// Buffers of one core for requests: what can be in flight in the kernel of one client at full depth.
 const POOL_BUFFERS: usize = 96;
-/// Budget of the checksum pages, bytes: all of a 64 GiB store when every page of it is hot.
-const CRC_BUDGET_BYTES: usize = 64 << 20;
+/// Size of one.
+const BUFFER_BYTES: usize = fastcache_fuse::BUFFER_MIN + fastcache_types::BLOCK;
 /// Submission entries of a ring.
 const RING_ENTRIES: u32 = 512;
 /// How long to wait for the store of a process that was just killed.
@@ -51,9 +52,15 @@ fn ring_config(cpu: usize, transport: &Choice) -> fastcache_reactor::Config {
         cpu: Some(cpu),
         entries: RING_ENTRIES,
         pool_buffers: POOL_BUFFERS,
-        buffer_bytes: fastcache_fuse::BUFFER_MIN + fastcache_types::BLOCK,
+        buffer_bytes: BUFFER_BYTES,
         wide_entries: transport.is_uring(),
     }
+}
+
+/// What the buffers of one core take, bytes: whole pages of 2 MiB.
+const fn pool_bytes() -> u64 {
+    (POOL_BUFFERS * BUFFER_BYTES.next_multiple_of(fastcache_types::BLOCK)).next_multiple_of(2 << 20)
+        as u64
 }
 
 /// What a core is told when it starts.
@@ -64,6 +71,17 @@ enum Start {
 
 fn run(config: Config) -> Result<()> {
     let transport = choose(config.transport)?;
+    // What can be said before anything is made. The store may turn out to be larger.
+    let mut needs = memory::Needs {
+        wanted_bytes: config.memory_bytes,
+        checksums_bytes: config.checksum_memory_bytes,
+        cores: config.cpus.len(),
+        is_uring: transport.is_uring(),
+        capacity_bytes: 0,
+        machine_bytes: memory::of_machine()?,
+    };
+    memory::divide(&needs)?;
+    needs.capacity_bytes = config.capacity_bytes;
     // Every core says where it can be reached, then waits for its session; the first one brings everything up.
     let (say, hear) = mpsc::channel::<Result<(usize, Remote)>>();
     let mut starts = Vec::new();
@@ -92,7 +110,7 @@ fn run(config: Config) -> Result<()> {
     drop(say);
     let first = config.cpus.first().copied().unwrap_or(0);
     let ring = ring_config(first, &transport);
-    fastcache_reactor::run(ring, || bring_up(config, transport, hear, starts))
+    fastcache_reactor::run(ring, || bring_up(config, transport, needs, hear, starts))
         .context("the first core's ring cannot be made")?
 }
 
@@ -103,6 +121,7 @@ async fn serve(fs: FileSystem, session: Session) {
 async fn bring_up(
     config: Config,
     transport: Choice,
+    needs: memory::Needs,
     others: mpsc::Receiver<Result<(usize, Remote)>>,
     starts: Vec<futures_channel::oneshot::Sender<Start>>,
 ) -> Result<()> {
@@ -124,12 +143,19 @@ async fn bring_up(
     let usage = store.usage();
     tracing::info!(target: "nvme", path = %config.nvme.display(), chunks, dirty_chunks = usage.dirty_chunks, used_bytes = usage.used_bytes, capacity_bytes = usage.capacity_bytes, elapsed_ms = elapsed.as_millis(), uncommitted = pending.len(), "the store is open");
 
+    let budget = memory::divide(&memory::Needs {
+        capacity_bytes: usage.capacity_bytes,
+        ..needs
+    })?;
+    tracing::info!(target: "control", memory_bytes = budget.total, fixed_bytes = budget.total - budget.limits.tables_bytes, chunks_most = budget.limits.chunks, inodes_bytes = budget.limits.inodes_bytes, "memory");
     let watched = watchdog::start(&remotes)?;
     let listener = control::bind(&config.socket)?;
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
     fs.set_read_ahead(config.read_ahead_bytes);
+    let keeper = memory::Keeper::new(budget, &fs);
+    fastcache_reactor::spawn(Arc::clone(&keeper).tend(fs.clone())).detach();
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,
@@ -173,6 +199,7 @@ async fn bring_up(
     let transport = mount.transport().clone();
     fs.set_notify(Box::new(mount.notifier()?));
     fs.set_extra_stats(Box::new(move |stats: &mut DataStats| {
+        stats.memory = keeper.stats();
         stats.fuse_requests = fastcache_fuse::counters();
         stats.fuse_latency = fastcache_fuse::latencies();
         stats.transport = transport.kind.name().to_owned();
@@ -180,7 +207,7 @@ async fn bring_up(
         stats.stuck_cores = watched.stuck();
         stats.core_stalls = watched.total();
     }));
-    let mut sessions = mount.sessions(&config.cpus)?.into_iter();
+    let mut sessions = mount.sessions(&config.cpus, budget.entries)?.into_iter();
     let own = sessions.next();
     for (start, session) in starts.into_iter().zip(sessions) {
         let _ = start.send(Start::Serve(fs.clone(), session));
@@ -232,7 +259,8 @@ async fn open_store(config: &Config) -> Result<(Store, Recovered)> {
             capacity_bytes: config.capacity_bytes,
             format: config.format,
             force: config.force,
-            crc_budget_bytes: CRC_BUDGET_BYTES,
+            // Until the budget is divided: the store says how large it is.
+            crc_budget_bytes: 0,
         };
         let opened = match config.rebuild_index {
             true => Store::rebuild_index(options).await,

@@ -5,7 +5,7 @@ use super::rising::total;
 use super::{Metric, level, metric};
 use crate::types::PinStats;
 use fastcache_api::control::DataStats;
-use metrics::counter;
+use metrics::{counter, gauge};
 
 /// The metrics of this subject.
 pub(super) const METRICS: &[Metric] = &[
@@ -57,6 +57,36 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "",
         "of those, unused; 0 for long: uploads and fetches wait",
+    ),
+    metric(
+        "fastcache_memory_budget_bytes",
+        Gauge,
+        "",
+        "most memory that the data plane is to take (`--memory`)",
+    ),
+    metric(
+        "fastcache_memory_resident_bytes",
+        Gauge,
+        "",
+        "resident memory of the data plane, shared memory included",
+    ),
+    metric(
+        "fastcache_memory_limit_bytes",
+        Gauge,
+        "part",
+        "what each part of the budget may take",
+    ),
+    metric(
+        "fastcache_memory_bytes",
+        Gauge,
+        "part",
+        "what it takes, where that is counted",
+    ),
+    metric(
+        "fastcache_pruned_inodes_total",
+        Counter,
+        "",
+        "inodes that the kernel was asked to give back because there were too many",
     ),
     metric(
         "fastcache_hits_total",
@@ -190,6 +220,23 @@ pub(super) fn export(data: &DataStats) {
     level("fastcache_device_spilled_bytes", data.spilled_bytes);
     level("fastcache_device_bad_bytes", data.bad_bytes);
     level("fastcache_unreadable_chunks", data.unreadable_chunks);
+    level("fastcache_memory_budget_bytes", data.memory.budget_bytes);
+    level(
+        "fastcache_memory_resident_bytes",
+        data.memory.resident_bytes,
+    );
+    for part in &data.memory.parts {
+        let name = &part.name;
+        gauge!("fastcache_memory_limit_bytes", "part" => name.clone()).set(part.limit_bytes as f64);
+        if let Some(used) = part.used_bytes {
+            gauge!("fastcache_memory_bytes", "part" => name.clone()).set(used as f64);
+        }
+    }
+    total(
+        "fastcache_pruned_inodes_total",
+        None,
+        data.memory.pruned_inodes,
+    );
     let tiers = [
         ("nvme", data.nvme_hits, data.nvme_hit_bytes),
         ("cloud", data.fetched_chunks, data.fetched_bytes),

@@ -167,6 +167,21 @@ fn tell_data(data: &DataStats) {
             data.ahead_wasted + data.ahead_failed
         ),
     );
+    let memory = &data.memory;
+    let parts: Vec<String> = memory
+        .parts
+        .iter()
+        .filter_map(|p| Some(format!("{} {}", p.name, bytes(p.used_bytes?))))
+        .collect();
+    line(
+        "memory",
+        &format!(
+            "{} of {} resident ({})",
+            bytes(memory.resident_bytes),
+            bytes(memory.budget_bytes),
+            parts.join(", ")
+        ),
+    );
     let reads = data.nvme_hits + data.misses;
     line(
         "hit rate",

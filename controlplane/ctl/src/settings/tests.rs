@@ -257,6 +257,30 @@ fn readahead_is_a_size_or_nothing() {
     assert!(resolve("much").unwrap_err().contains("--read-ahead"));
 }
 
+#[test]
+fn memory_is_a_size_and_the_flag_wins_over_the_file() {
+    let resolve = |flag: Option<&str>, file: &str| {
+        let flags = DataFlags {
+            memory: flag.map(str::to_owned),
+            ..DataFlags::default()
+        };
+        let file = FileConfig::parse(file).unwrap();
+        DataSettings::resolve(&flags, &file, Path::new("/d"))
+            .map(|data| (data.memory, data.checksum_memory))
+            .map_err(|e| e.to_string())
+    };
+    let file = "memory = \"2GiB\"\nchecksum-memory = \"1MiB\"\n";
+    assert_eq!(resolve(None, ""), Ok((None, None)));
+    assert_eq!(resolve(None, file), Ok((Some(2 << 30), Some(1 << 20))));
+    assert_eq!(
+        resolve(Some("700 MiB"), file),
+        Ok((Some(700 << 20), Some(1 << 20)))
+    );
+    assert!(resolve(Some("some"), "").unwrap_err().contains("--memory"));
+    let wrong = resolve(None, "checksum-memory = \"x\"").unwrap_err();
+    assert!(wrong.contains("--checksum-memory"), "{wrong}");
+}
+
 /// The data plane accepts a file that it shares with the agent: it must know these keys.
 #[test]
 fn the_shared_list_of_keys_is_complete() {
@@ -269,6 +293,8 @@ fn the_shared_list_of_keys_is_complete() {
         "cores",
         "fuse-transport",
         "read-ahead",
+        "memory",
+        "checksum-memory",
         "mount",
         "format",
         "force",

@@ -194,6 +194,12 @@ impl Supervisor {
                 if let Some(bytes) = data.read_ahead {
                     command.arg("--read-ahead").arg(bytes.to_string());
                 }
+                if let Some(bytes) = data.memory {
+                    command.arg("--memory").arg(bytes.to_string());
+                }
+                if let Some(bytes) = data.checksum_memory {
+                    command.arg("--checksum-memory").arg(bytes.to_string());
+                }
                 if self.is_first && data.format {
                     command.arg("--format");
                     if data.force {

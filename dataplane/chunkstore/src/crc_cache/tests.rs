@@ -30,3 +30,25 @@ fn the_least_recently_used_goes_first_and_the_budget_holds() {
     cache.insert(5, key(1, 0, 1), meta(1000));
     assert_eq!(cache.bytes(), 0);
 }
+
+#[test]
+fn a_smaller_budget_holds_at_once() {
+    let meta = Arc::new(ChunkMeta {
+        crcs: vec![7; 10].into(),
+    });
+    let cache = CrcCache::new(SHARDS * 8 * cost(&meta));
+    for header in 0..1000 {
+        cache.insert(header, key(1, header, 1), meta.clone());
+    }
+    let all = cache.bytes();
+    assert!(all > SHARDS * 2 * cost(&meta) && all <= SHARDS * 8 * cost(&meta));
+    cache.set_budget(SHARDS * 2 * cost(&meta));
+    assert_eq!(cache.bytes(), SHARDS * 2 * cost(&meta));
+    cache.set_budget(SHARDS * 8 * cost(&meta));
+    for header in 0..1000 {
+        cache.insert(header, key(1, header, 1), meta.clone());
+    }
+    assert_eq!(cache.bytes(), all);
+    cache.set_budget(0);
+    assert_eq!(cache.bytes(), 0);
+}

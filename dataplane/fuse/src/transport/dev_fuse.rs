@@ -501,7 +501,7 @@ mod tests {
     fn all_workers_of_a_core_fit_into_64_mib() {
         let worker = future_bytes(Server::work);
         assert!(
-            worker * WORKERS_MAX <= 64 << 20,
+            worker * WORKERS_MAX <= crate::REQUESTS_BYTES as usize,
             "a worker takes {worker} bytes"
         );
     }

@@ -48,8 +48,6 @@ const BUFFERS_LEFT: usize = 32;
 const _: () = assert!(BUFFERS_LEFT >= 2 * dev_fuse::BUFFERS_MIN);
 /// Most entries of a core: half of what its ring can have in flight, so that device I/O always finds room.
 const ENTRIES_MAX: usize = fastcache_reactor::MAX_IN_FLIGHT / 2;
-/// Part of the machine's memory that all entries together can come to take, when each holds a request of the largest size.
-const MEMORY_PART: u64 = 8;
 /// Entries of a queue that are another core's: what one client has in flight at a depth of 32 is then handled by two. With
 /// all of them on its own core it has the client's processor alone, and is slower than `/dev/fuse` (docs/adr/0008).
 const HELPERS: usize = 16;
@@ -98,7 +96,7 @@ impl Transport for Session {
             entries: Cell::new(0),
             waiting_for_end: RefCell::new(None),
         });
-        let max = share::entries_max(self.share.cores).max(queues) / queues;
+        let max = share::entries_max(self.share.entries_bytes).max(queues) / queues;
         let queue = |number: &u16, max| {
             Rc::new(Queue {
                 number: *number,
@@ -252,7 +250,7 @@ mod tests {
     fn all_entries_of_a_core_fit_into_64_mib_beside_their_data() {
         let entry = future_bytes(serve_entry) + PAYLOAD_AT;
         assert!(
-            entry * ENTRIES_MAX <= 64 << 20,
+            entry * ENTRIES_MAX <= crate::REQUESTS_BYTES as usize,
             "an entry takes {entry} bytes"
         );
     }

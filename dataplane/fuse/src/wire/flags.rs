@@ -120,6 +120,8 @@ pub mod notify {
     pub const INVAL_ENTRY: i32 = 3;
     /// Make every cached entry of the mount ask again (7.44).
     pub const INC_EPOCH: i32 = 8;
+    /// Forget inodes that nobody uses (7.45).
+    pub const PRUNE: i32 = 9;
 }
 
 /// Commands of FUSE over io_uring (`enum fuse_uring_cmd`).

@@ -1,6 +1,6 @@
 //! Which core serves which of the kernel's queues, and with how much memory.
 
-use super::{ENTRIES_MAX, ENTRY_BYTES, MEMORY_PART};
+use super::{ENTRIES_MAX, ENTRY_BYTES};
 use std::io;
 
 /// What a core has to serve.
@@ -12,20 +12,21 @@ pub struct Share {
     pub helps: Vec<u16>,
     /// It reads `/dev/fuse` too.
     pub reads_device: bool,
-    /// Cores among which the memory is shared.
-    pub cores: usize,
+    /// What further entries of this core may take, when each holds a request of the largest size, bytes.
+    pub entries_bytes: u64,
 }
 
 /// Shares the queues out: one for each processor that can exist, to the core on that processor, else in turn. The first
-/// core reads the device. Every queue is served, or no request would be. Each core helps the one before it.
+/// core reads the device. Every queue is served, or no request would be. Each core helps the one before it. All cores
+/// together have `entries_bytes` for further entries.
 #[must_use]
-pub fn shares(queues: u16, cpus: &[usize]) -> Vec<Share> {
+pub fn shares(queues: u16, cpus: &[usize], entries_bytes: u64) -> Vec<Share> {
     let mut shares: Vec<Share> = (0..cpus.len())
         .map(|core| Share {
             queues: Vec::new(),
             helps: Vec::new(),
             reads_device: core == 0,
-            cores: cpus.len(),
+            entries_bytes: entries_bytes / cpus.len() as u64,
         })
         .collect();
     let mut next = 0;
@@ -70,25 +71,10 @@ fn count_cpus(list: &str) -> Option<u16> {
     })
 }
 
-/// Most entries of each of so many cores.
-pub(super) fn entries_max(cores: usize) -> usize {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    entries_for(memory_bytes(&text).unwrap_or(0), cores)
-}
-
-fn entries_for(memory_bytes: u64, cores: usize) -> usize {
-    let all = memory_bytes / MEMORY_PART / ENTRY_BYTES as u64;
-    let each = usize::try_from(all).unwrap_or(usize::MAX) / cores.max(1);
-    each.min(ENTRIES_MAX)
-}
-
-/// From the text of `/proc/meminfo`.
-fn memory_bytes(meminfo: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
+/// Most entries of a core that may take so much.
+pub(super) fn entries_max(entries_bytes: u64) -> usize {
+    let all = entries_bytes / ENTRY_BYTES as u64;
+    usize::try_from(all).unwrap_or(usize::MAX).min(ENTRIES_MAX)
 }
 
 #[cfg(test)]
@@ -107,7 +93,7 @@ mod tests {
             (1, vec![0]),
             (128, vec![0, 1, 2]),
         ] {
-            let shares = shares(queues, &cpus);
+            let shares = shares(queues, &cpus, 0);
             let mut all: Vec<u16> = shares.iter().flat_map(|s| s.queues.clone()).collect();
             all.sort_unstable();
             assert_eq!(all, (0..queues).collect::<Vec<_>>(), "{cpus:?}");
@@ -144,12 +130,9 @@ mod tests {
 
     #[test]
     fn entries_fit_into_the_memory() {
-        let text = "MemFree: 1 kB\nMemTotal:       24576000 kB\n";
-        assert_eq!(memory_bytes(text), Some(24_576_000 << 10));
-        assert_eq!(memory_bytes(""), None);
-        let each = entries_for(24 << 30, 2);
+        let each = entries_max((3 << 30) / 2);
         assert!((1000..ENTRIES_MAX).contains(&each), "{each}");
-        assert_eq!(entries_for(u64::MAX, 1), ENTRIES_MAX);
-        assert_eq!(entries_for(0, 1), 0);
+        assert_eq!(entries_max(u64::MAX), ENTRIES_MAX);
+        assert_eq!(entries_max(0), 0);
     }
 }
