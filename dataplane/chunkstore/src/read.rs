@@ -8,7 +8,6 @@ use crate::header;
 use crate::store::{Inner, Store};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, BLOCK_U64, blocks_of};
-use futures_util::join;
 use futures_util::stream::{self, StreamExt};
 use std::sync::Arc;
 
@@ -16,7 +15,6 @@ use std::sync::Arc;
 const PIECES_IN_FLIGHT: usize = 32;
 
 /// Consecutive blocks of a read: a hole, or consecutive on the device.
-#[derive(Clone)]
 struct Piece {
     /// Block of the chunk.
     first: u32,
@@ -31,16 +29,11 @@ impl Store {
     /// # Errors
     /// `Corrupt` when the header is not the chunk's: treat it as a miss and remove the chunk. `Device`.
     pub async fn meta(&self, body: &Arc<ChunkBody>) -> Result<Arc<ChunkMeta>, StoreError> {
-        let at = body.header_extent();
-        match self.inner.pool.crcs.get(at.start, body.key()) {
-            Some(meta) => Ok(meta),
-            None => self.read_meta(body).await,
-        }
-    }
-
-    async fn read_meta(&self, body: &Arc<ChunkBody>) -> Result<Arc<ChunkMeta>, StoreError> {
         let inner = &*self.inner;
         let at = body.header_extent();
+        if let Some(meta) = inner.pool.crcs.get(at.start, body.key()) {
+            return Ok(meta);
+        }
         let buf = IoBuf::alloc(at.len as usize * BLOCK);
         let (result, buf) = inner.device.read(at.start, buf).await;
         result?;
@@ -82,29 +75,34 @@ impl Store {
                 buf,
             );
         }
-        let pieces = pieces(body, first_block, blocks);
-        let at = body.header_extent();
-        if let Some(meta) = self.inner.pool.crcs.get(at.start, body.key()) {
-            return self.inner.read_pieces(body, Some(&meta), pieces, buf).await;
+        let meta = match self.meta(body).await {
+            Ok(meta) => meta,
+            Err(e) => return (Err(e), buf),
+        };
+        let mut pieces = pieces(body, first_block, blocks);
+        // The common case allocates nothing more.
+        if pieces.len() == 1
+            && let Some(piece) = pieces.pop()
+        {
+            return self.inner.read_piece(body, &meta, &piece, buf).await;
         }
-        // The checksums have to be read, too: at the same time.
-        let (meta, (result, buf)) = join!(
-            self.read_meta(body),
-            self.inner.read_pieces(body, None, pieces.clone(), buf)
-        );
-        let result = meta.and_then(|meta| {
-            result?;
-            let mut rest = &buf[..];
-            for piece in &pieces {
-                let (bytes, after) = rest.split_at(piece.blocks as usize * BLOCK);
-                if piece.at.is_some() {
-                    self.inner.verify(body, &meta, piece.first, bytes)?;
-                }
-                rest = after;
-            }
-            Ok(())
-        });
-        (result, buf)
+        let mut rest = buf;
+        let mut work = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let part = rest.split_to(piece.blocks as usize * BLOCK);
+            work.push((piece, part));
+        }
+        let (inner, meta) = (&self.inner, &meta);
+        let mut done = stream::iter(work)
+            .map(|(piece, part)| async move { inner.read_piece(body, meta, &piece, part).await })
+            .buffered(PIECES_IN_FLIGHT);
+        let mut result = Ok(());
+        let mut whole = None;
+        while let Some((r, part)) = done.next().await {
+            result = result.and(r);
+            whole = Some(join(whole, part));
+        }
+        (result, join(whole, rest))
     }
 }
 
@@ -147,42 +145,10 @@ fn pieces(body: &ChunkBody, first: u32, blocks: u32) -> Vec<Piece> {
 }
 
 impl Inner {
-    /// Reads consecutive pieces into a buffer of their length; verifies them when there are checksums.
-    async fn read_pieces(
-        &self,
-        body: &ChunkBody,
-        meta: Option<&ChunkMeta>,
-        mut pieces: Vec<Piece>,
-        buf: IoBuf,
-    ) -> (Result<(), StoreError>, IoBuf) {
-        // The common case allocates nothing more.
-        if pieces.len() == 1
-            && let Some(piece) = pieces.pop()
-        {
-            return self.read_piece(body, meta, &piece, buf).await;
-        }
-        let mut rest = buf;
-        let mut work = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let part = rest.split_to(piece.blocks as usize * BLOCK);
-            work.push((piece, part));
-        }
-        let mut done = stream::iter(work)
-            .map(|(piece, part)| async move { self.read_piece(body, meta, &piece, part).await })
-            .buffered(PIECES_IN_FLIGHT);
-        let mut result = Ok(());
-        let mut whole = None;
-        while let Some((r, part)) = done.next().await {
-            result = result.and(r);
-            whole = Some(join(whole, part));
-        }
-        (result, join(whole, rest))
-    }
-
     async fn read_piece(
         &self,
         body: &ChunkBody,
-        meta: Option<&ChunkMeta>,
+        meta: &ChunkMeta,
         piece: &Piece,
         mut buf: IoBuf,
     ) -> (Result<(), StoreError>, IoBuf) {
@@ -191,31 +157,22 @@ impl Inner {
             return (Ok(()), buf);
         };
         let (result, buf) = self.device.read(at, buf).await;
+        if result.is_err() {
+            return (result, buf);
+        }
         debug_assert!(piece.first + piece.blocks <= blocks_of(body.len()));
-        let verified = match meta {
-            Some(meta) => result.and_then(|()| self.verify(body, meta, piece.first, &buf)),
-            None => result,
-        };
-        (verified, buf)
-    }
-
-    /// Compares consecutive blocks of a chunk, from `first` on, with their checksums.
-    fn verify(
-        &self,
-        body: &ChunkBody,
-        meta: &ChunkMeta,
-        first: u32,
-        bytes: &[u8],
-    ) -> Result<(), StoreError> {
-        for (block, bytes) in (first..).zip(bytes.chunks_exact(BLOCK)) {
+        for (block, bytes) in (piece.first..).zip(buf.chunks_exact(BLOCK)) {
             if meta.crcs.get(block as usize) != Some(&crc_block(bytes)) {
                 self.device.mismatch();
-                return Err(StoreError::Checksum {
-                    key: body.key(),
-                    block,
-                });
+                return (
+                    Err(StoreError::Checksum {
+                        key: body.key(),
+                        block,
+                    }),
+                    buf,
+                );
             }
         }
-        Ok(())
+        (Ok(()), buf)
     }
 }
