@@ -8,6 +8,7 @@ use crate::header;
 use crate::store::{Inner, Store};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, BLOCK_U64, blocks_of};
+use futures_util::future::join as join_two;
 use futures_util::stream::{self, StreamExt};
 use std::sync::Arc;
 
@@ -29,11 +30,22 @@ impl Store {
     /// # Errors
     /// `Corrupt` when the header is not the chunk's: treat it as a miss and remove the chunk. `Device`.
     pub async fn meta(&self, body: &Arc<ChunkBody>) -> Result<Arc<ChunkMeta>, StoreError> {
+        match self.cached_meta(body) {
+            Some(meta) => Ok(meta),
+            None => self.read_meta(body).await,
+        }
+    }
+
+    /// The checksums, where they are in RAM.
+    fn cached_meta(&self, body: &ChunkBody) -> Option<Arc<ChunkMeta>> {
+        let header = body.header_extent().start;
+        self.inner.pool.crcs.get(header, body.key())
+    }
+
+    /// The checksums, from the chunk's header.
+    async fn read_meta(&self, body: &ChunkBody) -> Result<Arc<ChunkMeta>, StoreError> {
         let inner = &*self.inner;
         let at = body.header_extent();
-        if let Some(meta) = inner.pool.crcs.get(at.start, body.key()) {
-            return Ok(meta);
-        }
         let buf = IoBuf::alloc(at.len as usize * BLOCK);
         let (result, buf) = inner.device.read(at.start, buf).await;
         result?;
@@ -75,11 +87,25 @@ impl Store {
                 buf,
             );
         }
-        let meta = match self.meta(body).await {
-            Ok(meta) => meta,
-            Err(e) => return (Err(e), buf),
-        };
         let mut pieces = pieces(body, first_block, blocks);
+        let meta = match self.cached_meta(body) {
+            Some(meta) => meta,
+            // The header is read beside the data, not before it.
+            None => match pieces.as_slice() {
+                [Piece { at: Some(at), .. }] => {
+                    let data = self.inner.device.read(*at, buf);
+                    let (meta, (result, buf)) = join_two(self.read_meta(body), data).await;
+                    let checked = meta.and_then(|meta| {
+                        result.and_then(|()| self.inner.verify(body, &meta, first_block, &buf))
+                    });
+                    return (checked, buf);
+                }
+                _ => match self.read_meta(body).await {
+                    Ok(meta) => meta,
+                    Err(e) => return (Err(e), buf),
+                },
+            },
+        };
         // The common case allocates nothing more.
         if pieces.len() == 1
             && let Some(piece) = pieces.pop()
@@ -157,22 +183,26 @@ impl Inner {
             return (Ok(()), buf);
         };
         let (result, buf) = self.device.read(at, buf).await;
-        if result.is_err() {
-            return (result, buf);
-        }
-        debug_assert!(piece.first + piece.blocks <= blocks_of(body.len()));
-        for (block, bytes) in (piece.first..).zip(buf.chunks_exact(BLOCK)) {
+        let checked = result.and_then(|()| self.verify(body, meta, piece.first, &buf));
+        (checked, buf)
+    }
+
+    /// Verifies blocks of a chunk from `first` on.
+    fn verify(
+        &self,
+        body: &ChunkBody,
+        meta: &ChunkMeta,
+        first: u32,
+        blocks: &[u8],
+    ) -> Result<(), StoreError> {
+        debug_assert!(first as usize + blocks.len() / BLOCK <= blocks_of(body.len()) as usize);
+        for (block, bytes) in (first..).zip(blocks.chunks_exact(BLOCK)) {
             if meta.crcs.get(block as usize) != Some(&crc_block(bytes)) {
                 self.device.mismatch();
-                return (
-                    Err(StoreError::Checksum {
-                        key: body.key(),
-                        block,
-                    }),
-                    buf,
-                );
+                let key = body.key();
+                return Err(StoreError::Checksum { key, block });
             }
         }
-        (Ok(()), buf)
+        Ok(())
     }
 }
