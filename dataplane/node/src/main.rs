@@ -19,6 +19,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
+/// glibc cannot put buffers that begin on a page where a small thing was between two of them: it took 4 KiB of RAM for
+/// each chunk of the index (docs/adr/0010-memory-of-the-data-plane.md).
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Buffers of one core for requests: what can be in flight in the kernel of one client at full depth.
 const POOL_BUFFERS: usize = 96;
 /// Size of one.
@@ -72,7 +77,7 @@ enum Start {
 fn run(config: Config) -> Result<()> {
     let transport = choose(config.transport)?;
     // What can be said before anything is made. The store may turn out to be larger.
-    let mut needs = memory::Needs {
+    let needs = memory::Needs {
         wanted_bytes: config.memory_bytes,
         checksums_bytes: config.checksum_memory_bytes,
         cores: config.cpus.len(),
@@ -81,7 +86,6 @@ fn run(config: Config) -> Result<()> {
         machine_bytes: memory::of_machine()?,
     };
     memory::divide(&needs)?;
-    needs.capacity_bytes = config.capacity_bytes;
     // Every core says where it can be reached, then waits for its session; the first one brings everything up.
     let (say, hear) = mpsc::channel::<Result<(usize, Remote)>>();
     let mut starts = Vec::new();

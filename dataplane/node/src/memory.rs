@@ -41,7 +41,7 @@ pub struct Needs {
     pub cores: usize,
     /// Requests come over io_uring.
     pub is_uring: bool,
-    /// Of the store.
+    /// Of the store; 0: not known yet.
     pub capacity_bytes: u64,
     /// Of the machine, or of the container.
     pub machine_bytes: u64,
@@ -95,11 +95,14 @@ pub fn divide(needs: &Needs) -> Result<Budget> {
         .unwrap_or(default - entries_least + entries_default);
     let Some(spare) = total.checked_sub(least) else {
         bail!(
-            "--memory {} is too little: {} is the least for {} and a store of {} ({} for buffers, {} for requests that wait, {} shared with the agent, {} for the process, {} for tables); give it more, or fewer processors with --cores",
+            "--memory {} is too little: {} is the least for {}{} ({} for buffers, {} for requests that wait, {} shared with the agent, {} for the process, {} for tables); give it more, or fewer processors with --cores",
             mib(total),
             mib(least),
             count(needs.cores, "processor"),
-            mib(needs.capacity_bytes),
+            match needs.capacity_bytes {
+                0 => String::new(),
+                bytes => format!(" and a store of {}", mib(bytes)),
+            },
             mib(buffers),
             mib(requests + entries_least),
             mib(shared),
