@@ -81,14 +81,16 @@ impl InodeTable {
         self.those(|_| true)
     }
 
-    /// Every inode of which this is so. Whoever passes all of them also sees what they have on the heap.
+    /// Every inode of which this is so. Whoever passes all of them also sees what they have on the heap, and has them give
+    /// back what they need no more.
     pub fn those(&self, mut is_one: impl FnMut(&InodeState) -> bool) -> Vec<Arc<Inode>> {
         let mut found = Vec::new();
         for (stripe, heap) in self.stripes.iter().zip(&self.heaps) {
             let stripe = lock(stripe);
             let mut bytes = 0;
             for inode in stripe.values() {
-                let state = lock(&inode.state);
+                let mut state = lock(&inode.state);
+                state.give_back();
                 bytes += state.heap_bytes();
                 if is_one(&state) {
                     found.push(Arc::clone(inode));
@@ -248,7 +250,25 @@ impl InodeState {
             && self.commit_error.is_none()
     }
 
-    /// What it has on the heap and grows with the file, bytes.
+    /// Gives back the memory of queues that a file had while it was written.
+    fn give_back(&mut self) {
+        if !self.is_unchanged() {
+            return;
+        }
+        if self.commits.capacity() > 0 {
+            self.commits = VecDeque::new();
+        }
+        // An empty tree keeps its root.
+        self.open_chunks = BTreeMap::new();
+        if self.unsealed.runs.is_empty() {
+            self.unsealed.runs = Vec::new();
+        }
+        if let Some(layout) = &mut self.layout {
+            layout.runs.shrink_to_fit();
+        }
+    }
+
+    /// What it has on the heap and keeps at rest, bytes.
     pub fn heap_bytes(&self) -> u64 {
         let runs = self.layout.as_ref().map_or(0, |l| l.runs.capacity());
         let names = self.xattrs.iter().flatten();

@@ -7,9 +7,9 @@
 use crate::inode::{INODE_BYTES, Inode, InodeState, InodeTable};
 use crate::{FileSystem, lock};
 use fastcache_api::Ino;
-use fastcache_reactor::sync::{AtomicU64, Mutex};
-use std::sync::Arc;
+use fastcache_reactor::sync::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 /// RAM that a chunk takes at most, bytes: 100 in the index, the rest for its part in the map of free space and in the list
 /// of victims.
@@ -79,7 +79,7 @@ pub struct MemoryUse {
 /// The bounds, and the sum of what is weighed.
 #[derive(Default)]
 pub(crate) struct Memory {
-    limits: Mutex<MemoryLimits>,
+    limits: OnceLock<MemoryLimits>,
     /// All open chunks.
     pub open_bytes: Arc<AtomicU64>,
     /// Inodes that the kernel was asked to give back.
@@ -193,7 +193,11 @@ impl Inode {
 impl FileSystem {
     /// Sets the bounds. Once, before serving.
     pub fn set_memory(&self, limits: MemoryLimits) {
-        *lock(&self.inner.memory.limits) = limits;
+        let _ = self.inner.memory.limits.set(limits);
+    }
+
+    fn limits(&self) -> MemoryLimits {
+        self.inner.memory.limits.get().copied().unwrap_or_default()
     }
 
     /// What the tables take now.
@@ -212,7 +216,7 @@ impl FileSystem {
     /// Gives the checksums what the other tables leave. `left_bytes` is what the process may still take of the machine;
     /// negative when it has too much. Answers what they may take now, bytes.
     pub fn share_memory(&self, left_bytes: i64) -> u64 {
-        let limits = *lock(&self.inner.memory.limits);
+        let limits = self.limits();
         let now = self.memory();
         let others = now.index_bytes + now.inodes_bytes + now.writes_bytes + now.spilled_bytes;
         let bytes = limits
@@ -229,7 +233,7 @@ impl FileSystem {
 
     /// A tick's part of keeping the table of inodes within its bound. Answers what was dropped or asked for, bytes.
     pub(crate) async fn trim_inodes(&self) -> u64 {
-        let bound = lock(&self.inner.memory.limits).inodes_bytes;
+        let bound = self.limits().inodes_bytes;
         let table = &self.inner.inodes;
         let notify = self.inner.notify.get();
         let can_prune = notify.is_some_and(|n| n.can_prune());
@@ -255,21 +259,21 @@ impl FileSystem {
 
     /// How many chunks are too many.
     pub(crate) fn chunks_over(&self) -> u64 {
-        let limit = lock(&self.inner.memory.limits).chunks;
+        let limit = self.limits().chunks;
         let chunks = self.inner.store.usage().chunks;
         chunks.saturating_sub(limit / 100 * CHUNKS_PERCENT)
     }
 
     /// Whether so many chunks are dirty that the index has no room for others.
     pub(crate) fn has_too_many_dirty(&self, dirty_chunks: u64) -> bool {
-        let limit = lock(&self.inner.memory.limits).chunks;
+        let limit = self.limits().chunks;
         dirty_chunks > limit / 100 * DIRTY_PERCENT
     }
 
     /// Whether the chunks that are being written take too much.
     pub(crate) fn has_too_much_open(&self) -> bool {
         let open = self.inner.memory.open_bytes.load(Ordering::Relaxed);
-        open > lock(&self.inner.memory.limits).writes_bytes
+        open > self.limits().writes_bytes
     }
 }
 

@@ -238,7 +238,8 @@ impl FileSystem {
     /// Holds writers back while too much is dirty. ENOSPC when nothing moves for a minute.
     pub async fn await_dirty_room(&self, bytes: u64) -> Result<()> {
         let mut is_counted = false;
-        let mut since = fastcache_reactor::now();
+        let began = fastcache_reactor::now();
+        let mut since = began;
         let mut least = u64::MAX;
         let result = loop {
             let listener = is_counted.then(|| self.inner.space.freed.listen());
@@ -254,15 +255,16 @@ impl FileSystem {
                 self.inner.space.waiting.fetch_add(1, Ordering::Relaxed);
                 self.press(true);
             }
+            if !is_full && began.elapsed() > OPEN_STALL_MAX {
+                // Memory alone is no reason to refuse a write.
+                break Ok(());
+            }
             if has_too_much_open {
                 self.relieve();
             }
             if usage.dirty_bytes < least {
                 least = usage.dirty_bytes;
                 since = fastcache_reactor::now();
-            } else if !is_full && since.elapsed() > OPEN_STALL_MAX {
-                // Memory alone is no reason to refuse a write.
-                break Ok(());
             } else if fastcache_reactor::now().duration_since(since) > self.stall_max() {
                 tracing::error!(target: "cache", dirty_bytes = usage.dirty_bytes, "the dirty cap is reached and no upload succeeds: ENOSPC");
                 break Err(Errno::ENOSPC);

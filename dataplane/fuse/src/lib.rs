@@ -39,7 +39,7 @@ pub use transport::{Session, Transport};
 use fastcache_cache::FileSystem;
 
 /// What the requests in work of a core take at most beside their data, bytes: as many as it takes, each waiting.
-pub const REQUESTS_BYTES: u64 = 8 << 20;
+pub const REQUESTS_BYTES: u64 = 24 << 20;
 
 /// Serves one session on the core that calls, until the mount is gone. Every core of the mount needs one, since a
 /// request goes to whichever core reads it first.

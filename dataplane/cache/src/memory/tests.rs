@@ -81,6 +81,21 @@ fn layouts_go_where_the_kernel_cannot_be_asked() {
 }
 
 #[test]
+fn a_file_that_was_written_gives_its_queues_back() {
+    let table = known(1);
+    let inode = table.get(ino(0)).unwrap();
+    let mut state = lock(&inode.state);
+    state.commits.reserve(4);
+    state.layout = layout(1);
+    state.layout.iter_mut().for_each(|l| l.runs.reserve(100));
+    drop(state);
+    table.all();
+    let state = lock(&inode.state);
+    assert_eq!(state.commits.capacity(), 0);
+    assert_eq!(state.heap_bytes(), size_of::<Run>() as u64);
+}
+
+#[test]
 fn what_is_open_changed_or_in_use_stays() {
     let change: [fn(&mut InodeState); 5] = [
         |s| s.opens = 1,

@@ -20,6 +20,7 @@ mod agent;
 mod ahead;
 mod commits;
 mod contents;
+mod memory;
 mod misses;
 mod names;
 mod node;

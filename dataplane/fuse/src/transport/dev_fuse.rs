@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn all_workers_of_a_core_fit_into_64_mib() {
+    fn all_workers_of_a_core_fit_into_their_memory() {
         let worker = future_bytes(Server::work);
         assert!(
             worker * WORKERS_MAX <= crate::REQUESTS_BYTES as usize,

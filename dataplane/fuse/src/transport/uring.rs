@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn all_entries_of_a_core_fit_into_64_mib_beside_their_data() {
+    fn all_entries_of_a_core_fit_into_their_memory_beside_their_data() {
         let entry = future_bytes(serve_entry) + PAYLOAD_AT;
         assert!(
             entry * ENTRIES_MAX <= crate::REQUESTS_BYTES as usize,
