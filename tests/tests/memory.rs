@@ -28,7 +28,7 @@ const LARGE_BYTES: u64 = 64 * MIB;
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(250);
 /// What the level may rise by beyond what the tables count: the shared memory is not in it, but malloc keeps freed pages in
-/// pieces, and how many differs from look to look by some MiB (8 were seen).
+/// pieces, and how many differs from look to look by some MiB (12 were seen with every core of the machine in use).
 const TOLERANCE: u64 = 16 * MIB;
 
 /// Least budget of a node on this machine, MiB, as the refusal says it.
