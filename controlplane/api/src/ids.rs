@@ -99,7 +99,12 @@ pub struct Time {
 impl Time {
     /// The wall clock now.
     pub fn now() -> Time {
-        match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
+        Time::of(std::time::SystemTime::now())
+    }
+
+    /// A moment of the wall clock; whole seconds before 1970.
+    pub fn of(moment: std::time::SystemTime) -> Time {
+        match moment.duration_since(std::time::UNIX_EPOCH) {
             Ok(d) => Time {
                 sec: d.as_secs().cast_signed(),
                 nsec: d.subsec_nanos(),

@@ -338,7 +338,7 @@ impl InodeState {
     /// Notes a change of contents now. True when that took setuid or setgid away, which the kernel does not expect of a
     /// write: it has to be told ([`FileSystem::mode_changed`]).
     pub fn touch(&mut self, kill_suid: bool) -> bool {
-        let now = Time::now();
+        let now = crate::wall_now();
         let mut is_killed = false;
         if let Some(attr) = &mut self.attr {
             attr.mtime = now;

@@ -276,6 +276,11 @@ impl FileSystem {
     }
 }
 
+/// The wall clock of this core, for time stamps.
+pub(crate) fn wall_now() -> fastcache_api::Time {
+    fastcache_api::Time::of(fastcache_reactor::wall_clock())
+}
+
 /// Locks a mutex; a panic elsewhere while it was held does not matter to state that is applied in one go.
 pub(crate) fn lock<T: ?Sized>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)

@@ -240,7 +240,7 @@ impl Link {
 
     /// Asks the namespace, stamped with the time now.
     pub async fn ns(&self, op: NsOp) -> Result<NsReply> {
-        self.ns_at(op, Time::now()).await
+        self.ns_at(op, crate::wall_now()).await
     }
 
     /// Asks the namespace for a change stamped `now`.

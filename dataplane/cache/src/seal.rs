@@ -8,7 +8,7 @@ use crate::inode::{Inode, InodeState, PendingCommit, Unsealed};
 use crate::open_chunk::{Contents, OpenChunk, device_error};
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::control::{DataEvent, LocalChunk, NodeCall};
-use fastcache_api::{ChunkKey, Commit, Errno, Ino, Kind, Run, Time, Version};
+use fastcache_api::{ChunkKey, Commit, Errno, Ino, Kind, Run, Version};
 use fastcache_chunkstore::{ChunkBody, SealChunk, SealData, SealFile};
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,7 +125,7 @@ impl FileSystem {
             }
             let (size, mtime, now) = match &state.attr {
                 Some(a) => (a.size, a.mtime, a.ctime),
-                None => (0, Time::now(), Time::now()),
+                None => (0, crate::wall_now(), crate::wall_now()),
             };
             let mut all = before.runs.clone();
             all.extend(runs.iter().copied());

@@ -64,10 +64,11 @@ pub use {
     disk::Disk,
     executor::{Task, remote, spawn, yield_now},
     remote::Remote,
-    time::{entropy, now, sleep, timeout, wall_clock_seconds},
+    time::{entropy, now, sleep, timeout, wall_clock, wall_clock_seconds},
 };
 
 #[cfg(feature = "race")]
 pub use sim::threads::{
-    Disk, Remote, Task, entropy, now, remote, sleep, spawn, timeout, wall_clock_seconds, yield_now,
+    Disk, Remote, Task, entropy, now, remote, sleep, spawn, timeout, wall_clock,
+    wall_clock_seconds, yield_now,
 };

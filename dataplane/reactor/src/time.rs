@@ -106,16 +106,18 @@ pub fn entropy(out: &mut [u8]) -> io::Result<()> {
 }
 
 /// Seconds since 1970, for what is to be read by people.
-///
-/// # Panics
-/// Outside of a reactor thread.
 pub fn wall_clock_seconds() -> u64 {
-    #[cfg(feature = "sim")]
-    if let Some(now) = with_core(|core| core.world.as_ref().map(crate::sim::world::World::now)) {
-        return now.duration_since(Instant::START).as_secs();
-    }
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = wall_clock().duration_since(UNIX_EPOCH);
     since.unwrap_or_default().as_secs()
+}
+
+/// What the clock on the wall says, for time stamps. A simulated world begins in 1970.
+pub fn wall_clock() -> SystemTime {
+    #[cfg(feature = "sim")]
+    if let Some(now) = try_with_core(|core| Some(core.world.as_ref()?.now())).flatten() {
+        return UNIX_EPOCH + now.duration_since(Instant::START);
+    }
+    SystemTime::now()
 }
 
 /// The pending timers of one core, soonest first. Bounded by the number of futures that sleep.
