@@ -27,6 +27,8 @@
 )]
 
 mod append;
+#[cfg(any(test, feature = "audit"))]
+mod audit;
 mod bodies;
 mod body;
 mod checkpoint;

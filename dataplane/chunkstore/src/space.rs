@@ -434,7 +434,7 @@ impl Space {
     }
 
     /// Recounts everything from the maps and compares (for tests).
-    #[cfg(test)]
+    #[cfg(any(test, feature = "audit"))]
     pub(crate) fn check(&self, owned: &[Extent]) {
         let st = self.lock();
         let mut all: Vec<Extent> = owned.to_vec();

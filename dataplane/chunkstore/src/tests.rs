@@ -11,7 +11,6 @@ mod sick;
 use crate::*;
 use fastcache_reactor::{Config, IoBuf, run};
 use fastcache_types::{BLOCK, ChunkId, ChunkKey, Extent, Ino, Version, blocks_of};
-use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -58,42 +57,9 @@ pub(crate) fn session_of<T>(
     })
 }
 
-/// Checks that every block is in one state and that the levels agree. `held` are bodies with handles outside.
+/// See [`Store::audit`].
 pub(crate) fn check(store: &Store, held: &[Arc<ChunkBody>]) {
-    let mut blocks = BTreeSet::new();
-    let mut take = |body: &Arc<ChunkBody>| {
-        for e in body.extents() {
-            blocks.extend(e.start..e.end());
-        }
-    };
-    let (mut chunks, mut dirty, mut dirty_bytes) = (0, 0, 0);
-    for at in 0..index::STRIPES {
-        let stripe = store.inner.index.stripe(at);
-        for body in stripe.current.values() {
-            chunks += 1;
-            if body.is_dirty() {
-                dirty += 1;
-                dirty_bytes += body.device_bytes();
-            }
-            take(body);
-        }
-        stripe.pending.values().flatten().for_each(&mut take);
-    }
-    held.iter().for_each(&mut take);
-    let owned: Vec<Extent> = blocks
-        .into_iter()
-        .map(|start| Extent { start, len: 1 })
-        .collect();
-    store.inner.pool.space.check(&owned);
-    let u = store.usage();
-    assert_eq!(
-        u.capacity_bytes,
-        u.used_bytes + u.free_bytes + u.reserved_bytes + u.quarantined_bytes
-    );
-    assert_eq!(
-        (u.chunks, u.dirty_chunks, u.dirty_bytes),
-        (chunks, dirty, dirty_bytes)
-    );
+    store.audit(held);
 }
 
 pub(crate) fn key(ino: u64, index: u32, version: u64) -> ChunkKey {

@@ -8,7 +8,7 @@ use crate::tests::{
     reactor, read, session,
 };
 use crate::{SealChunk, SealData};
-use fastcache_types::{Ino, Version};
+use fastcache_types::{Extent, Ino, Version};
 use std::path::Path;
 
 /// Seals one chunk of ino 1 in a journal group of its own; answers where that group is, byte of the device.
