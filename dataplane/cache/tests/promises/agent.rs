@@ -67,7 +67,7 @@ impl Agent {
         .detach();
     }
 
-    fn take(&self, link: &Link, arena: &Arena, connection: u64, message: ToAgent) {
+    pub fn take(&self, link: &Link, arena: &Arena, connection: u64, message: ToAgent) {
         match message {
             ToAgent::Call(id, NodeCall::Ns(request)) => {
                 if matches!(request.op, NsOp::Lookup { .. }) {
