@@ -30,6 +30,7 @@ help:
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
 	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-memory | test-cluster | test-verbose'
+	@echo 'make test-uring-long  every suite that has a mount, over io_uring'
 	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
 	@echo 'make test-memory      ten minutes of mixed load within a budget of memory'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
@@ -125,6 +126,16 @@ test-uring: setup build
 		echo '*** NOT TESTED: FUSE over io_uring. This kernel does not have it (Linux 6.14, CONFIG_FUSE_IO_URING). ***'; \
 	fi
 
+# What uses the mount, over io_uring, in its short form. Left out is what asks of a mount only that it takes a file (clouds,
+# credentials, rest_coordinator, rest_contract), what starts its nodes itself (bad_input, front_door), what is about both
+# transports already (transport), and what only measures (cold_reads). TEST_ARGS as for test-e2e.
+URING_SUITES := 'semantics_*' 'programs*' 'faults_*' bucket_history crash fsx gc_fsck interrupts larger_than_the_store \
+	load operating posix prefetch remote_coordinator rest rest_conditions rest_paths rest_transfers stress tree_copy
+.PHONY: test-uring-long
+test-uring-long: setup build
+	FASTCACHE_TEST_TRANSPORT=uring $(E2E) --no-fail-fast $(foreach suite,$(URING_SUITES),--test $(suite)) -- \
+		--test-threads=1 $(TEST_ARGS)
+
 # The POSIX suites, and the load of our own, in their long forms: about half an hour.
 test-posix: setup build
 	FASTCACHE_FSX_SEEDS=8 FASTCACHE_FSX_OPS=10000 FASTCACHE_FSX_SECONDS=3600 \
@@ -148,8 +159,8 @@ test-memory: setup build
 test-programs: setup build
 	FASTCACHE_PROGRAMS_LONG=1 $(E2E) --no-fail-fast --test 'programs*' -- --test-threads=1 --nocapture
 
-# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand; 100,000 images of power cuts,
-# in at most ten minutes.
+# The long forms: 50 rounds of kill -9, outages of a minute, damaged images by the thousand; 100,000 images of power cuts
+# for the store, and as many sessions of the whole cache, in at most ten minutes each.
 test-faults: setup build
 	FASTCACHE_POWER_IMAGES=100000 FASTCACHE_POWER_SECONDS=600 \
 		cargo test --release -p fastcache-chunkstore --lib -- --nocapture tests::power
@@ -158,6 +169,8 @@ test-faults: setup build
 		--test bucket_history --test faults_cloud \
 		--test faults_device --test faults_processes --test faults_clock -- \
 		--test-threads=1 --nocapture --include-ignored
+	FASTCACHE_POWER_IMAGES=100000 FASTCACHE_POWER_SECONDS=600 \
+		cargo test --release -p fastcache-cache --test power -- --nocapture
 
 # The long form of schemathesis against both servers: five minutes each.
 test-rest: setup build
@@ -183,9 +196,9 @@ test-race:
 	$(RACE_CACHE)
 	@if cargo +nightly miri --version >/dev/null 2>&1; then \
 		MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=8 \
-			timeout 240 cargo +nightly miri test -p fastcache-reactor --lib -- buffer::tests; \
+			timeout 600 cargo +nightly miri test -p fastcache-reactor --lib -- buffer::tests; \
 	else \
-		echo 'Miri is not installed (rustup +nightly component add miri): buffers were tested by models only'; \
+		echo 'Miri is not installed (rustup component add --toolchain nightly miri rust-src): buffers were tested by models only'; \
 	fi
 
 # The long form of gc: beside writers for two minutes, and until what is queued is deleted: four minutes.
