@@ -130,6 +130,7 @@ async fn bring_up(
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
     fs.set_read_ahead(config.read_ahead_bytes);
+    fs.set_cores(remotes.clone());
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,
@@ -167,6 +168,7 @@ async fn bring_up(
 
     let options = MountOptions {
         transport,
+        remote_locks: fs.has_coordinator(),
         ..MountOptions::default()
     };
     let mount = fastcache_fuse::mount(&config.mount, &options)?;

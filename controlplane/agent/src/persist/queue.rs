@@ -85,6 +85,11 @@ impl Queue {
         }
     }
 
+    /// Uploads of what is sealed from now on begin after this much quiet, where that is less than they would.
+    pub(crate) fn be_quick(&mut self, quiet: Duration) {
+        self.pace.quiet = self.pace.quiet.min(quiet);
+    }
+
     /// Forgets everything but ages: an inventory follows.
     pub(crate) fn begin_inventory(&mut self) {
         let mut before = std::mem::take(&mut self.before);
