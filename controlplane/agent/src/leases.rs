@@ -69,6 +69,20 @@ impl Leases {
         )
     }
 
+    /// Whether the data plane has a lease that is over.
+    fn has_ended(&self) -> bool {
+        let DataCall::Lease {
+            until_ns: Some(until),
+            ..
+        } = *lock(&self.now)
+        else {
+            return false;
+        };
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+        until != 0 && now >= until
+    }
+
     /// See the field.
     pub(crate) fn locks(&self) -> &tokio::sync::RwLock<()> {
         &self.locks
@@ -140,6 +154,10 @@ impl Inner {
 async fn lengthen(inner: &Arc<Inner>, lease: Lease) {
     let _turn = inner.leases.turn.lock().await;
     let until = u64::try_from(lease.until.as_nanos()).unwrap_or(u64::MAX);
+    if inner.leases.has_ended() {
+        // The coordinator took the locks for gone.
+        inner.leases.is_new.store(true, Ordering::Release);
+    }
     let call = inner.leases.set(Some(until), lease.is_shared);
     if lease.is_shared {
         lock(&inner.queue).be_quick(SHARED_QUIET);

@@ -394,9 +394,9 @@ impl Coordinator {
             .is_some_and(|p| p.session == session)
             && let Some(pending) = tables.pending.remove(&number)
         {
-            if pending.is_hand_over {
+            if let Some(number) = pending.hand_over {
                 for ino in &pending.held {
-                    if tables.leases.writer(*ino, Instant::now()) == Some(session) {
+                    if tables.leases.write_number(*ino) == number {
                         tables.leases.take_write(*ino);
                     }
                 }

@@ -17,8 +17,8 @@ pub(crate) const LEASES_MAX: usize = 1_000_000;
 struct Grant {
     session: u64,
     stamp: u64,
-    /// The one lease on writing of an inode.
-    is_write: bool,
+    /// Number of the one lease on writing of an inode; 0: it is not this.
+    write: u64,
 }
 
 /// Who may have cached what.
@@ -30,6 +30,8 @@ pub(crate) struct LeaseTable {
     until: HashMap<u64, Instant>,
     /// Rises with every change of the namespace.
     stamp: u64,
+    /// Leases on writing so far.
+    writes: u64,
 }
 
 impl LeaseTable {
@@ -79,7 +81,7 @@ impl LeaseTable {
             return None;
         }
         for ino in inos {
-            self.put(session, *ino, false);
+            self.put(session, *ino, 0);
         }
         Some(until)
     }
@@ -88,23 +90,24 @@ impl LeaseTable {
     pub(crate) fn grant_write(&mut self, session: u64, ino: Ino, now: Instant) -> Option<Instant> {
         let until = self.until(session, now)?;
         self.take_write(ino);
-        self.put(session, ino, true);
+        self.writes += 1;
+        self.put(session, ino, self.writes);
         Some(until)
     }
 
-    fn put(&mut self, session: u64, ino: Ino, is_write: bool) {
+    fn put(&mut self, session: u64, ino: Ino, write: u64) {
         let grants = self.by_ino.entry(ino).or_default();
         let stamp = self.stamp;
         match grants.iter_mut().find(|g| g.session == session) {
             Some(old) => {
                 old.stamp = stamp;
-                old.is_write |= is_write;
+                old.write = old.write.max(write);
             }
             None => {
                 grants.push(Grant {
                     session,
                     stamp,
-                    is_write,
+                    write,
                 });
                 self.len += 1;
             }
@@ -114,15 +117,21 @@ impl LeaseTable {
     /// The session that may write an inode.
     pub(crate) fn writer(&self, ino: Ino, now: Instant) -> Option<u64> {
         let grants = self.by_ino.get(&ino)?;
-        let grant = grants.iter().find(|g| g.is_write)?;
+        let grant = grants.iter().find(|g| g.write != 0)?;
         self.until(grant.session, now)?;
         Some(grant.session)
+    }
+
+    /// The number of the lease on writing of an inode; 0 where there is none.
+    pub(crate) fn write_number(&self, ino: Ino) -> u64 {
+        let grants = self.by_ino.get(&ino).into_iter().flatten();
+        grants.map(|g| g.write).max().unwrap_or(0)
     }
 
     /// Nobody may write an inode any more; what its writer has cached stays.
     pub(crate) fn take_write(&mut self, ino: Ino) {
         for grant in self.by_ino.get_mut(&ino).into_iter().flatten() {
-            grant.is_write = false;
+            grant.write = 0;
         }
     }
 

@@ -1,5 +1,6 @@
 //! Directory entries under the lease: names that were found, or found absent, and listings. What the kernel asks for again
-//! (it forgets all names when one is revoked) is answered here, without asking anybody.
+//! (it forgets all names when one is revoked) is answered here, without asking anybody. Empty where there is one node: the
+//! kernel forgets nothing then.
 //!
 //! A directory's entries are forgotten together: the lease on it covers all of them. RAM: about 100 bytes for each name,
 //! [`NAMES_MAX`] of them in all, listings included; beyond, all are forgotten.
@@ -8,11 +9,14 @@ use crate::lease::{Grant, Lease};
 use crate::lock;
 use fastcache_api::{DirEntry, Ino};
 use fastcache_reactor::sync::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Names kept at most, of all directories.
 const NAMES_MAX: usize = 1 << 18;
+
+/// Inodes kept that the kernel has forgotten; some 600 bytes each.
+const FORGOTTEN_MAX: usize = 1 << 14;
 
 /// A part of a listing: the entries, and whether nothing follows.
 pub(crate) type Page = (Arc<[DirEntry]>, bool);
@@ -21,6 +25,7 @@ pub(crate) type Page = (Arc<[DirEntry]>, bool);
 #[derive(Default)]
 pub(crate) struct Entries {
     known: Mutex<Known>,
+    forgotten: Mutex<VecDeque<Ino>>,
 }
 
 #[derive(Default)]
@@ -63,6 +68,17 @@ impl Known {
 }
 
 impl Entries {
+    /// Keeps what is known of an inode that the kernel has forgotten; answers one that was kept for long, to be dropped.
+    pub fn keep_forgotten(&self, ino: Ino) -> Option<Ino> {
+        let mut forgotten = lock(&self.forgotten);
+        forgotten.push_back(ino);
+        if forgotten.len() > FORGOTTEN_MAX {
+            forgotten.pop_front()
+        } else {
+            None
+        }
+    }
+
     /// What a name leads to, when that is known: `Some(None)` is a name that is not there.
     pub fn find(&self, lease: &Lease, parent: Ino, name: &[u8]) -> Option<Option<Ino>> {
         if !lease.is_live() {
@@ -78,6 +94,9 @@ impl Entries {
 
     /// An answer told what a name leads to.
     pub fn learn(&self, lease: &Lease, grant: Grant, parent: Ino, name: &[u8], ino: Option<Ino>) {
+        if !lease.is_shared() {
+            return;
+        }
         let mut known = lock(&self.known);
         let epoch = lease.holds(grant, parent);
         if epoch == 0 {
@@ -105,6 +124,9 @@ impl Entries {
 
     /// An answer told a part of a listing.
     pub fn learn_page(&self, lease: &Lease, grant: Grant, ino: Ino, at: (u64, bool), page: &Page) {
+        if !lease.is_shared() {
+            return;
+        }
         let mut known = lock(&self.known);
         let epoch = lease.holds(grant, ino);
         if epoch == 0 || page.0.len() * 2 > NAMES_MAX {
@@ -156,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_was_revoked_is_not_known_and_memory_has_an_end() {
-        let (lease, entries) = (Lease::default(), Entries::default());
+        let (lease, entries) = (Lease::shared(), Entries::default());
         let dir = Ino(7);
         let grant = lease.ask().answered(None);
         entries.learn(&lease, grant, dir, b"a", Some(Ino(8)));

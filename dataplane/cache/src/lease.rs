@@ -25,6 +25,8 @@ const MARGIN_SHARE: u64 = 10;
 /// Rounds of a core's executor after which what it had ready is with the kernel: an answer over io_uring is handed in at the
 /// end of the round that made it.
 const CORE_PASSES: usize = 2;
+/// How long writers of this node rest after another one was given their turn: longer than the word of it takes.
+const REST: Duration = Duration::from_millis(10);
 /// Inodes whose revocations are told apart; more share a place.
 const PLACES: u64 = 1024;
 
@@ -78,6 +80,14 @@ impl Default for Lease {
 }
 
 impl Lease {
+    /// Without end, and with other nodes.
+    #[cfg(test)]
+    pub fn shared() -> Lease {
+        let lease = Lease::default();
+        lease.is_shared.store(true, Ordering::Release);
+        lease
+    }
+
     /// Whether what is known may be used now.
     pub fn is_live(&self) -> bool {
         match self.until.load(Ordering::Acquire) {
@@ -259,9 +269,30 @@ impl FileSystem {
         }
     }
 
+    /// [`FileSystem::give_up_writing`], and a rest for who writes here: the other node is to have its turn before this one
+    /// asks again.
+    pub(crate) async fn hand_over(&self, inode: &Arc<Inode>) {
+        let (send, receive) = futures_channel::oneshot::channel();
+        let (fs, inode) = (self.clone(), Arc::clone(inode));
+        fastcache_reactor::spawn(async move {
+            let nobody_writes = inode.writers.write().await;
+            fs.commit_written(&inode).await;
+            let _ = send.send(());
+            fastcache_reactor::sleep(REST).await;
+            drop(nobody_writes);
+        })
+        .detach();
+        let _ = receive.await;
+    }
+
     /// Commits what was written to a file; from then on writers ask first.
     pub(crate) async fn give_up_writing(&self, inode: &Arc<Inode>) {
         let _nobody_writes = inode.writers.write().await;
+        self.commit_written(inode).await;
+    }
+
+    /// For who has `writers` alone.
+    async fn commit_written(&self, inode: &Arc<Inode>) {
         lock(&inode.state).may_write = 0;
         if let Err(error) = self.seal_file(inode, false).await {
             tracing::error!(target: "cache", ino = %inode.ino, %error, "a file that another node wants to write could not be sealed");

@@ -139,8 +139,16 @@ impl FileSystem {
         if let Some(inode) = self.inner.inodes.get(ino) {
             let mut state = lock(&inode.state);
             state.lookups = state.lookups.saturating_sub(n);
+            let is_kept = self.inner.lease.is_shared() && self.is_trusted(&state);
             drop(state);
-            self.inner.inodes.drop_if_idle(ino);
+            let gone = match is_kept {
+                // The kernel forgets inodes with their names, and all names when one is revoked; it asks again before long.
+                true => self.inner.entries.keep_forgotten(ino),
+                false => Some(ino),
+            };
+            if let Some(gone) = gone {
+                self.inner.inodes.drop_if_idle(gone);
+            }
         }
     }
 

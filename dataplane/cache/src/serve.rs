@@ -74,7 +74,7 @@ impl FileSystem {
             DataCall::HandOver { inos } => {
                 for ino in inos {
                     if let Some(inode) = self.inner.inodes.get(ino) {
-                        self.give_up_writing(&inode).await;
+                        self.hand_over(&inode).await;
                     }
                 }
                 Ok(DataAnswer::Done)

@@ -17,8 +17,9 @@ pub(super) struct Pending {
     pub(super) held: HashSet<Ino>,
     pub(super) stamp: u64,
     pub(super) sent: Instant,
-    /// It asks for the lease on writing of these inodes alone.
-    pub(super) is_hand_over: bool,
+    /// It asks for the lease on writing alone: this one. A node that has handed over may have asked for it again, and got it,
+    /// before its acknowledgement is here.
+    pub(super) hand_over: Option<u64>,
     /// Dropped or used: the wait is over.
     pub(super) done: Option<oneshot::Sender<()>>,
 }
@@ -87,7 +88,7 @@ impl Tables {
             held,
             stamp,
             sent,
-            is_hand_over: false,
+            hand_over: None,
             done: Some(done),
         };
         self.pending.insert(revocation.number, pending);
@@ -122,9 +123,10 @@ impl Tables {
                 }
             }
         };
+        let number = self.leases.write_number(ino);
         let wait = self.revoke(session, [ino].into(), revocation, lease);
         if let Some(pending) = self.pending.get_mut(&self.next_revocation) {
-            pending.is_hand_over = true;
+            pending.hand_over = Some(number);
         }
         wait
     }
@@ -133,7 +135,7 @@ impl Tables {
     /// may be unable to drop its pages before it has written.
     pub(super) fn stop_waiting_for(&mut self, session: u64, ino: Ino) {
         for pending in self.pending.values_mut() {
-            if !pending.is_hand_over
+            if pending.hand_over.is_none()
                 && pending.held.contains(&ino)
                 && self.registry.is_same_node(pending.session, session)
                 && let Some(done) = pending.done.take()
