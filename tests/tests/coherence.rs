@@ -378,12 +378,14 @@ fn what_was_written_under_a_lost_lease_becomes_a_file_beside() {
     // Nobody else wrote this one: nothing is lost.
     alone.sync_all().expect("fsync");
     assert_eq!(fs::read(b.at("dir/alone")).expect("read"), b"ours");
-    // Said once, at the next close or fsync.
-    wait_until("the conflict is found", SOON, || {
-        a.stat("conflict_files") == 1
+    // Said once, at the next close or fsync; so nothing may be forked before, whose copies of the file are closed.
+    let mut said = None;
+    wait_until("the conflict is told", SOON, || {
+        said = file.sync_all().err().and_then(|e| e.raw_os_error());
+        said.is_some()
     });
-    let said = file.sync_all().expect_err("an error");
-    assert_eq!(said.raw_os_error(), Some(5));
+    assert_eq!(said, Some(5));
+    assert_eq!(a.stat("conflict_files"), 1);
     assert_eq!(fs::read(a.at("dir/file")).expect("read"), b"theirs");
     assert_eq!(fs::read(b.at("dir/file")).expect("read"), b"theirs");
     let names = listed(b.at("dir"));
