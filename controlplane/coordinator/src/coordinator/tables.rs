@@ -24,6 +24,13 @@ pub(super) struct Pending {
     pub(super) done: Option<oneshot::Sender<()>>,
 }
 
+impl Pending {
+    /// Whether it is about this inode and nothing else: contents or attributes, no names.
+    fn is_about(&self, ino: Ino) -> bool {
+        self.held.len() == 1 && self.held.contains(&ino)
+    }
+}
+
 /// The way to a node's watch stream.
 pub(super) struct Outlet {
     pub(super) sender: mpsc::Sender<grpc::Revocation>,
@@ -136,7 +143,7 @@ impl Tables {
     pub(super) fn stop_waiting_for(&mut self, session: u64, ino: Ino) {
         for pending in self.pending.values_mut() {
             if pending.hand_over.is_none()
-                && pending.held.contains(&ino)
+                && pending.is_about(ino)
                 && self.registry.is_same_node(pending.session, session)
                 && let Some(done) = pending.done.take()
             {
@@ -159,12 +166,14 @@ impl Tables {
             if self.registry.is_same_node(holder, session) {
                 continue;
             }
-            let wants = held.iter().any(|ino| {
-                let wanting = self.wanting.get(ino).into_iter().flatten();
-                wanting
-                    .into_iter()
-                    .any(|s| self.registry.is_same_node(*s, holder))
-            });
+            // Of contents or attributes alone: names are always waited for.
+            let wants = held.len() == 1
+                && held.iter().any(|ino| {
+                    let wanting = self.wanting.get(ino).into_iter().flatten();
+                    wanting
+                        .into_iter()
+                        .any(|s| self.registry.is_same_node(*s, holder))
+                });
             let revocation = match effect.told_to(&held, touched) {
                 Ok(what) => grpc::Revocation {
                     what,
