@@ -30,6 +30,7 @@ help:
 	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
 	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
 	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-memory | test-cluster | test-verbose'
+	@echo 'make test-cluster     several nodes: coherence, locks, 100,000 operations against a model'
 	@echo 'make test-uring-long  every suite that has a mount, over io_uring'
 	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
 	@echo 'make test-memory      ten minutes of mixed load within a budget of memory'
@@ -205,11 +206,10 @@ test-race:
 test-gc: setup build
 	FASTCACHE_GC_LONG=1 $(E2E) --test gc_fsck -- --test-threads=1 --nocapture
 
-test-cluster:
-	@echo 'There is no test with several nodes yet: peers and revocations between nodes come with a later issue.'
-	@echo 'What exists is a node with a coordinator of its own process, over gRPC:'
-	@$(MAKE) --no-print-directory setup build
-	$(E2E) --test remote_coordinator -- --test-threads=1
+# Several nodes on one machine, the long form: 100,000 operations against a model.
+test-cluster: setup build
+	FASTCACHE_ORACLE_OPS=100000 FASTCACHE_EXCL_ROUNDS=500 $(E2E) --no-fail-fast --test remote_coordinator --test coherence \
+		--test coherence_oracle -- --test-threads=1 --nocapture
 
 lint:
 	cargo fmt --all --check

@@ -16,6 +16,7 @@ mod error;
 mod garbage;
 pub mod health;
 mod history;
+mod leases;
 mod link;
 mod lru;
 pub mod metrics;

@@ -331,9 +331,15 @@ type LaneParts = (
 /// Opens all lanes. Nothing is read from them yet.
 async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>)> {
     let socket = inner.config.socket.clone();
-    let (chunk_size, has_cloud) = (inner.config.chunk_size, inner.cloud.is_some());
-    let opened =
-        tokio::task::spawn_blocking(move || open_lanes(&socket, chunk_size, has_cloud)).await;
+    let client = ClientHello {
+        version: CONTROL_VERSION,
+        agent: rand::rng().random(),
+        lane: 0,
+        chunk_size: inner.config.chunk_size,
+        has_coordinator: inner.namespace.owner().is_some(),
+        has_cloud: inner.cloud.is_some(),
+    };
+    let opened = tokio::task::spawn_blocking(move || open_lanes(&socket, &client)).await;
     let (hello, arena, streams) = opened.map_err(io::Error::other)??;
     let mut lanes = Vec::with_capacity(streams.len());
     let mut parts = Vec::with_capacity(streams.len());
@@ -361,15 +367,11 @@ async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>
 
 type Opened = (ServerHello, Arena, Vec<std::os::unix::net::UnixStream>);
 
-fn open_lanes(socket: &Path, chunk_size: u32, has_cloud: bool) -> io::Result<Opened> {
+fn open_lanes(socket: &Path, client: &ClientHello) -> io::Result<Opened> {
     let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
-    let agent = rand::rng().random();
     let client = |lane| ClientHello {
-        version: CONTROL_VERSION,
-        agent,
         lane,
-        chunk_size,
-        has_cloud,
+        ..client.clone()
     };
     let (first, hello, fd) = handshake::hello(socket)?;
     if hello.lanes == 0 || hello.lanes > LANES_MAX {
@@ -403,6 +405,7 @@ async fn live(inner: &Arc<Inner>, session: Arc<Session>, parts: Vec<LaneParts>) 
             warn!(target: "control", %error, "cannot learn what the data plane stores");
             session.dead.cancel();
         }
+        inner.restore_locks(&session).await;
         session.dead.cancelled().await;
     };
     tokio::select! {

@@ -1,17 +1,14 @@
-//! The namespace as the agent reaches it: embedded in this process, or a coordinator's; and what a coordinator
-//! revokes.
+//! The namespace as the agent reaches it: embedded in this process, or a coordinator's.
 
 use crate::config::AgentConfig;
 use crate::error::AgentError;
-use crate::node::Inner;
-use fastcache_api::control::DataCall;
 use fastcache_api::grpc;
-use fastcache_api::{NsReply, NsRequest};
+use fastcache_api::locks::{LockAnswer, LockOp};
+use fastcache_api::{Errno, NsReply, NsRequest};
 use fastcache_cloud::Cloud;
 use fastcache_coordinator::{
-    Engine, HistoryConfig, HistoryOptions, Namespace, RemoteNamespace, Revocation,
+    Engine, HistoryConfig, HistoryOptions, Namespace, Notice, RemoteNamespace,
 };
-use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
@@ -27,8 +24,8 @@ pub(crate) enum NamespaceHandle {
     Fake(Box<dyn Fn(NsRequest) -> NsReply + Send + Sync>),
 }
 
-/// What a coordinator takes back; never anything from the embedded one.
-pub(crate) type Revocations = Option<mpsc::Receiver<Revocation>>;
+/// What a coordinator of its own process says; never anything from the embedded one.
+pub(crate) type Notices = Option<mpsc::Receiver<Notice>>;
 
 impl NamespaceHandle {
     /// Opens the embedded namespace, or registers with the coordinator (however long that takes).
@@ -36,7 +33,7 @@ impl NamespaceHandle {
         config: &AgentConfig,
         peer_id: &str,
         cloud: Option<Cloud>,
-    ) -> Result<(NamespaceHandle, Revocations), AgentError> {
+    ) -> Result<(NamespaceHandle, Notices), AgentError> {
         let failed = |text: String| AgentError::Namespace(text);
         if let Some(coordinator) = &config.coordinator {
             let host = host(config);
@@ -77,6 +74,14 @@ impl NamespaceHandle {
             NamespaceHandle::Real(namespace) => namespace.call(request).await,
             #[cfg(test)]
             NamespaceHandle::Fake(answer) => answer(request),
+        }
+    }
+
+    /// Something about locks; ENOSYS where no coordinator of its own process knows them.
+    pub(crate) async fn lock(&self, op: &LockOp) -> Result<LockAnswer, Errno> {
+        match self {
+            NamespaceHandle::Real(Namespace::Remote(remote)) => remote.lock(op).await,
+            _ => Err(Errno::ENOSYS),
         }
     }
 
@@ -147,33 +152,5 @@ fn host(config: &AgentConfig) -> String {
             .nodename()
             .to_string_lossy()
             .into_owned(),
-    }
-}
-
-/// Passes revocations on to the data plane, and acknowledges each after it was obeyed.
-pub(crate) async fn revocation_loop(
-    inner: Arc<Inner>,
-    mut revocations: mpsc::Receiver<Revocation>,
-) {
-    loop {
-        let revocation = tokio::select! {
-            next = revocations.recv() => next,
-            () = inner.stop.cancelled() => return,
-        };
-        let Some(revocation) = revocation else { return };
-        // `everything` comes when a session begins. The control protocol has no word for it, and needs none
-        // while a node is alone: nobody else changed what this node's data plane knows.
-        let is_named = !revocation.inos.is_empty()
-            || !revocation.entries.is_empty()
-            || !revocation.touched.is_empty();
-        if is_named {
-            let call = DataCall::Invalidate {
-                touched: revocation.touched.clone(),
-                entries: revocation.entries.clone(),
-                inos: revocation.inos.clone(),
-            };
-            inner.invalidate(call).await;
-        }
-        revocation.ack().await;
     }
 }

@@ -5,10 +5,11 @@ use crate::check;
 use crate::config::{AgentConfig, FsyncLevel};
 use crate::error::AgentError;
 use crate::garbage;
+use crate::leases::{self, Leases};
 use crate::link::{self, Link, lock, unexpected};
 use crate::lru::{Lru, Pinned};
 use crate::metrics;
-use crate::namespace::{self, NamespaceHandle};
+use crate::namespace::NamespaceHandle;
 use crate::order::Ticks;
 use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
 use crate::pins;
@@ -56,6 +57,7 @@ pub(crate) struct Inner {
     pub(crate) namespace: NamespaceHandle,
     pub(crate) cloud: Option<Cloud>,
     pub(crate) link: Link,
+    pub(crate) leases: Leases,
     pub(crate) cache: Mutex<Lru>,
     pub(crate) queue: Mutex<Queue>,
     pub(crate) breaker: Mutex<Breaker>,
@@ -149,15 +151,15 @@ impl Node {
         let peer_id = config.keep_peer_id()?;
         let cloud = open_cloud(&config).await?;
         let opened = NamespaceHandle::open(&config, &peer_id, cloud.clone()).await?;
-        let (namespace, revocations) = opened;
+        let (namespace, notices) = opened;
         let owner = bucket::expect_same(&namespace, cloud.as_ref()).await?;
         let node = Node::start_on(config, peer_id, namespace, cloud.clone());
         if let (Some(owner), Some(cloud)) = (owner, cloud) {
             let task = bucket::watch_loop(node.inner.clone(), cloud, owner);
             lock(&node.inner.tasks).spawn(task);
         }
-        if let Some(revocations) = revocations {
-            let task = namespace::revocation_loop(node.inner.clone(), revocations);
+        if let Some(notices) = notices {
+            let task = leases::notice_loop(node.inner.clone(), notices);
             lock(&node.inner.tasks).spawn(task);
         }
         Ok(node)
@@ -179,7 +181,8 @@ impl Node {
         };
         let is_settled = !namespace.is_unsettled();
         let (finished, to_record) = mpsc::channel(persist::RECORD_QUEUE);
-        let is_watched = namespace.owner().is_some() && cloud.is_some();
+        let is_embedded = namespace.owner().is_none();
+        let is_watched = !is_embedded && cloud.is_some();
         let bucket = if is_watched {
             Bucket::Unknown
         } else {
@@ -195,6 +198,7 @@ impl Node {
             namespace,
             cloud: cloud.clone(),
             link: Link::new(),
+            leases: Leases::new(is_embedded),
             cache: Mutex::default(),
             queue: Mutex::new(Queue::new(pace)),
             breaker: Mutex::default(),

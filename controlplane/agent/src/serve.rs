@@ -17,6 +17,10 @@ use tracing::{error, info, warn};
 
 /// Longest a fetch may take, waiting for its turn included; then the read fails with EIO.
 const FETCH_DEADLINE: Duration = Duration::from_secs(40);
+/// How long a read waits for another node to upload what it closed; uploads begin after 30 s at the latest.
+const ELSEWHERE_WAIT: Duration = Duration::from_secs(35);
+/// How often it looks.
+const ELSEWHERE_PAUSE: Duration = Duration::from_millis(30);
 /// How long "writers wait" lasts when it is not said again.
 const PRESSURE_LASTS: Duration = Duration::from_secs(2);
 /// Invalidations remembered for a data plane that is away; beyond, the oldest go.
@@ -48,6 +52,10 @@ impl Inner {
             }
             NodeCall::Fsync { ino, waited } => self.fsync(ino, waited).await,
             NodeCall::Persist { ino, waited } => self.persist_now(ino, waited).await,
+            NodeCall::Lock(op) => {
+                let _restored = self.leases.locks().read().await;
+                self.namespace.lock(&op).await.map(NodeAnswer::Lock)
+            }
             NodeCall::State { ino } => Ok(NodeAnswer::State(
                 self.file_state(ino).await?.state.to_string(),
             )),
@@ -73,14 +81,42 @@ impl Inner {
         Ok(NodeAnswer::Fetched { len, crc32c })
     }
 
-    async fn fetch_bytes(&self, key: ChunkKey) -> Result<(bytes::Bytes, u32), Errno> {
+    /// Where a chunk version is in the object store, if it is.
+    async fn cloud_ref(&self, key: ChunkKey) -> Result<Option<CloudRef>, Errno> {
         let refs = self
             .cloud_refs(key.ino, Some((key.index, key.version)))
             .await?;
-        let found = refs
-            .into_iter()
-            .find(|(i, v, _)| (*i, *v) == (key.index, key.version));
-        let Some((_, _, at)) = found else {
+        let is_it = |(i, v, _): &(u32, _, CloudRef)| (*i, *v) == (key.index, key.version);
+        Ok(refs.into_iter().find(is_it).map(|(_, _, at)| at))
+    }
+
+    /// Whether the file's layout names a chunk version now.
+    async fn is_in_layout(&self, key: ChunkKey) -> Result<bool, Errno> {
+        let open = self.request(NsOp::Open {
+            ino: key.ino,
+            write: false,
+        });
+        match self.namespace.call(open).await.result? {
+            NsAnswer::Opened { attr, layout } => {
+                let named = layout.chunk(key.index, attr.chunk_size);
+                Ok(named.is_some_and(|(version, _)| version == key.version))
+            }
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    async fn fetch_bytes(&self, key: ChunkKey) -> Result<(bytes::Bytes, u32), Errno> {
+        let mut found = self.cloud_ref(key).await?;
+        let since = Instant::now();
+        while found.is_none() && self.leases.is_shared() && since.elapsed() < ELSEWHERE_WAIT {
+            // Another node has it, and uploads it before long.
+            tokio::time::sleep(ELSEWHERE_PAUSE).await;
+            if !self.is_in_layout(key).await? {
+                break;
+            }
+            found = self.cloud_ref(key).await?;
+        }
+        let Some(at) = found else {
             let path = self
                 .namespace
                 .call(self.request(NsOp::PathOf { ino: key.ino }));
@@ -279,7 +315,7 @@ impl Inner {
                 return Err(errno);
             }
         }
-        self.publish(session);
+        self.leases.begin(session, || self.publish(session)).await?;
         let mut from = None;
         let (mut count, mut dirty) = (0u64, 0u64);
         loop {

@@ -20,12 +20,14 @@
 //! Either side may go away at any moment. The data plane then keeps the calls it has not been answered and
 //! sends them again to the next agent (changes carry an [`OpId`](crate::OpId), so none happens twice).
 
+use crate::locks::{Lock, LockAnswer, LockOp};
 use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
 /// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: memory.
-pub const CONTROL_VERSION: u32 = 5;
+/// 6: leases that end, several nodes, locks; peers.
+pub const CONTROL_VERSION: u32 = 6;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -58,6 +60,8 @@ pub struct ClientHello {
     pub lane: u32,
     /// Chunk size of new files, bytes; a multiple of 4096, at most [`SLOT_BYTES`].
     pub chunk_size: u32,
+    /// Whether there can be other nodes: locks are asked for at the coordinator.
+    pub has_coordinator: bool,
     /// Whether there is a cloud tier. Without one dirty chunks stay dirty, and waiting for room is in vain.
     pub has_cloud: bool,
 }
@@ -114,6 +118,8 @@ pub enum NodeCall {
         /// From the last `Waiting`.
         waited: Option<Waited>,
     },
+    /// Something about locks across nodes. Answer: `Lock`; ENOSYS where there can be no other node.
+    Lock(LockOp),
     /// The durability state of a committed file as text: `dirty`, `replicated N`, `persisted`. Answer: `State`.
     State {
         /// The file.
@@ -135,6 +141,8 @@ pub enum NodeAnswer {
     },
     /// Done.
     Done,
+    /// Of a lock.
+    Lock(LockAnswer),
     /// Text.
     State(String),
     /// Not in the cloud yet: ask again.
@@ -249,6 +257,29 @@ pub enum DataCall {
         /// The chunk.
         key: ChunkKey,
     },
+    /// What the coordinator told in this session is good until then. Answer: `Done`.
+    Lease {
+        /// On CLOCK_BOOTTIME, nanoseconds; `None`: without end (the coordinator is the agent's own).
+        until_ns: Option<u64>,
+        /// There are other nodes: see `Forget`.
+        is_shared: bool,
+    },
+    /// Nothing the coordinator ever told is good any more: the session is another one, or a second node comes.
+    /// Answer: `Done`.
+    Forget {
+        /// There are other nodes: a file is written under a lease of its own, and `close` commits.
+        is_shared: bool,
+        /// What was written here is to be committed before the answer.
+        and_commit: bool,
+    },
+    /// The locks that this node's programs hold, for a coordinator that does not know. Answer: `Locks`.
+    Locks,
+    /// Another node wants to write these files: commit what was written here, and ask before anything more is. What is
+    /// cached of them stays. Answer: `Done`.
+    HandOver {
+        /// The files.
+        inos: Vec<Ino>,
+    },
 }
 
 /// A chunk in the store.
@@ -294,6 +325,8 @@ pub enum DataAnswer {
     },
     /// Counters.
     Stats(Box<DataStats>),
+    /// Locks that are held.
+    Locks(Vec<(Ino, Lock)>),
 }
 
 /// News from the data plane, on any lane. Per chunk in order, because all news of one file go over one lane
@@ -376,6 +409,8 @@ pub struct DataStats {
     pub write_stalls: u64,
     /// Sealed files whose commit the coordinator has not acknowledged.
     pub uncommitted_files: u64,
+    /// Questions about the namespace that could not be answered by the data plane under its lease, and changes of it.
+    pub namespace_calls: u64,
     /// Files that lost their lease and became conflict files.
     pub conflict_files: u64,
     /// Chunks that were asked for ahead of their readers.

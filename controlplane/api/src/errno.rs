@@ -42,7 +42,9 @@ errnos! {
     EROFS = 30, "Read-only file system.";
     EMLINK = 31, "Too many links.";
     ERANGE = 34, "Result too large for the buffer.";
+    EDEADLK = 35, "Resource deadlock would occur.";
     ENAMETOOLONG = 36, "File name too long.";
+    ENOLCK = 37, "No record locks available.";
     ENOSYS = 38, "Function not implemented.";
     ENOTEMPTY = 39, "Directory not empty.";
     ENODATA = 61, "No such extended attribute.";

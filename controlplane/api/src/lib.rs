@@ -6,6 +6,7 @@ mod errno;
 mod ids;
 mod key;
 mod layout;
+pub mod locks;
 pub mod ns;
 pub mod path;
 pub mod settings;

@@ -12,21 +12,27 @@
 //! gets its session. After a restart of the coordinator nothing is known of the leases given before; where
 //! there is more than one node, changes then wait until those are over.
 //!
-//! Nobody but the writer's own node is asked before a `Commit`: two writers of one file are kept apart by the version a
-//! commit is based on (ESTALE), not yet by write leases. What is open on a node is not known here either, so
-//! that as soon as there are two nodes, orphans that another one may have open are not reaped.
+//! One node at a time may write a file: an `Open` for writing asks the node that could before to commit what it has,
+//! and waits for that. A `Commit` of anybody else is refused (ESTALE).
+//!
+//! A session's lease is renewed by its heartbeats, and what it holds lasts as long; when it has ended, a change waits for
+//! that node no more. What is open on a node is not known here, so that as soon as there are two nodes, orphans that
+//! another one may have open are not reaped.
 
+mod locking;
 mod revocations;
 mod tables;
+mod writing;
 
 pub use revocations::Revocations;
 
 use crate::leases::LeaseTable;
 use crate::locations::Locations;
+use crate::locks::Locks;
 use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
 use crate::revocation::{Effect, is_cached, revealed};
 use crate::{Engine, EngineError, HistoryConfig};
-use fastcache_api::{Ino, NS_VERSION, NsReply, NsRequest, grpc};
+use fastcache_api::{Ino, Kind, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, grpc};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -66,8 +72,30 @@ impl Default for Options {
 pub struct Registered {
     /// Number of the registration.
     pub session: u64,
-    /// Length of a lease.
+    /// Length of a lease: what is learned is good for as long from when the request was sent, and after that as long as
+    /// heartbeats renew it.
     pub lease: Duration,
+    /// There are other nodes.
+    pub is_shared: bool,
+}
+
+/// What a node is told when it was heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewed {
+    /// How long its lease goes on, from when the heartbeat was received.
+    pub lease: Duration,
+    /// There are other nodes.
+    pub is_shared: bool,
+}
+
+/// Since when, and until when, changes are not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settled {
+    Yes,
+    /// Any node may hold what this run does not know of.
+    No,
+    /// This session may; it is the only one, and need not wait for itself.
+    NotFor(u64),
 }
 
 struct Inner {
@@ -76,9 +104,11 @@ struct Inner {
     tables: Mutex<Tables>,
     /// Held from making a change until its holders are found.
     order: tokio::sync::Mutex<()>,
-    /// False while leases may be out that the table does not know.
-    is_settled: watch::Sender<bool>,
+    /// Whether leases may be out that the table does not know.
+    settled: watch::Sender<Settled>,
     locations: Mutex<Locations>,
+    /// Locks may be free that were not.
+    freed: watch::Sender<()>,
 }
 
 /// A cluster's registry, namespace and leases. Clones share it.
@@ -96,6 +126,8 @@ pub struct CoordinatorStats {
     pub peers: usize,
     /// Leases noted.
     pub leases: usize,
+    /// Locks of files that nodes hold.
+    pub locks: usize,
     /// Revocations sent since the start.
     pub revocations: u64,
     /// Of these, those that were not acknowledged within a lease.
@@ -147,6 +179,8 @@ impl Coordinator {
             leases: LeaseTable::default(),
             pending: HashMap::new(),
             outlets: HashMap::new(),
+            wanting: HashMap::new(),
+            locks: Locks::default(),
             next_revocation: 0,
             position: stats.log_position,
             is_stopping: false,
@@ -158,14 +192,18 @@ impl Coordinator {
             options,
             tables: Mutex::new(tables),
             order: tokio::sync::Mutex::new(()),
-            is_settled: watch::Sender::new(!is_shared),
+            settled: watch::Sender::new(match is_shared {
+                true => Settled::No,
+                false => Settled::Yes,
+            }),
             locations: Mutex::new(Locations::default()),
+            freed: watch::Sender::new(()),
         });
         if is_shared {
             let inner = Arc::clone(&inner);
             tokio::spawn(async move {
                 tokio::time::sleep(inner.options.lease).await;
-                inner.is_settled.send_replace(true);
+                inner.settled.send_replace(Settled::Yes);
             });
         }
         tokio::spawn(keep_tables(Arc::downgrade(&inner), options.lease / 10));
@@ -191,7 +229,8 @@ impl Coordinator {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers a node. `previous` is its session before, whose leases it has given up (0: none).
+    /// Registers a node. `previous` is its session before (0: none), whose leases last until [`Coordinator::acknowledge`] says
+    /// that they are given up, or to their end.
     ///
     /// # Errors
     /// See [`RegisterError`].
@@ -216,11 +255,8 @@ impl Coordinator {
             if let Some(old) = accepted.replaced {
                 tables.outlets.remove(&old);
             }
-            if previous != 0 && tables.registry.is_same_node(previous, session) {
-                tables.leases.release_all(previous);
-                tables.pending.retain(|_, p| p.session != previous);
-                tables.registry.forget(previous);
-            }
+            let now = Instant::now();
+            tables.renew(session, now, self.inner.options.lease);
             let (sender, receiver) = mpsc::channel(REVOCATIONS_QUEUED);
             tables.outlets.insert(
                 session,
@@ -231,14 +267,15 @@ impl Coordinator {
             );
             let mut waits = Vec::new();
             if accepted.is_second {
-                self.inner.is_settled.send_replace(false);
-                let until = Instant::now() + self.inner.options.lease;
+                // The other one may have been registered with an earlier run only.
+                self.inner.settled.send_replace(Settled::No);
                 for other in tables.registry.others(session) {
+                    self.inner.settled.send_replace(Settled::NotFor(other));
                     let all = grpc::Revocation {
                         everything: true,
                         ..Default::default()
                     };
-                    waits.push(tables.revoke(other, HashSet::new(), all, until));
+                    waits.push(tables.revoke(other, HashSet::new(), all, self.inner.options.lease));
                 }
             }
             (session, accepted.is_second.then_some(waits))
@@ -247,9 +284,19 @@ impl Coordinator {
             // A task of its own: the node may give up waiting for its session, the others still have to forget.
             let this = self.clone();
             let settled = tokio::spawn(async move {
-                futures_util::future::join_all(waits.into_iter().map(|w| this.all_given_up(w)))
-                    .await;
-                this.inner.is_settled.send_replace(true);
+                if waits.is_empty() {
+                    tokio::time::sleep(this.inner.options.lease).await;
+                }
+                for wait in waits {
+                    let session = wait.session;
+                    if !this.given_up(wait).await {
+                        this.tables().fence(session);
+                    }
+                }
+                this.inner.settled.send_replace(Settled::Yes);
+                // It waited, and its lease with it.
+                let mut tables = this.tables();
+                tables.renew(session, Instant::now(), this.inner.options.lease);
             });
             if settled.await.is_err() {
                 tracing::error!(target: "registry", session, "waiting for the first node failed");
@@ -258,28 +305,35 @@ impl Coordinator {
         Ok(Registered {
             session,
             lease: self.inner.options.lease,
+            is_shared: self.tables().registry.is_shared(),
         })
     }
 
-    /// Waits until a node that held leases without end has given them up, or knows that they have ended: it stops
-    /// trusting them one lease after the last heartbeat that was answered.
-    async fn all_given_up(&self, wait: Wait) {
-        let until = tokio::time::Instant::from_std(wait.until);
-        if tokio::time::timeout_at(until, wait.acknowledged)
-            .await
-            .is_ok_and(|r| r.is_ok())
-        {
-            return;
+    /// Waits until a node has done what a revocation asks for, or has no lease any more. Whether it has.
+    async fn given_up(&self, wait: Wait) -> bool {
+        let Wait {
+            mut acknowledged,
+            session,
+            until: latest,
+        } = wait;
+        loop {
+            let now = Instant::now();
+            let until = self.tables().leases.until(session, now);
+            let Some(until) = until.filter(|_| now < latest) else {
+                return false;
+            };
+            let until = tokio::time::Instant::from_std(until.min(latest));
+            // Dropped: the session is over, and what it held with it.
+            if tokio::time::timeout_at(until, &mut acknowledged)
+                .await
+                .is_ok()
+            {
+                return true;
+            }
         }
-        let seen = self
-            .tables()
-            .fence(wait.session)
-            .unwrap_or_else(Instant::now);
-        let over = tokio::time::Instant::from_std(seen + self.inner.options.lease);
-        tokio::time::sleep_until(over).await;
     }
 
-    /// A node is alive, and tells how it is.
+    /// A node is alive, and tells how it is. Its lease goes on when its data plane `is_heard` of, too.
     ///
     /// # Errors
     /// When the session is over.
@@ -287,10 +341,19 @@ impl Coordinator {
         &self,
         session: u64,
         status: Option<grpc::Node>,
-    ) -> Result<(), UnknownSession> {
-        self.tables()
-            .registry
-            .heartbeat(session, status, Instant::now())
+        is_heard: bool,
+    ) -> Result<Renewed, UnknownSession> {
+        let now = Instant::now();
+        let mut tables = self.tables();
+        tables.registry.heartbeat(session, status, now)?;
+        let until = match is_heard {
+            true => tables.renew(session, now, self.inner.options.lease),
+            false => tables.leases.until(session, now).unwrap_or(now),
+        };
+        Ok(Renewed {
+            lease: until.saturating_duration_since(now),
+            is_shared: tables.registry.is_shared(),
+        })
     }
 
     /// The revocations for a node. Ends when its session does.
@@ -314,18 +377,36 @@ impl Coordinator {
         }
     }
 
-    /// A node has done what a revocation asked for.
+    /// A node has done what a revocation asked for. Number 0: it has forgotten what its earlier sessions were told.
     pub fn acknowledge(&self, session: u64, number: u64) {
         let mut tables = self.tables();
+        if number == 0 {
+            let earlier = tables.registry.earlier(session);
+            for old in earlier {
+                tables.leases.end(old);
+                tables.pending.retain(|_, p| p.session != old);
+            }
+            return;
+        }
         if tables
             .pending
             .get(&number)
             .is_some_and(|p| p.session == session)
             && let Some(pending) = tables.pending.remove(&number)
         {
-            tables.leases.release(session, &pending.held, pending.stamp);
+            if let Some(number) = pending.hand_over {
+                for ino in &pending.held {
+                    if tables.leases.write_number(*ino) == number {
+                        tables.leases.take_write(*ino);
+                    }
+                }
+            } else {
+                tables.leases.release(session, &pending.held, pending.stamp);
+            }
             // Nobody may wait any more, and that is as well.
-            let _ = pending.done.send(());
+            if let Some(done) = pending.done {
+                let _ = done.send(());
+            }
         }
     }
 
@@ -340,6 +421,9 @@ impl Coordinator {
         }
         if !is_cached(&request.op) {
             return Ok(self.inner.engine.call(request).await);
+        }
+        if let NsOp::Open { ino, write: true } = request.op {
+            self.take_write(session, ino).await?;
         }
         let mut tries = 0;
         loop {
@@ -366,21 +450,42 @@ impl Coordinator {
     }
 
     fn grant(&self, tables: &mut Tables, session: u64, inos: &[Ino]) -> u32 {
-        let lease = self.inner.options.lease;
-        if tables.leases.grant(session, inos, Instant::now() + lease) {
-            u32::try_from(lease.as_millis()).unwrap_or(u32::MAX)
-        } else {
-            0
+        let now = Instant::now();
+        let until = tables.leases.grant(session, inos, now);
+        let left = until.map_or(Duration::ZERO, |until| until - now);
+        u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// Waits until no leases are out that the table does not know, but the asker's own.
+    async fn settled_for(&self, session: u64) {
+        let mut settled = self.inner.settled.subscribe();
+        loop {
+            let now = *settled.borrow_and_update();
+            let is_settled = match now {
+                Settled::Yes => true,
+                Settled::No => false,
+                Settled::NotFor(only) => self.tables().registry.is_same_node(only, session),
+            };
+            // The sender is in `inner`, which is there as long as `self` is.
+            if is_settled || settled.changed().await.is_err() {
+                return;
+            }
         }
     }
 
     async fn change(&self, session: u64, mut request: NsRequest) -> NsReply {
-        let mut settled = self.inner.is_settled.subscribe();
-        // The sender is in `inner`, which is there as long as `self` is.
-        let _ = settled.wait_for(|is_settled| *is_settled).await;
+        // What a node wrote before a restart is committed before anybody else may write; the answer waits.
+        let is_commit = matches!(request.op, NsOp::Commit(_));
+        if !is_commit {
+            self.settled_for(session).await;
+        }
         let (reply, waits) = {
             let _in_order = self.inner.order.lock().await;
-            self.tables().spare_open_orphans(session, &mut request.op);
+            if let Some(refused) = self.refused(session, &mut request)
+                && !self.has_commit(&request).await
+            {
+                return refused;
+            }
             let mut reply = self.inner.engine.call(request.clone()).await;
             let mut tables = self.tables();
             // A request that was sent again gets its first answer, which may be old by now.
@@ -391,18 +496,26 @@ impl Coordinator {
             }
             tables.leases.changed();
             let effect = Effect::of(&request.op, &reply);
-            let waits = tables.revoke_others(session, &effect, &reply.touched);
+            let lease = self.inner.options.lease;
+            let waits = tables.revoke_others(session, &effect, &reply.touched, lease);
             reply.lease_ms = Some(match is_new {
                 true => self.grant(&mut tables, session, &effect.covered()),
                 false => 0,
             });
+            if is_new
+                && matches!(request.op, NsOp::Make { .. })
+                && let Ok(NsAnswer::Entry(attr)) = &reply.result
+                && attr.kind == Kind::File
+            {
+                // Its maker is the first to write it.
+                tables.leases.grant_write(session, attr.ino, Instant::now());
+            }
             (reply, waits)
         };
-        futures_util::future::join_all(waits.into_iter().map(|wait| {
-            let until = tokio::time::Instant::from_std(wait.until);
-            tokio::time::timeout_at(until, wait.acknowledged)
-        }))
-        .await;
+        futures_util::future::join_all(waits.into_iter().map(|wait| self.given_up(wait))).await;
+        if is_commit {
+            self.settled_for(session).await;
+        }
         reply
     }
 
@@ -424,6 +537,7 @@ impl Coordinator {
             peers_live: peers.iter().filter(|p| p.state == "live").count(),
             peers: peers.len(),
             leases: tables.leases.len(),
+            locks: tables.locks.len(),
             revocations: tables.revocations,
             revocations_unanswered: tables.unanswered,
         }
@@ -447,7 +561,12 @@ async fn keep_tables(inner: Weak<Inner>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
-        let mut tables = inner.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.keep(Instant::now(), inner.options.lease);
+        let are_free = {
+            let mut tables = inner.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            tables.keep(Instant::now(), inner.options.lease)
+        };
+        if are_free {
+            inner.freed.send_replace(());
+        }
     }
 }

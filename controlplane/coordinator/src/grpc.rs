@@ -6,9 +6,10 @@ use crate::registry::{RegisterError, UnknownSession};
 use fastcache_api::control::FRAME_MAX;
 use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
-    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, PeersReply,
-    PeersRequest, RegisterReply, RegisterRequest, WatchRequest,
+    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, LockReply,
+    LockRequest, PeersReply, PeersRequest, RegisterReply, RegisterRequest, WatchRequest,
 };
+use fastcache_api::locks::LockOp;
 use tonic::{Request, Response, Status};
 
 /// Longest message, bytes: the longest on the control socket, and what carries it.
@@ -64,6 +65,7 @@ impl coordinator_server::Coordinator for Service {
             epoch,
             lease_ms: u32::try_from(done.lease.as_millis()).unwrap_or(u32::MAX),
             session: done.session,
+            is_shared: done.is_shared,
         }))
     }
 
@@ -72,8 +74,13 @@ impl coordinator_server::Coordinator for Service {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatReply>, Status> {
         let request = request.into_inner();
-        self.0.heartbeat(request.session, request.node)?;
-        Ok(Response::new(HeartbeatReply {}))
+        let renewed = self
+            .0
+            .heartbeat(request.session, request.node, request.is_heard)?;
+        Ok(Response::new(HeartbeatReply {
+            lease_ms: u32::try_from(renewed.lease.as_millis()).unwrap_or(u32::MAX),
+            is_shared: renewed.is_shared,
+        }))
     }
 
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<CallReply>, Status> {
@@ -100,6 +107,16 @@ impl coordinator_server::Coordinator for Service {
         self.0.acknowledge(request.session, request.number);
         Ok(Response::new(AckReply {}))
     }
+
+    async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockReply>, Status> {
+        let request = request.into_inner();
+        let op: LockOp = postcard::from_bytes(&request.op)
+            .map_err(|e| Status::invalid_argument(format!("not about a lock: {e}")))?;
+        let answer = self.0.lock(request.session, op).await?;
+        let answer = postcard::to_stdvec(&answer).map_err(|e| Status::internal(e.to_string()))?;
+        Ok(Response::new(LockReply { answer }))
+    }
+
     async fn peers(&self, request: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {
         self.0.check(request.into_inner().session)?;
         let peers = self.0.peers().into_iter().map(Into::into).collect();

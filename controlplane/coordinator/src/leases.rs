@@ -1,21 +1,24 @@
-//! The table of leases: which session may have cached what it read of an inode, until when. Pure: time is passed in.
+//! The table of leases: which session may have cached what it read of an inode, and until when the session is trusted.
+//! Pure: time is passed in.
 //!
-//! A lease on a directory covers its entries, present and absent. A grant stays in the table until its session
-//! has acknowledged a revocation that was sent after it, or its time is over: a change that is asked for again after
+//! There is one lease a session, which its heartbeats renew; what it holds it holds as long as that. What is held of a
+//! directory covers its entries, present and absent. A grant stays in the table until its session
+//! has acknowledged a revocation that was sent after it, or its lease is over: a change that is asked for again after
 //! its first caller went away finds the holders again.
 
 use fastcache_api::Ino;
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
-/// Most leases at once; beyond, replies carry no lease. About 40 bytes each.
+/// Most leases at once; beyond, replies carry no lease, but for those on writing. About 40 bytes each.
 pub(crate) const LEASES_MAX: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug)]
 struct Grant {
     session: u64,
-    until: Instant,
     stamp: u64,
+    /// Number of the one lease on writing of an inode; 0: it is not this.
+    write: u64,
 }
 
 /// Who may have cached what.
@@ -23,8 +26,12 @@ struct Grant {
 pub(crate) struct LeaseTable {
     by_ino: HashMap<Ino, Vec<Grant>>,
     len: usize,
+    /// When each session's lease ends; a session without one holds nothing.
+    until: HashMap<u64, Instant>,
     /// Rises with every change of the namespace.
     stamp: u64,
+    /// Leases on writing so far.
+    writes: u64,
 }
 
 impl LeaseTable {
@@ -44,44 +51,101 @@ impl LeaseTable {
         self.len
     }
 
-    /// Notes that a session holds leases on these inodes. False when the table is full: then it holds none.
-    pub(crate) fn grant(&mut self, session: u64, inos: &[Ino], until: Instant) -> bool {
-        if self.len + inos.len() > LEASES_MAX {
-            return false;
-        }
-        for ino in inos {
-            let grants = self.by_ino.entry(*ino).or_default();
-            let grant = Grant {
-                session,
-                until,
-                stamp: self.stamp,
-            };
-            match grants.iter_mut().find(|g| g.session == session) {
-                Some(old) => *old = grant,
-                None => {
-                    grants.push(grant);
-                    self.len += 1;
+    /// A session's lease goes on until then at least. What it held before a lease that ended is forgotten: so does it.
+    pub(crate) fn renew(&mut self, session: u64, until: Instant, now: Instant) -> Instant {
+        match self.until.get(&session).copied() {
+            Some(old) if old > now => {
+                let until = old.max(until);
+                self.until.insert(session, until);
+                until
+            }
+            old => {
+                if old.is_some() {
+                    self.release_all(session);
                 }
+                self.until.insert(session, until);
+                until
             }
         }
-        true
     }
 
-    /// The sessions that hold any of these inodes now, with the inodes and the end of the last lease.
+    /// When the session's lease ends, while it has one.
+    pub(crate) fn until(&self, session: u64, now: Instant) -> Option<Instant> {
+        self.until.get(&session).copied().filter(|u| *u > now)
+    }
+
+    /// Notes that a session holds leases on these inodes, as long as its own lasts: until when. `None`: it holds none.
+    pub(crate) fn grant(&mut self, session: u64, inos: &[Ino], now: Instant) -> Option<Instant> {
+        let until = self.until(session, now)?;
+        if self.len + inos.len() > LEASES_MAX {
+            return None;
+        }
+        for ino in inos {
+            self.put(session, *ino, 0);
+        }
+        Some(until)
+    }
+
+    /// Notes that a session alone may write an inode; whoever might before has given that up, or has no lease any more.
+    pub(crate) fn grant_write(&mut self, session: u64, ino: Ino, now: Instant) -> Option<Instant> {
+        let until = self.until(session, now)?;
+        self.take_write(ino);
+        self.writes += 1;
+        self.put(session, ino, self.writes);
+        Some(until)
+    }
+
+    fn put(&mut self, session: u64, ino: Ino, write: u64) {
+        let grants = self.by_ino.entry(ino).or_default();
+        let stamp = self.stamp;
+        match grants.iter_mut().find(|g| g.session == session) {
+            Some(old) => {
+                old.stamp = stamp;
+                old.write = old.write.max(write);
+            }
+            None => {
+                grants.push(Grant {
+                    session,
+                    stamp,
+                    write,
+                });
+                self.len += 1;
+            }
+        }
+    }
+
+    /// The session that may write an inode.
+    pub(crate) fn writer(&self, ino: Ino, now: Instant) -> Option<u64> {
+        let grants = self.by_ino.get(&ino)?;
+        let grant = grants.iter().find(|g| g.write != 0)?;
+        self.until(grant.session, now)?;
+        Some(grant.session)
+    }
+
+    /// The number of the lease on writing of an inode; 0 where there is none.
+    pub(crate) fn write_number(&self, ino: Ino) -> u64 {
+        let grants = self.by_ino.get(&ino).into_iter().flatten();
+        grants.map(|g| g.write).max().unwrap_or(0)
+    }
+
+    /// Nobody may write an inode any more; what its writer has cached stays.
+    pub(crate) fn take_write(&mut self, ino: Ino) {
+        for grant in self.by_ino.get_mut(&ino).into_iter().flatten() {
+            grant.write = 0;
+        }
+    }
+
+    /// The sessions that hold any of these inodes now, with the inodes.
     pub(crate) fn holders(
         &self,
         inos: impl IntoIterator<Item = Ino>,
         now: Instant,
-    ) -> HashMap<u64, (HashSet<Ino>, Instant)> {
-        let mut out: HashMap<u64, (HashSet<Ino>, Instant)> = HashMap::new();
+    ) -> HashMap<u64, HashSet<Ino>> {
+        let mut out: HashMap<u64, HashSet<Ino>> = HashMap::new();
         for ino in inos {
             for grant in self.by_ino.get(&ino).into_iter().flatten() {
-                if grant.until > now {
-                    let (held, until) = out
-                        .entry(grant.session)
-                        .or_insert_with(|| (HashSet::new(), grant.until));
-                    held.insert(ino);
-                    *until = (*until).max(grant.until);
+                if self.until(grant.session, now).is_some() {
+                    out.entry(grant.session).or_default().insert(ino);
                 }
             }
         }
@@ -95,19 +159,34 @@ impl LeaseTable {
         }
     }
 
-    /// A session gave up everything it held.
+    /// A session gave up everything it held; its lease goes on.
     pub(crate) fn release_all(&mut self, session: u64) {
         self.retain_all(|g| g.session != session);
     }
 
-    /// Every session that holds anything.
-    pub(crate) fn sessions(&self) -> HashSet<u64> {
-        self.by_ino.values().flatten().map(|g| g.session).collect()
+    /// A session is over and holds nothing.
+    pub(crate) fn end(&mut self, session: u64) {
+        self.release_all(session);
+        self.until.remove(&session);
+    }
+
+    /// Whether a session's lease goes on.
+    pub(crate) fn is_live(&self, session: u64, now: Instant) -> bool {
+        self.until(session, now).is_some()
     }
 
     /// Drops what has ended.
     pub(crate) fn prune(&mut self, now: Instant) {
-        self.retain_all(|g| g.until > now);
+        let ended: HashSet<u64> = self
+            .until
+            .iter()
+            .filter(|(_, until)| **until <= now)
+            .map(|(session, _)| *session)
+            .collect();
+        if !ended.is_empty() {
+            self.retain_all(|g| !ended.contains(&g.session));
+            self.until.retain(|session, _| !ended.contains(session));
+        }
     }
 
     fn retain(&mut self, ino: Ino, keep: impl Fn(&Grant) -> bool) {
@@ -143,21 +222,57 @@ mod tests {
         let start = Instant::now();
         let end = start + Duration::from_secs(10);
         let mut table = LeaseTable::default();
-        assert!(table.grant(1, &[Ino(5), Ino(6)], end));
-        assert!(table.grant(2, &[Ino(5)], end));
+        assert!(table.grant(1, &[Ino(5)], start).is_none(), "no lease yet");
+        table.renew(1, end, start);
+        table.renew(2, end, start);
+        assert_eq!(table.grant(1, &[Ino(5), Ino(6)], start), Some(end));
+        assert!(table.grant(2, &[Ino(5)], start).is_some());
         assert_eq!(table.holders([Ino(5)], start).len(), 2);
         assert!(table.holders([Ino(5)], end).is_empty());
         let stamp = table.changed();
         let held: HashSet<Ino> = [Ino(5)].into();
         // Read again after the change: that lease is not what the acknowledgement gives up.
-        table.grant(2, &[Ino(5)], end);
+        table.grant(2, &[Ino(5)], start);
         table.release(1, &held, stamp);
         table.release(2, &held, stamp);
         let left = table.holders([Ino(5), Ino(6)], start);
         assert_eq!((left.len(), table.len()), (2, 2));
-        assert_eq!(left[&1].0, [Ino(6)].into());
-        table.release_all(2);
+        assert_eq!(left[&1], [Ino(6)].into());
+        table.end(2);
         table.prune(end);
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_lease_that_ended_takes_along_what_was_held_under_it() {
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut table = LeaseTable::default();
+        table.renew(1, start + second, start);
+        table.grant(1, &[Ino(5)], start);
+        assert_eq!(
+            table.renew(1, start + 2 * second, start + second / 2),
+            start + 2 * second
+        );
+        assert_eq!(table.holders([Ino(5)], start + second).len(), 1);
+        table.renew(1, start + 9 * second, start + 2 * second);
+        assert!(table.holders([Ino(5)], start + 2 * second).is_empty());
+    }
+
+    #[test]
+    fn one_session_may_write() {
+        let start = Instant::now();
+        let end = start + Duration::from_secs(10);
+        let mut table = LeaseTable::default();
+        table.renew(1, end, start);
+        table.renew(2, end, start);
+        table.grant_write(1, Ino(5), start).unwrap();
+        assert_eq!(table.writer(Ino(5), start), Some(1));
+        table.grant_write(2, Ino(5), start).unwrap();
+        assert_eq!(table.writer(Ino(5), start), Some(2));
+        assert_eq!(table.holders([Ino(5)], start).len(), 2, "both have read it");
+        assert_eq!(table.writer(Ino(5), end), None);
+        table.take_write(Ino(5));
+        assert_eq!(table.writer(Ino(5), start), None);
     }
 }

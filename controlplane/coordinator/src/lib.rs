@@ -24,6 +24,7 @@ mod grpc;
 mod history;
 mod leases;
 mod locations;
+mod locks;
 mod namespace;
 mod registry;
 mod remote;
@@ -32,8 +33,8 @@ mod revocation;
 mod serve;
 
 pub use coordinator::{
-    Coordinator, CoordinatorStats, LEASE, Options, REVOCATIONS_QUEUED, Registered, Revocations,
-    STALE_AFTER,
+    Coordinator, CoordinatorStats, LEASE, Options, REVOCATIONS_QUEUED, Registered, Renewed,
+    Revocations, STALE_AFTER,
 };
 pub use engine::{Engine, EngineError, EngineStats, LOG_KEPT, SYNC_EVERY};
 pub use history::{
@@ -42,5 +43,5 @@ pub use history::{
 };
 pub use namespace::Namespace;
 pub use registry::{PEER_ID_MAX, PEERS_MAX, Peer, RegisterError, UnknownSession};
-pub use remote::{RemoteError, RemoteNamespace, Revocation};
+pub use remote::{Lease, Notice, RemoteError, RemoteNamespace, Revocation};
 pub use serve::serve;

@@ -234,6 +234,17 @@ impl Registry {
         self.entry(session).map(|_| ())
     }
 
+    /// The peer id of a live session.
+    pub(crate) fn peer_of(&mut self, session: u64) -> Result<String, UnknownSession> {
+        self.entry(session).map(|e| e.node.peer_id.clone())
+    }
+
+    /// The session of a node, while it is live.
+    pub(crate) fn session_of(&self, peer_id: &str) -> Option<u64> {
+        let entry = self.peers.get(peer_id).filter(|e| e.is_live)?;
+        Some(entry.session)
+    }
+
     pub(crate) fn heartbeat(
         &mut self,
         session: u64,
@@ -290,6 +301,16 @@ impl Registry {
             .filter(is_over)
             .map(|(session, _)| *session)
             .collect()
+    }
+
+    /// The sessions that this one's node had before, as far as they are not forgotten.
+    pub(crate) fn earlier(&self, session: u64) -> Vec<u64> {
+        let Some(id) = self.sessions.get(&session) else {
+            return Vec::new();
+        };
+        let is_earlier = |(s, of): &(&u64, &String)| **s < session && *of == id;
+        let sessions = self.sessions.iter().filter(is_earlier);
+        sessions.map(|(s, _)| *s).collect()
     }
 
     /// Live sessions of other nodes than this session's.

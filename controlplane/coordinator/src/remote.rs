@@ -1,20 +1,31 @@
 //! The namespace behind a coordinator: registration, heartbeat, calls, revocations.
 //!
 //! One task keeps the session: it registers, sends heartbeats and hands on what the watch stream brings. When the
-//! session is lost (the stream breaks, no heartbeat was answered for one lease, the coordinator does not know it), everything
-//! that was learned is void: the user gets a [`Revocation`] of `everything`, and after its acknowledgement (or one lease)
-//! the node registers again. The first revocation of all is one of `everything`, too: a data plane may hold
-//! what an earlier agent told it.
+//! session is lost (the stream breaks, no heartbeat was answered for one lease, the coordinator does not know it), what
+//! was learned is good until its lease ends. The node registers again; what was learned before the new session is void then,
+//! and the user gets a [`Revocation`] of `everything` before it hears of the new lease. The first revocation of all is one of
+//! `everything`, too: a data plane may hold what an earlier agent told it.
+//!
+//! Heartbeats renew the lease, as long as the user answers: each renewed [`Lease`] is a notice of its own, behind the
+//! revocations that came before it, and its answer is what the next heartbeat tells.
 //!
 //! A reply can be overtaken by a revocation on the stream. So a reply that was under way when one came in carries
 //! a lease of 0: it may be used, not cached.
 
+mod notice;
+
+pub use notice::{Lease, Notice, Revocation};
+
+use notice::Ack;
+
 use crate::grpc::MESSAGE_MAX;
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
 use fastcache_api::grpc::{
-    AckRequest, CallRequest, HeartbeatRequest, Node, RegisterReply, RegisterRequest, WatchRequest,
+    AckRequest, CallRequest, HeartbeatReply, HeartbeatRequest, LockRequest, Node, RegisterReply,
+    RegisterRequest, WatchRequest,
 };
-use fastcache_api::{API_KEY_HEADER, Attr, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
+use fastcache_api::locks::{LockAnswer, LockOp};
+use fastcache_api::{API_KEY_HEADER, Errno, NS_VERSION, NsReply, NsRequest, grpc};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -82,53 +93,6 @@ pub enum RemoteError {
     },
 }
 
-/// Something learned from the coordinator is no longer true. To be acknowledged when it is forgotten everywhere on this
-/// node; the change that caused it waits for that.
-#[derive(Debug)]
-#[must_use = "a revocation has to be acknowledged"]
-pub struct Revocation {
-    /// Forget everything that was ever learned.
-    pub everything: bool,
-    /// Inodes whose attributes and contents are to be forgotten.
-    pub inos: Vec<Ino>,
-    /// Directory entries (directory, name) to be forgotten, present or absent.
-    pub entries: Vec<(Ino, Vec<u8>)>,
-    /// New attributes of those inodes, for comparison; no lease comes with them.
-    pub touched: Vec<Attr>,
-    ack: Ack,
-}
-
-#[derive(Debug)]
-enum Ack {
-    Session {
-        client: Box<Client>,
-        session: u64,
-        number: u64,
-    },
-    Local(oneshot::Sender<()>),
-}
-
-impl Revocation {
-    /// It is forgotten.
-    pub async fn ack(self) {
-        match self.ack {
-            Ack::Session {
-                mut client,
-                session,
-                number,
-            } => {
-                let acked = client.ack_revocation(AckRequest { session, number });
-                // Without it the coordinator waits until the lease is over.
-                if !matches!(tokio::time::timeout(ANSWER_WITHIN, acked).await, Ok(Ok(_))) {
-                    tracing::warn!(target: "control", session, number, "a revocation could not be acknowledged");
-                }
-            }
-            // The session's task may have gone on without.
-            Ack::Local(done) => drop(done.send(())),
-        }
-    }
-}
-
 struct Shared {
     client: Client,
     coordinator: String,
@@ -156,7 +120,7 @@ impl Drop for RemoteNamespace {
 
 impl RemoteNamespace {
     /// Registers `node` with the coordinator at `host:port`. Returns when that has worked: it tries 5 times fast, then
-    /// every 5 s for ever, logging each time. The receiver gets the revocations; the first is of `everything`. `key` is
+    /// every 5 s for ever, logging each time. The receiver gets the notices; the first revokes `everything`. `key` is
     /// what the coordinator wants as its `--api-key`.
     ///
     /// # Errors
@@ -165,7 +129,7 @@ impl RemoteNamespace {
         coordinator: &str,
         node: Node,
         key: Option<&str>,
-    ) -> Result<(RemoteNamespace, mpsc::Receiver<Revocation>), RemoteError> {
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
         let wrong = || RemoteError::Address(coordinator.to_owned());
         let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
             .map_err(|_| wrong())?
@@ -201,9 +165,9 @@ impl RemoteNamespace {
             sender,
         };
         // The queue is empty: it takes this one.
-        let _ = keeper.revoke_everything();
+        let forgotten = keeper.revoke_everything().await;
         let first = keeper.register(NONE).await?;
-        let task = tokio::spawn(keeper.keep(first)).abort_handle();
+        let task = tokio::spawn(keeper.keep(first, forgotten)).abort_handle();
         Ok((RemoteNamespace { shared, task }, receiver))
     }
 
@@ -242,6 +206,7 @@ impl RemoteNamespace {
         let asked = client.heartbeat(HeartbeatRequest {
             session,
             node: Some(node),
+            is_heard: false,
         });
         answer(asked).await.map(|_| ())
     }
@@ -297,6 +262,57 @@ impl RemoteNamespace {
         }
     }
 
+    /// One operation on locks. EIO when the coordinator does not answer in time.
+    ///
+    /// # Errors
+    /// See above.
+    pub async fn lock(&self, op: &LockOp) -> Result<LockAnswer, Errno> {
+        let bytes = postcard::to_stdvec(op).map_err(|_| Errno::EIO)?;
+        let asked = self.lock_until_answered(bytes);
+        match tokio::time::timeout(CALL_DEADLINE, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(status)) => {
+                tracing::error!(target: "control", %status, "the coordinator cannot answer about a lock");
+                Err(Errno::EIO)
+            }
+            Err(_) => Err(Errno::EIO),
+        }
+    }
+
+    async fn lock_until_answered(&self, op: Vec<u8>) -> Result<LockAnswer, Status> {
+        let shared = &self.shared;
+        let mut sessions = shared.session.subscribe();
+        let mut wait = FAST_WAIT / 10;
+        loop {
+            let session = sessions.wait_for(|s| *s != NONE).await;
+            let session = session.map_or(CLOSED, |s| *s);
+            if session == CLOSED {
+                return Err(Status::cancelled("this node's session is closed"));
+            }
+            let op = op.clone();
+            match shared
+                .client
+                .clone()
+                .lock(LockRequest { session, op })
+                .await
+            {
+                Ok(reply) => {
+                    return postcard::from_bytes(&reply.into_inner().answer)
+                        .map_err(|e| Status::internal(format!("not an answer: {e}")));
+                }
+                Err(status) if is_for_good(status.code()) => return Err(status),
+                Err(status) => {
+                    if status.code() == Code::Unauthenticated && *shared.session.borrow() == session
+                    {
+                        shared.lost.notify_one();
+                    }
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_WAIT);
+                }
+            }
+        }
+    }
+
     async fn call_until_answered(&self, request: Vec<u8>) -> Result<NsReply, Status> {
         let shared = &self.shared;
         let mut sessions = shared.session.subscribe();
@@ -339,6 +355,17 @@ impl RemoteNamespace {
     }
 }
 
+/// Tells the coordinator that the sessions before this one hold nothing any more, once that is so.
+async fn tell_forgotten(mut client: Client, session: u64, forgotten: oneshot::Receiver<()>) {
+    if forgotten.await.is_ok() {
+        let told = client.ack_revocation(AckRequest { session, number: 0 });
+        // Without it the coordinator waits until their leases are over.
+        if !matches!(tokio::time::timeout(ANSWER_WITHIN, told).await, Ok(Ok(_))) {
+            tracing::debug!(target: "control", session, "the coordinator could not be told that earlier leases are given up");
+        }
+    }
+}
+
 /// An answer within [`ANSWER_WITHIN`].
 async fn answer<T>(
     asked: impl Future<Output = Result<tonic::Response<T>, Status>>,
@@ -365,12 +392,12 @@ fn is_for_good(code: Code) -> bool {
 }
 
 /// When a heartbeat was sent, and what came of it.
-type Beat = (Duration, Result<(), Status>);
+type Beat = (Duration, Result<HeartbeatReply, Status>);
 
 /// The task that keeps the session.
 struct Keeper {
     shared: Arc<Shared>,
-    sender: mpsc::Sender<Revocation>,
+    sender: mpsc::Sender<Notice>,
 }
 
 /// CLOCK_BOOTTIME: unlike the clock of timers it goes on while the machine sleeps, and so do leases.
@@ -438,8 +465,8 @@ impl Keeper {
         unreachable!("attempts do not end")
     }
 
-    /// Tells the user that everything is void. `None` when there is no way to tell.
-    fn revoke_everything(&self) -> Option<oneshot::Receiver<()>> {
+    /// Tells the user that everything is void. `None` when there is no user any more.
+    async fn revoke_everything(&self) -> Option<oneshot::Receiver<()>> {
         self.shared.revoked.fetch_add(1, Ordering::AcqRel);
         let (done, told) = oneshot::channel();
         let all = Revocation {
@@ -447,28 +474,38 @@ impl Keeper {
             inos: Vec::new(),
             entries: Vec::new(),
             touched: Vec::new(),
+            hand_over: Vec::new(),
+            is_shared: false,
             ack: Ack::Local(done),
         };
-        self.sender.try_send(all).ok().map(|()| told)
+        let all = Notice::Revoked(all);
+        self.sender.send(all).await.ok().map(|()| told)
     }
 
-    async fn keep(self, first: (RegisterReply, Duration)) {
+    /// Tells the user how long the lease is; answered when its data plane has that.
+    fn tell_lease(&self, until: Duration, is_shared: bool) -> Option<oneshot::Receiver<()>> {
+        let (heard, told) = oneshot::channel();
+        let lease = Notice::Lease(Lease {
+            until,
+            is_shared,
+            heard,
+        });
+        self.sender.try_send(lease).ok().map(|()| told)
+    }
+
+    async fn keep(
+        self,
+        first: (RegisterReply, Duration),
+        mut forgotten: Option<oneshot::Receiver<()>>,
+    ) {
         let (mut reply, mut sent) = first;
         loop {
             let lease = Duration::from_millis(u64::from(reply.lease_ms));
-            let why = self.session(&reply, sent, lease).await;
+            let why = self.session(&reply, sent, lease, forgotten.take()).await;
             self.shared.session.send_replace(NONE);
             tracing::warn!(target: "control", coordinator = self.shared.coordinator, session = reply.session, "session lost ({why}): registering again");
-            let told = self.revoke_everything();
-            let is_forgotten = match told {
-                Some(told) => tokio::time::timeout(lease, told)
-                    .await
-                    .is_ok_and(|r| r.is_ok()),
-                None => false,
-            };
-            // Without the word for it, leases of the old session are taken to be in use until they are over.
-            let previous = if is_forgotten { reply.session } else { NONE };
-            (reply, sent) = match self.register(previous).await {
+            // The leases of the old session are in use until the user has forgotten what came with them.
+            (reply, sent) = match self.register(reply.session).await {
                 Ok(registered) => registered,
                 Err(error) => {
                     tracing::error!(target: "control", %error, "this node can change nothing until its agent is started again");
@@ -476,23 +513,37 @@ impl Keeper {
                     return;
                 }
             };
+            forgotten = self.revoke_everything().await;
         }
     }
 
-    /// Runs one session until it is lost; says why it was.
-    async fn session(&self, reply: &RegisterReply, sent: Duration, lease: Duration) -> String {
+    /// Runs one session until it is lost; says why it was. `forgotten`: comes when the user has forgotten what the agent
+    /// before this one was told.
+    async fn session(
+        &self,
+        reply: &RegisterReply,
+        sent: Duration,
+        lease: Duration,
+        forgotten: Option<oneshot::Receiver<()>>,
+    ) -> String {
         let session = reply.session;
         let mut client = self.shared.client.clone();
         let mut stream = match client.watch(WatchRequest { session }).await {
             Ok(stream) => stream.into_inner(),
             Err(status) => return status.message().to_owned(),
         };
+        if let Some(forgotten) = forgotten {
+            let client = client.clone();
+            tokio::spawn(tell_forgotten(client, session, forgotten));
+        }
+        let mut told = self.tell_lease(sent + lease, reply.is_shared);
         self.shared.session.send_replace(session);
         tracing::info!(target: "control", coordinator = self.shared.coordinator, session, "registered");
         let mut heard = sent;
         let mut ticks = tokio::time::interval_at(Instant::now() + lease / 4, lease / 4);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut heartbeat = None;
+        let mut last = (sent + lease, reply.is_shared);
         loop {
             let beating = async {
                 match &mut heartbeat {
@@ -502,16 +553,25 @@ impl Keeper {
             };
             tokio::select! {
                 message = stream.message() => match message {
-                    Ok(Some(revocation)) => if let Err(why) = self.hand_on(session, revocation) {
-                        return why;
-                    },
+                    Ok(Some(revocation)) => {
+                        // A heartbeat's answer may be from before the second node.
+                        last.1 |= revocation.everything;
+                        if let Err(why) = self.hand_on(session, revocation) {
+                            return why;
+                        }
+                    }
                     Ok(None) => return "the coordinator ended it".to_owned(),
                     Err(status) => return status.message().to_owned(),
                 },
                 beat = beating => {
                     heartbeat = None;
                     match beat {
-                        Ok((at, Ok(_))) => heard = at,
+                        Ok((at, Ok(reply))) => {
+                            heard = at;
+                            let until = at + Duration::from_millis(u64::from(reply.lease_ms));
+                            last = (until.max(last.0), last.1 || reply.is_shared);
+                            told = self.tell_lease(last.0, last.1);
+                        }
                         Ok((_, Err(status))) if status.code() == Code::Unauthenticated => {
                             return status.message().to_owned();
                         }
@@ -522,10 +582,20 @@ impl Keeper {
                     if boot_time().saturating_sub(heard) >= lease {
                         return "no heartbeat was answered for one lease".to_owned();
                     }
-                    heartbeat.get_or_insert_with(|| self.beat(session));
+                    if heartbeat.is_none() {
+                        let is_heard = told.as_mut().is_some_and(|told| told.try_recv().is_ok());
+                        if !is_heard {
+                            told = self.tell_lease(last.0, last.1);
+                        }
+                        heartbeat = Some(self.beat(session, is_heard));
+                    }
                 }
                 () = self.shared.lost.notified() => {
-                    let asked = client.heartbeat(HeartbeatRequest { session, node: Some(self.node()) });
+                    let asked = client.heartbeat(HeartbeatRequest {
+                        session,
+                        node: Some(self.node()),
+                        is_heard: false,
+                    });
                     // A call was told that its session is over: of this one, or of one before?
                     match tokio::time::timeout(ANSWER_WITHIN, asked).await {
                         Ok(Ok(_)) => {}
@@ -538,14 +608,18 @@ impl Keeper {
     }
 
     /// Sends a heartbeat; its answer comes with when it was sent.
-    fn beat(&self, session: u64) -> tokio::task::JoinHandle<Beat> {
+    fn beat(&self, session: u64, is_heard: bool) -> tokio::task::JoinHandle<Beat> {
         let mut client = self.shared.client.clone();
         let node = Some(self.node());
         tokio::spawn(async move {
             let at = boot_time();
-            let asked = client.heartbeat(HeartbeatRequest { session, node });
+            let asked = client.heartbeat(HeartbeatRequest {
+                session,
+                node,
+                is_heard,
+            });
             let answer = match tokio::time::timeout(ANSWER_WITHIN, asked).await {
-                Ok(answer) => answer.map(|_| ()),
+                Ok(answer) => answer.map(tonic::Response::into_inner),
                 Err(_) => Err(Status::deadline_exceeded("no answer to a heartbeat")),
             };
             (at, answer)
@@ -554,7 +628,8 @@ impl Keeper {
 
     fn hand_on(&self, session: u64, revocation: grpc::Revocation) -> Result<(), String> {
         self.shared.revoked.fetch_add(1, Ordering::AcqRel);
-        let (inos, entries, touched): crate::revocation::What = if revocation.everything {
+        let (inos, entries, touched, hand_over): crate::revocation::What = if revocation.everything
+        {
             Default::default()
         } else {
             postcard::from_bytes(&revocation.what)
@@ -568,13 +643,15 @@ impl Keeper {
         };
         let everything = revocation.everything;
         self.sender
-            .try_send(Revocation {
+            .try_send(Notice::Revoked(Revocation {
                 everything,
                 inos,
                 entries,
                 touched,
+                hand_over,
+                is_shared: true,
                 ack,
-            })
+            }))
             .map_err(|_| "revocations are not taken".to_owned())
     }
 }

@@ -151,7 +151,7 @@ async fn status(
 ) -> Result<Json<Value>, ApiError> {
     let Json(body) = body?;
     let session = body.session;
-    coordinator.heartbeat(session, Some(body.node()))?;
+    coordinator.heartbeat(session, Some(body.node()), false)?;
     Ok(Json(json!({ "status": "ok" })))
 }
 

@@ -3,9 +3,9 @@
 use fastcache_api::{Attr, Ino, NsAnswer, NsOp, NsReply};
 use std::collections::HashSet;
 
-/// A revocation as it travels: inodes whose attributes and contents are to be forgotten, directory entries, and
-/// the new attributes of those inodes.
-pub(crate) type What = (Vec<Ino>, Vec<(Ino, Vec<u8>)>, Vec<Attr>);
+/// A revocation as it travels: inodes whose attributes and contents are to be forgotten, directory entries,
+/// the new attributes of those inodes, and inodes that are to be written no more.
+pub(crate) type What = (Vec<Ino>, Vec<(Ino, Vec<u8>)>, Vec<Attr>, Vec<Ino>);
 
 /// What a change touched.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -87,6 +87,7 @@ impl Effect {
                 .filter(|a| held.contains(&a.ino))
                 .cloned()
                 .collect(),
+            Vec::new(),
         );
         postcard::to_stdvec(&what)
     }

@@ -299,6 +299,15 @@ pub struct CoordinatorFlags {
     /// Where there is no namespace yet, restore it from the bucket first
     #[arg(long, env = "FASTCACHE_REBUILD")]
     pub rebuild: bool,
+    /// Seconds that a node may use what it cached without word from here: so long a silent node delays the others
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 10,
+        env = "FASTCACHE_LEASE",
+        value_parser = clap::value_parser!(u64).range(2..=300)
+    )]
+    pub lease: u64,
     /// Configuration file (TOML) with the same names as the flags
     #[arg(long, value_name = "FILE", env = "FASTCACHE_CONFIG")]
     pub config: Option<PathBuf>,

@@ -38,8 +38,13 @@ pub async fn run(flags: CoordinatorFlags) -> anyhow::Result<()> {
             "no bucket: the namespace is on this disk alone, and nothing is ever persisted; name the nodes' bucket with \
              --cloud-provider and its flags");
     }
+    let lease = Duration::from_secs(flags.lease);
+    let options = Options {
+        lease,
+        stale_after: Options::default().stale_after.max(lease * 2),
+    };
     let coordinator = tokio::select! {
-        started = Coordinator::start(&flags.state_dir, Options::default(), history) => started?,
+        started = Coordinator::start(&flags.state_dir, options, history) => started?,
         () = stop.asked() => return Ok(()),
     };
     tracing::info!(

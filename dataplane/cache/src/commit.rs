@@ -54,16 +54,18 @@ impl FileSystem {
                     }
                     None => {
                         state.is_committing = false;
+                        state.is_conflict = false;
                         break;
                     }
                 }
             };
+            let asked = self.inner.lease.ask();
             let reply = self.inner.link.ns_at(op, now).await;
             let (attr, refused) = match reply {
                 Ok(reply) => {
-                    let deadline = self.deadline_of(reply.lease_ms);
+                    let grant = asked.answered(reply.lease_ms);
                     match expect_answer!(reply, NsAnswer::Attr(a) | NsAnswer::Entry(a) => a) {
-                        Ok(attr) => (Some((attr, deadline)), None),
+                        Ok(attr) => (Some((attr, grant)), None),
                         Err(e) => (None, Some(e)),
                     }
                 }
@@ -76,6 +78,18 @@ impl FileSystem {
                 }
                 fastcache_reactor::sleep(COMMIT_PAUSE).await;
                 continue;
+            }
+            let mut is_counted = true;
+            if refused == Some(Errno::ESTALE) {
+                let (is_first, version) = {
+                    let mut state = lock(&inode.state);
+                    let version = state.sealed_version;
+                    (!std::mem::replace(&mut state.is_conflict, true), version)
+                };
+                is_counted = is_first;
+                if is_first {
+                    self.save_conflict(inode, version).await;
+                }
             }
             if let Err(error) = self.inner.store.committed(inode.ino, number).await {
                 tracing::error!(target: "nvme", %error, "a commit could not be noted; it is sent again after a restart, harmlessly");
@@ -91,18 +105,24 @@ impl FileSystem {
             }
             let mut state = lock(&inode.state);
             state.commits.pop_front();
-            if let Some((attr, deadline)) = attr {
-                state.learn(&attr, deadline);
+            if let Some((attr, grant)) = attr {
+                state.learn(&attr, self.inner.lease.holds(grant, inode.ino));
             }
             if let Some(error) = refused {
                 let is_gone = error == Errno::ENOENT;
-                if !is_gone {
+                if !is_gone && is_counted {
                     count(&self.inner.counters.conflict_files, 1);
                     tracing::error!(target: "cache", ino = %inode.ino, %error, "the coordinator refused a commit: somebody else changed the file");
                     state.commit_error = Some(Errno::EIO);
                 }
-                state.attr = None;
-                state.layout = None;
+                if state.commits.is_empty() {
+                    state.attr = None;
+                    state.layout = None;
+                    state.is_kernel_stale = true;
+                    if let Some(notify) = self.inner.notify.get() {
+                        notify.inval_inode(inode.ino);
+                    }
+                }
                 state.is_orphan |= is_gone;
             }
             drop(state);

@@ -17,14 +17,25 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl FileSystem {
-    /// truncate(2): the size changes, and is committed when nobody has the file open.
-    pub(crate) async fn set_size(&self, ino: Ino, size: u64, kill_suid: bool) -> Result<()> {
-        let inode = self.with_layout(ino, true).await?;
-        if !Self::is_file(&inode) {
-            return Err(Errno::EINVAL);
+    /// truncate(2): the size changes, and is committed when nobody has the file open; where there are other nodes, whenever
+    /// it was not done through an open file.
+    pub(crate) async fn set_size(
+        &self,
+        ino: Ino,
+        size: u64,
+        kill_suid: bool,
+        is_by_name: bool,
+    ) -> Result<()> {
+        let inode = self.inner.inodes.get_or_insert(ino);
+        {
+            let _turn = self.turn_to_write(&inode).await?;
+            if !Self::is_file(&inode) {
+                return Err(Errno::EINVAL);
+            }
+            self.truncate_open(&inode, size, kill_suid).await?;
         }
-        self.truncate_open(&inode, size, kill_suid).await?;
-        if lock(&inode.state).opens == 0 {
+        let is_done = is_by_name && self.is_shared();
+        if is_done || lock(&inode.state).opens == 0 {
             self.seal_file(&inode, false).await?;
             self.commits_done(&inode).await?;
         }
@@ -97,7 +108,8 @@ impl FileSystem {
         len: u64,
         kill_suid: bool,
     ) -> Result<()> {
-        let inode = self.with_layout(ino, true).await?;
+        let inode = self.inner.inodes.get_or_insert(ino);
+        let _turn = self.turn_to_write(&inode).await?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         if len == 0 {
             return Err(Errno::EINVAL);
@@ -283,7 +295,7 @@ impl FileSystem {
         // The end as it is now: a copy behind it moves it, and must not go on with what it wrote itself.
         let source = self.with_layout(from, false).await?;
         let len = len.min(attr_of(&source)?.size.saturating_sub(from_offset));
-        let target = self.with_layout(to, true).await?;
+        let target = self.inner.inodes.get_or_insert(to);
         let mut done = 0;
         while done < len {
             let want = usize::try_from(len - done)
@@ -296,6 +308,7 @@ impl FileSystem {
                 break;
             }
             let _rest = buf.split_off(n);
+            let _turn = self.turn_to_write(&target).await?;
             self.write_inode(&target, to_offset + done, buf, kill_suid)
                 .await
                 .0?;

@@ -2,6 +2,7 @@
 //! changed here and is not committed yet.
 
 use crate::ahead::Streams;
+use crate::lease::Grant;
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
@@ -138,6 +139,9 @@ pub(crate) struct Inode {
     pub state: Mutex<InodeState>,
     /// One at a time seals, truncates or punches. Taken before any chunk's state.
     pub seal_lock: async_lock::Mutex<()>,
+    /// Who changes contents shares it, from before asking for the lease on writing until the change is made; who gives the
+    /// lease up has it alone. Taken before `seal_lock`.
+    pub writers: async_lock::RwLock<()>,
     /// A commit was acknowledged or given up, or a chunk went from open to sealed.
     pub changed: Event,
     /// Since the table was last looked through for what may go.
@@ -155,8 +159,10 @@ pub(crate) struct InodeState {
     pub is_orphan: bool,
     /// Attributes; size and times include local changes.
     pub attr: Option<Attr>,
-    /// Until when attributes and layout may be used; `None`: without end.
-    pub deadline: Option<Instant>,
+    /// The epoch of the lease in which attributes and layout were learned; 0: they are to be asked for again.
+    pub learned: u64,
+    /// The epoch in which this node got the lease on writing.
+    pub may_write: u64,
     /// Contents, sealed local chunks included. `None`: not asked for yet.
     pub layout: Option<Layout>,
     /// Chunks being written, by index.
@@ -179,6 +185,8 @@ pub(crate) struct InodeState {
     pub volatile_seals: u64,
     /// Why the last commit was refused; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
+    /// A commit was refused, and those behind it will be: what was written is saved.
+    pub is_conflict: bool,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
     pub xattrs: Option<Vec<Vec<u8>>>,
     /// Who reads it in sequence.
@@ -219,6 +227,7 @@ impl Inode {
             ino,
             state: Mutex::default(),
             seal_lock: async_lock::Mutex::new(()),
+            writers: async_lock::RwLock::new(()),
             changed: Event::new(),
             was_used: AtomicBool::new(true),
         }
@@ -303,8 +312,12 @@ impl InodeState {
 
     /// Takes newer attributes from the coordinator; size, times of contents and layout version stay local while
     /// there are local changes.
-    pub fn learn(&mut self, new: &Attr, deadline: Option<Instant>) {
-        self.deadline = deadline;
+    ///
+    /// `learned`: the epoch in which they may be used on; 0 for once.
+    pub fn learn(&mut self, new: &Attr, learned: u64) {
+        if self.attr.as_ref().is_none_or(|old| old.seq <= new.seq) {
+            self.learned = learned;
+        }
         let is_uncommitted = self.is_uncommitted();
         match &mut self.attr {
             Some(old) if old.seq > new.seq => {}
@@ -327,6 +340,9 @@ impl InodeState {
                 if old.layout_version != new.layout_version {
                     self.layout = None;
                     self.is_kernel_stale |= self.may_have_missed;
+                }
+                if old.seq != new.seq && self.may_have_missed {
+                    self.xattrs = None;
                 }
                 self.may_have_missed = false;
                 *old = new.clone();
@@ -367,39 +383,10 @@ impl FileSystem {
         }
     }
 
-    /// When attributes that were just told stop being valid.
-    pub(crate) fn deadline_of(&self, lease_ms: Option<u32>) -> Option<Instant> {
-        self.inner.lease_ms.store(
-            lease_ms.unwrap_or(crate::ENDLESS_MS),
-            std::sync::atomic::Ordering::Relaxed,
-        );
-        lease_ms
-            .map(|ms| fastcache_reactor::now() + std::time::Duration::from_millis(u64::from(ms)))
-    }
-
-    /// Has everything asked for again before it is used, by the kernel too. Pages go only where contents turn out to be others.
-    pub(crate) fn distrust_all(&self) {
-        let notify = self.inner.notify.get();
-        let now = fastcache_reactor::now();
-        for inode in self.inner.inodes.all() {
-            let mut state = lock(&inode.state);
-            state.deadline = Some(now);
-            state.xattrs = None;
-            state.may_have_missed = true;
-            drop(state);
-            if let Some(notify) = notify {
-                notify.inval_attr(inode.ino);
-            }
-        }
-        if let Some(notify) = notify {
-            notify.inval_names();
-        }
-    }
-
     /// Takes in what the coordinator answered about an inode; the kernel drops its pages when they are found to be wrong.
-    fn take_in(&self, ino: Ino, state: &mut InodeState, attr: &Attr, deadline: Option<Instant>) {
+    pub(crate) fn take_in(&self, ino: Ino, state: &mut InodeState, attr: &Attr, grant: Grant) {
         let was_stale = state.is_kernel_stale;
-        state.learn(attr, deadline);
+        state.learn(attr, self.inner.lease.holds(grant, ino));
         if state.is_kernel_stale
             && !was_stale
             && let Some(notify) = self.inner.notify.get()
@@ -409,11 +396,10 @@ impl FileSystem {
     }
 
     /// Takes in what a reply says about inodes that are known here.
-    pub(crate) fn learn_touched(&self, reply: &fastcache_api::NsReply) {
-        let deadline = self.deadline_of(reply.lease_ms);
+    pub(crate) fn learn_touched(&self, reply: &fastcache_api::NsReply, grant: Grant) {
         for attr in &reply.touched {
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
-                self.take_in(attr.ino, &mut lock(&inode.state), attr, deadline);
+                self.take_in(attr.ino, &mut lock(&inode.state), attr, grant);
             }
         }
     }
@@ -423,13 +409,14 @@ impl FileSystem {
         let inode = self.inner.inodes.get_or_insert(ino);
         {
             let state = lock(&inode.state);
-            if usable_attr(&state).is_some()
+            if self.is_usable(&state)
                 && let Some(attr) = state.told()
             {
                 drop(state);
                 return Ok((inode, attr));
             }
         }
+        let asked = self.inner.lease.ask();
         let reply = self.inner.link.ns(NsOp::GetAttr { ino }).await;
         let reply = match reply {
             Ok(r) if r.result.is_ok() => r,
@@ -440,52 +427,102 @@ impl FileSystem {
             }
             Err(e) => return Err(e),
         };
-        let deadline = self.deadline_of(reply.lease_ms);
+        let grant = asked.answered(reply.lease_ms);
         let attr = expect_answer!(reply, NsAnswer::Attr(attr) | NsAnswer::Entry(attr) => attr)?;
         let mut state = lock(&inode.state);
-        self.take_in(ino, &mut state, &attr, deadline);
+        self.take_in(ino, &mut state, &attr, grant);
         let attr = state.told().unwrap_or(attr);
         drop(state);
         Ok((inode, attr))
     }
 
-    /// The inode with its layout loaded and usable now.
+    /// The inode with its layout loaded and usable now. `write`: asks for the lease on writing, too, where it has to be
+    /// asked something anyway.
     pub(crate) async fn with_layout(&self, ino: Ino, write: bool) -> Result<Arc<Inode>> {
         let inode = self.inner.inodes.get_or_insert(ino);
         {
             let state = lock(&inode.state);
-            if state.layout.is_some() && usable_attr(&state).is_some() {
+            if state.layout.is_some() && self.is_usable(&state) {
                 drop(state);
                 return Ok(inode);
             }
         }
-        let reply = self.inner.link.ns(NsOp::Open { ino, write }).await?;
-        let deadline = self.deadline_of(reply.lease_ms);
-        let (attr, layout) = match reply.result {
-            Ok(NsAnswer::Opened { attr, layout }) => (attr, layout),
-            Ok(other) => return Err(unexpected(&other)),
+        let loaded = if write {
+            let _turn = inode.writers.read().await;
+            self.load(&inode, true).await
+        } else {
+            self.load(&inode, false).await
+        };
+        match loaded {
+            Ok(()) => Ok(inode),
             Err(e) => {
                 drop(inode);
                 self.inner.inodes.drop_if_idle(ino);
-                return Err(e);
+                Err(e)
             }
+        }
+    }
+
+    /// A turn at changing the contents of an inode, which nobody else may change as long as it is held; its layout is
+    /// loaded. Never to be asked for while one is held.
+    pub(crate) async fn turn_to_write<'i>(
+        &self,
+        inode: &'i Arc<Inode>,
+    ) -> Result<async_lock::RwLockReadGuard<'i, ()>> {
+        let turn = inode.writers.read().await;
+        let is_ready = {
+            let state = lock(&inode.state);
+            state.layout.is_some() && self.is_usable(&state) && self.may_write(&state)
         };
-        let is_loaded = {
+        if !is_ready {
+            self.load(inode, true).await?;
+        }
+        Ok(turn)
+    }
+
+    /// Asks for attributes and layout of what is open here and has no name any more.
+    pub(crate) async fn hold(&self, inode: &Arc<Inode>) -> Result<()> {
+        self.load(inode, false).await
+    }
+
+    /// Asks for attributes and layout. For `write` the caller has a turn.
+    async fn load(&self, inode: &Arc<Inode>, write: bool) -> Result<()> {
+        let ino = inode.ino;
+        loop {
+            let epoch = self.inner.lease.epoch();
+            let asked = self.inner.lease.ask();
+            let reply = self.inner.link.ns(NsOp::Open { ino, write }).await?;
+            let grant = asked.answered(reply.lease_ms);
+            let (attr, layout) = match reply.result {
+                Ok(NsAnswer::Opened { attr, layout }) => (attr, layout),
+                Ok(other) => return Err(unexpected(&other)),
+                Err(e) => return Err(e),
+            };
             let mut state = lock(&inode.state);
             let is_current = state.attr.as_ref().is_none_or(|a| a.seq <= attr.seq);
             let is_changed = state.has_local_changes() && state.layout.is_some();
-            self.take_in(ino, &mut state, &attr, deadline);
+            self.take_in(ino, &mut state, &attr, grant);
             if is_current && !is_changed {
                 state.sealed_version = attr.layout_version;
                 state.layout = Some(layout);
             }
-            state.layout.is_some()
-        };
-        if !is_loaded {
+            if write {
+                // Who gives it up waits until this write is done, whatever was revoked meanwhile.
+                state.may_write = epoch;
+            }
+            if state.layout.is_some() {
+                return Ok(());
+            }
             // Attributes that are newer than this layout came in between: ask again.
-            return Box::pin(self.with_layout(ino, write)).await;
         }
-        Ok(inode)
+    }
+
+    /// Whether attributes can be told: as they were learned, or as they were changed here by whoever may.
+    fn is_usable(&self, state: &InodeState) -> bool {
+        if state.attr.is_none() {
+            return false;
+        }
+        self.is_trusted(state) || (!self.inner.lease.is_shared() && state.has_local_changes())
     }
 }
 
@@ -496,16 +533,5 @@ fn without_suid(mode: u32) -> u32 {
         mode & !0o2000
     } else {
         mode
-    }
-}
-
-fn usable_attr(state: &InodeState) -> Option<Attr> {
-    let attr = state.attr.as_ref()?;
-    if state.has_local_changes() {
-        return Some(attr.clone());
-    }
-    match state.deadline {
-        Some(d) if fastcache_reactor::now() >= d => None,
-        _ => Some(attr.clone()),
     }
 }

@@ -11,13 +11,18 @@ mod absent;
 mod ahead;
 mod cloud;
 mod commit;
+mod conflict;
 mod content;
+mod entries;
 mod fetch;
 mod inode;
+mod lease;
 mod link;
+mod locks;
 mod memory;
 mod names;
 mod open_chunk;
+mod orphans;
 mod read;
 mod seal;
 mod serve;
@@ -27,6 +32,7 @@ mod versions;
 mod write;
 
 pub use ahead::READ_AHEAD_BYTES;
+pub use lease::Grant;
 pub use link::{Link, Outgoing};
 pub use memory::{CHUNK_BYTES, MemoryLimits, MemoryUse};
 
@@ -42,12 +48,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
-/// How long the kernel may keep names and attributes that are under a lease without end.
-const ENDLESS_LEASE: Duration = Duration::from_secs(3600);
-
-/// Stands for a lease without end where milliseconds are kept.
-pub(crate) const ENDLESS_MS: u32 = u32::MAX;
-
 /// A name that was found or made.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -59,6 +59,15 @@ pub struct Entry {
     pub attr_valid: Duration,
 }
 
+/// What was found under a name.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// This.
+    Entry(Entry),
+    /// Nothing, and how long the kernel may remember that.
+    Absent(Duration),
+}
+
 /// An open file.
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {
@@ -66,6 +75,9 @@ pub struct Opened {
     pub fh: u64,
     /// The kernel's pages of this file are still right.
     pub keep_cache: bool,
+    /// It is to be read and written without the kernel's pages: an append where there are other nodes, since the kernel may
+    /// not know where the file ends.
+    pub is_direct: bool,
 }
 
 /// A setattr request: size and attributes at once.
@@ -73,6 +85,8 @@ pub struct Opened {
 pub struct SetAttrRequest {
     /// New size, bytes.
     pub size: Option<u64>,
+    /// It is asked for through an open file: its close commits.
+    pub is_open: bool,
     /// The rest.
     pub set: SetAttr,
 }
@@ -174,10 +188,15 @@ pub(crate) struct Inner {
     pub memory: memory::Memory,
     pub counters: Counters,
     pub notify: OnceLock<Box<dyn KernelNotify>>,
+    /// The cores that answer the kernel.
+    pub cores: OnceLock<Vec<fastcache_reactor::Remote>>,
     /// Chunk size of new files, bytes; the agent says it at the handshake.
     pub chunk_size: AtomicU32,
-    /// Length of the lease that answers came with, ms; `ENDLESS_MS`: without end.
-    pub lease_ms: AtomicU32,
+    pub lease: lease::Lease,
+    pub entries: entries::Entries,
+    pub locks: locks::Locks,
+    /// There can be other nodes; the agent says it at the handshake.
+    pub has_coordinator: AtomicBool,
     /// Dirty chunks are uploaded some time; the agent says it at the handshake.
     pub has_cloud: AtomicBool,
     pub absent: absent::Absent,
@@ -204,8 +223,12 @@ impl FileSystem {
                 memory: memory::Memory::default(),
                 counters: Counters::default(),
                 notify: OnceLock::new(),
+                cores: OnceLock::new(),
                 chunk_size: AtomicU32::new(4 << 20),
-                lease_ms: AtomicU32::new(ENDLESS_MS),
+                lease: lease::Lease::default(),
+                entries: entries::Entries::default(),
+                locks: locks::Locks::default(),
+                has_coordinator: AtomicBool::new(false),
                 has_cloud: AtomicBool::new(true),
                 absent: absent::Absent::default(),
                 orphans: Mutex::new(Vec::new()),
@@ -219,6 +242,11 @@ impl FileSystem {
     /// Sets who tells the kernel what to forget. Once, before serving.
     pub fn set_notify(&self, notify: Box<dyn KernelNotify>) {
         let _ = self.inner.notify.set(notify);
+    }
+
+    /// Sets the cores that answer the kernel. Once, before serving.
+    pub fn set_cores(&self, cores: Vec<fastcache_reactor::Remote>) {
+        let _ = self.inner.cores.set(cores);
     }
 
     /// Sets what completes the statistics (transport, requests). Once, before serving.
@@ -236,12 +264,23 @@ impl FileSystem {
         self.inner.has_cloud.store(has_cloud, Ordering::Relaxed);
     }
 
+    /// Sets whether there can be other nodes (what the agent said at the handshake).
+    pub fn set_has_coordinator(&self, has_coordinator: bool) {
+        self.inner
+            .has_coordinator
+            .store(has_coordinator, Ordering::Relaxed);
+    }
+
+    /// Whether there can be other nodes.
+    pub fn has_coordinator(&self) -> bool {
+        self.inner.has_coordinator.load(Ordering::Relaxed)
+    }
+
     /// A new session of the agent has begun, with an arena of its own. The agent before it may have ended between a change
     /// that somebody else made and telling about it: nothing that was known is used before it was asked for again.
     pub fn begin_session(&self, arena: Arena) {
-        self.inner.absent.forget_all();
         *lock_write(&self.inner.arena) = arena;
-        self.distrust_all();
+        self.end_lease();
     }
 
     /// The link to the agent.
@@ -259,20 +298,9 @@ impl FileSystem {
         self.inner.is_stopping.load(Ordering::Relaxed)
     }
 
-    /// How long the kernel may remember that a name does not exist: as long as anything else, for it is told of every
-    /// name that somebody else makes. Not at all where it could not be told after the agent was gone.
-    pub fn negative_valid(&self) -> Duration {
-        match self.inner.notify.get() {
-            Some(notify) if notify.can_inval_names() => self.lease(),
-            _ => Duration::ZERO,
-        }
-    }
-
-    pub(crate) fn lease(&self) -> Duration {
-        match self.inner.lease_ms.load(Ordering::Relaxed) {
-            ENDLESS_MS => ENDLESS_LEASE,
-            ms => Duration::from_millis(u64::from(ms)),
-        }
+    /// Whether there are other nodes.
+    pub fn is_shared(&self) -> bool {
+        self.inner.lease.is_shared()
     }
 }
 
@@ -294,8 +322,16 @@ pub(crate) fn lock_read<T: ?Sized>(m: &RwLock<T>) -> RwLockReadGuard<'_, T> {
     m.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A page of a directory: entries, and whether nothing follows.
-pub type DirPage = (Vec<DirEntry>, bool);
+/// A page of a directory.
+#[derive(Clone, Debug)]
+pub struct DirPage {
+    /// The entries.
+    pub entries: Arc<[DirEntry]>,
+    /// Nothing follows.
+    pub is_end: bool,
+    /// What the attributes may be kept for; see [`FileSystem::remember`].
+    pub grant: Grant,
+}
 
 /// What most operations answer.
 pub type Result<T> = std::result::Result<T, Errno>;

@@ -62,6 +62,8 @@ struct LinkInner {
     client: u64,
     next_seq: AtomicU64,
     is_connected: Event,
+    /// Calls about the namespace so far.
+    ns_calls: AtomicU64,
 }
 
 impl Link {
@@ -75,6 +77,7 @@ impl Link {
                 client,
                 next_seq: AtomicU64::new(1),
                 is_connected: Event::new(),
+                ns_calls: AtomicU64::new(0),
             }),
         }
     }
@@ -238,6 +241,11 @@ impl Link {
         }
     }
 
+    /// Calls about the namespace so far.
+    pub(crate) fn ns_calls(&self) -> u64 {
+        self.inner.ns_calls.load(Ordering::Relaxed)
+    }
+
     /// Asks the namespace, stamped with the time now.
     pub async fn ns(&self, op: NsOp) -> Result<NsReply> {
         self.ns_at(op, crate::wall_now()).await
@@ -249,6 +257,7 @@ impl Link {
             client: self.inner.client,
             seq: self.inner.next_seq.fetch_add(1, Ordering::Relaxed),
         });
+        self.inner.ns_calls.fetch_add(1, Ordering::Relaxed);
         match self.call(NodeCall::Ns(NsRequest { id, now, op })).await? {
             NodeAnswer::Ns(reply) => Ok(reply),
             other => Err(unexpected(&other)),

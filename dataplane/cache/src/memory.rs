@@ -257,6 +257,11 @@ impl FileSystem {
         went
     }
 
+    /// Whether inodes may be kept that the kernel has forgotten: those it was asked for would not go otherwise.
+    pub(crate) fn has_room_for_inodes(&self) -> bool {
+        self.inner.inodes.bytes() <= part(self.limits().inodes_bytes, DOWN_TO)
+    }
+
     /// How many chunks are too many.
     pub(crate) fn chunks_over(&self) -> u64 {
         let limit = self.limits().chunks;

@@ -1,12 +1,13 @@
 //! Operations on names and attributes: asked of the agent, remembered under the lease.
 
-use crate::inode::Inode;
+use crate::inode::{Inode, InodeState};
+use crate::lease::Grant;
 use crate::link::expect_answer;
-use crate::{DirPage, Entry, FileSystem, Opened, Result, SetAttrRequest, StatfsOut, lock};
+use crate::{DirPage, Entry, FileSystem, Found, Opened, Result, SetAttrRequest, StatfsOut, lock};
 use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{
-    Attr, Cred, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, PIN_XATTR, RenameMode,
-    Version, XattrMode,
+    Attr, Cred, DirEntry, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, PIN_XATTR,
+    RenameMode, Version, XattrMode,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,47 +17,121 @@ use std::time::Duration;
 const STATE_XATTR: &[u8] = b"user.fastcache.state";
 /// `O_TRUNC` of Linux.
 const O_TRUNC: u32 = 0o1000;
+/// `O_APPEND` of Linux.
+const O_APPEND: u32 = 0o2000;
 /// `O_EXCL` of Linux.
 const O_EXCL: u32 = 0o200;
 /// What statfs reports as the size: object stores have no end, programs want a number. 1 PiB.
 const STATFS_BYTES: u64 = 1 << 50;
-/// Most orphans told to the coordinator in one operation.
-const REAP_BATCH: usize = 1024;
 
 impl FileSystem {
-    fn entry(&self, attr: Attr, deadline_ms: Option<u32>) -> Entry {
-        let deadline = self.deadline_of(deadline_ms);
+    fn entry(&self, attr: Attr, grant: Grant) -> Entry {
         let inode = self.inner.inodes.get_or_insert(attr.ino);
-        let attr = {
+        let (attr, attr_valid) = {
             let mut state = lock(&inode.state);
             state.lookups += 1;
-            state.learn(&attr, deadline);
-            state.told().unwrap_or(attr)
+            self.take_in(attr.ino, &mut state, &attr, grant);
+            (state.told().unwrap_or(attr), self.valid(&state))
         };
-        let valid = self.lease();
         Entry {
             attr,
-            entry_valid: valid,
-            attr_valid: valid,
+            entry_valid: Duration::ZERO,
+            attr_valid,
+        }
+    }
+
+    /// An entry of a directory whose name may be kept, too.
+    fn entry_in(&self, parent: Ino, attr: Attr, grant: Grant) -> Entry {
+        let mut entry = self.entry(attr, grant);
+        entry.entry_valid = self.name_valid(parent, grant);
+        entry
+    }
+
+    /// How long the kernel may keep the attributes of an inode.
+    fn valid(&self, state: &InodeState) -> Duration {
+        match self.is_trusted(state) {
+            true => self.inner.lease.left(),
+            false => Duration::ZERO,
+        }
+    }
+
+    /// How long the kernel may keep a name of a directory, present or absent. A kernel that cannot be told to ask again for
+    /// all names keeps none where others change them: dropping a single one takes the directory's lock, which a change here
+    /// may hold while it waits for another node, which may wait for this one.
+    fn name_valid(&self, parent: Ino, grant: Grant) -> Duration {
+        let lease = &self.inner.lease;
+        let notify = self.inner.notify.get();
+        let can_be_told = !lease.is_shared() || notify.is_some_and(|n| n.can_inval_names());
+        match can_be_told && lease.holds(grant, parent) != 0 {
+            true => lease.left(),
+            false => Duration::ZERO,
         }
     }
 
     /// Finds a name. ENOENT, ENOTDIR.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry> {
-        if self.current_lease_ms().is_none() && self.inner.absent.is_absent(parent, name) {
-            return Err(Errno::ENOENT);
+        match self.find(parent, name).await? {
+            Found::Entry(entry) => Ok(entry),
+            Found::Absent(_) => Err(Errno::ENOENT),
         }
-        let reply = self
-            .inner
-            .link
-            .ns(NsOp::Lookup {
-                parent,
-                name: name.to_vec(),
-            })
-            .await?;
-        let lease = reply.lease_ms;
-        let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
-        Ok(self.entry(attr, lease))
+    }
+
+    /// Finds a name, or that it is absent. ENOTDIR.
+    pub async fn find(&self, parent: Ino, name: &[u8]) -> Result<Found> {
+        let lease = &self.inner.lease;
+        let asked = lease.ask();
+        let known = asked.answered(None);
+        if !lease.is_shared() && lease.is_live() && self.inner.absent.is_absent(parent, name) {
+            return Ok(Found::Absent(self.absent_valid(parent, known)));
+        }
+        match self.inner.entries.find(lease, parent, name) {
+            Some(None) => return Ok(Found::Absent(self.absent_valid(parent, known))),
+            Some(Some(ino)) => {
+                if let Ok((inode, attr)) = self.with_attr(ino).await {
+                    let mut state = lock(&inode.state);
+                    // Revoked while its attributes were asked for: it may be another one's name now.
+                    if self.inner.entries.find(lease, parent, name) == Some(Some(ino)) {
+                        state.lookups += 1;
+                        return Ok(Found::Entry(Entry {
+                            attr,
+                            entry_valid: self.name_valid(parent, known),
+                            attr_valid: self.valid(&state),
+                        }));
+                    }
+                }
+            }
+            None => {}
+        }
+        let asked = lease.ask();
+        let op = NsOp::Lookup {
+            parent,
+            name: name.to_vec(),
+        };
+        let reply = self.inner.link.ns(op).await?;
+        let grant = asked.answered(reply.lease_ms);
+        match expect_answer!(reply, NsAnswer::Entry(a) => a) {
+            Ok(attr) => {
+                if name != b".." {
+                    let ino = Some(attr.ino);
+                    self.inner.entries.learn(lease, grant, parent, name, ino);
+                }
+                Ok(Found::Entry(self.entry_in(parent, attr, grant)))
+            }
+            Err(Errno::ENOENT) => {
+                self.inner.entries.learn(lease, grant, parent, name, None);
+                Ok(Found::Absent(self.absent_valid(parent, grant)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// How long the kernel may remember that a name does not exist: as long as anything else, for it is told of every
+    /// name that somebody else makes. Not at all where it could not be told after the agent was gone.
+    fn absent_valid(&self, parent: Ino, grant: Grant) -> Duration {
+        match self.inner.notify.get() {
+            Some(notify) if notify.can_inval_names() => self.name_valid(parent, grant),
+            _ => Duration::ZERO,
+        }
     }
 
     /// The kernel gives back `n` lookups.
@@ -64,33 +139,49 @@ impl FileSystem {
         if let Some(inode) = self.inner.inodes.get(ino) {
             let mut state = lock(&inode.state);
             state.lookups = state.lookups.saturating_sub(n);
+            // The kernel forgets inodes with their names, and all names when one is revoked; it asks again before long.
+            let is_kept = self.inner.lease.is_shared()
+                && self.is_trusted(&state)
+                && !state.is_orphan
+                && self.has_room_for_inodes();
             drop(state);
-            self.inner.inodes.drop_if_idle(ino);
+            if !is_kept {
+                self.inner.inodes.drop_if_idle(ino);
+            }
         }
     }
 
-    /// Counts a lookup for an entry that a listing told the kernel; answers its current attributes.
-    pub fn remember(&self, attr: &Attr) -> Entry {
-        self.entry(attr.clone(), self.current_lease_ms())
+    /// Counts a lookup for an entry that a listing of `parent` told the kernel; answers its current attributes.
+    pub fn remember(&self, parent: Ino, attr: &Attr, grant: Grant) -> Entry {
+        self.entry_in(parent, attr.clone(), grant)
     }
 
-    fn current_lease_ms(&self) -> Option<u32> {
-        match self.inner.lease_ms.load(Ordering::Relaxed) {
-            crate::ENDLESS_MS => None,
-            ms => Some(ms),
-        }
+    /// Counts a lookup of an inode without a name; its attributes.
+    pub async fn entry_of(&self, ino: Ino) -> Result<Entry> {
+        let (inode, attr) = self.with_attr(ino).await?;
+        let mut state = lock(&inode.state);
+        state.lookups += 1;
+        let attr_valid = self.valid(&state);
+        Ok(Entry {
+            attr,
+            entry_valid: attr_valid,
+            attr_valid,
+        })
     }
 
     /// Attributes, and how long they may be kept.
     pub async fn getattr(&self, ino: Ino) -> Result<(Attr, Duration)> {
-        let (_, attr) = self.with_attr(ino).await?;
-        Ok((attr, self.lease()))
+        let (inode, attr) = self.with_attr(ino).await?;
+        let valid = self.valid(&lock(&inode.state));
+        Ok((attr, valid))
     }
 
     /// Changes attributes and size.
     pub async fn setattr(&self, ino: Ino, request: SetAttrRequest) -> Result<(Attr, Duration)> {
         if let Some(size) = request.size {
-            self.set_size(ino, size, request.set.kill_suid).await?;
+            let by_name = !request.is_open;
+            self.set_size(ino, size, request.set.kill_suid, by_name)
+                .await?;
         }
         let set = fastcache_api::SetAttr {
             kill_suid: false,
@@ -116,17 +207,18 @@ impl FileSystem {
             state.kills_suid &= set.mode.is_none();
             kill
         };
+        let asked = self.inner.lease.ask();
         let reply = self.inner.link.ns(NsOp::SetAttr { ino, set }).await;
         let told = reply.and_then(|reply| {
-            self.learn_touched(&reply);
-            let deadline = self.deadline_of(reply.lease_ms);
+            let grant = asked.answered(reply.lease_ms);
+            self.learn_touched(&reply, grant);
             let attr = expect_answer!(reply, NsAnswer::Attr(a) => a)?;
-            Ok((attr, deadline))
+            Ok((attr, grant))
         });
         let mut state = lock(&inode.state);
         match told {
-            Ok((attr, deadline)) => {
-                state.learn(&attr, deadline);
+            Ok((attr, grant)) => {
+                self.take_in(ino, &mut state, &attr, grant);
                 if let (Some(local), Some(mtime)) = (&mut state.attr, set.mtime) {
                     local.mtime = mtime;
                 }
@@ -151,19 +243,38 @@ impl FileSystem {
             at: Some((parent, name.to_vec())),
             new,
         };
-        let reply = self.inner.link.ns(op).await?;
-        self.learn_touched(&reply);
-        let lease = reply.lease_ms;
+        let (reply, grant) = self.change_names(op, &[parent]).await?;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
         let ino = attr.ino;
         if let Some(epoch) = folder {
             self.inner.absent.made(ino, epoch);
         }
-        let entry = self.entry(attr, lease);
+        self.inner
+            .entries
+            .learn(&self.inner.lease, grant, parent, name, Some(ino));
+        let entry = self.entry_in(parent, attr, grant);
         if let Some(inode) = self.inner.inodes.get(ino) {
-            lock(&inode.state).xattrs = Some(Vec::new());
+            let mut state = lock(&inode.state);
+            if self.is_trusted(&state) {
+                state.xattrs = Some(Vec::new());
+                // Whoever makes a file is the first who may write it.
+                state.may_write = state.learned;
+            }
         }
         Ok(entry)
+    }
+
+    /// Does a change of names in these directories: what is known of them is asked for again, but what the answer tells.
+    async fn change_names(&self, op: NsOp, parents: &[Ino]) -> Result<(NsReply, Grant)> {
+        let asked = self.inner.lease.ask();
+        let reply = self.inner.link.ns(op).await?;
+        let grant = asked.answered(reply.lease_ms);
+        self.learn_touched(&reply, grant);
+        for parent in parents {
+            // Not by `Lease::revoked`: the kernel has no lookup under way where it changes a name.
+            self.inner.entries.forget(*parent);
+        }
+        Ok((reply, grant))
     }
 
     /// Makes a file and opens it; opens the one that is there unless O_EXCL says otherwise.
@@ -207,8 +318,9 @@ impl FileSystem {
         Ok((
             entry,
             Opened {
-                fh: 0,
+                fh: self.next_handle(),
                 keep_cache: true,
+                is_direct: self.is_direct(flags),
             },
         ))
     }
@@ -222,13 +334,25 @@ impl FileSystem {
             state.opens += 1;
             !std::mem::take(&mut state.is_kernel_stale)
         };
-        if flags & O_TRUNC != 0
-            && let Err(e) = self.truncate_open(&inode, 0, kill_suid).await
-        {
-            self.close_handle(&inode);
-            return Err(e);
+        if flags & O_TRUNC != 0 {
+            let truncated = match self.turn_to_write(&inode).await {
+                Ok(_turn) => self.truncate_open(&inode, 0, kill_suid).await,
+                Err(e) => Err(e),
+            };
+            if let Err(e) = truncated {
+                self.close_handle(&inode);
+                return Err(e);
+            }
         }
-        Ok(Opened { fh: 0, keep_cache })
+        Ok(Opened {
+            fh: self.next_handle(),
+            keep_cache,
+            is_direct: self.is_direct(flags),
+        })
+    }
+
+    fn is_direct(&self, flags: u32) -> bool {
+        flags & O_APPEND != 0 && self.is_shared()
     }
 
     fn close_handle(&self, inode: &Arc<Inode>) -> bool {
@@ -262,6 +386,22 @@ impl FileSystem {
 
     /// Entries of a directory after cookie `after`, at most `max`.
     pub async fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Result<DirPage> {
+        let lease = &self.inner.lease;
+        let asked = lease.ask();
+        if let Some((entries, is_end)) = self.inner.entries.page(lease, ino, after, plus) {
+            let is_all = entries.len() <= max as usize;
+            let entries = entries.iter().take(max as usize);
+            // The attributes are from then: only what is known of them now is told.
+            let entries = entries.map(|entry| DirEntry {
+                attr: entry.attr.as_ref().and_then(|a| self.known_attr(a.ino)),
+                ..entry.clone()
+            });
+            return Ok(DirPage {
+                entries: entries.collect(),
+                is_end: is_end && is_all,
+                grant: asked.answered(None),
+            });
+        }
         let op = NsOp::Readdir {
             ino,
             after,
@@ -269,7 +409,27 @@ impl FileSystem {
             plus,
         };
         let reply = self.inner.link.ns(op).await?;
-        expect_answer!(reply, NsAnswer::Dir { entries, is_end } => (entries, is_end))
+        let grant = asked.answered(reply.lease_ms);
+        let (entries, is_end) =
+            expect_answer!(reply, NsAnswer::Dir { entries, is_end } => (entries, is_end))?;
+        let page = (Arc::from(entries), is_end);
+        let at = (after, plus);
+        self.inner.entries.learn_page(lease, grant, ino, at, &page);
+        Ok(DirPage {
+            entries: page.0,
+            is_end,
+            grant,
+        })
+    }
+
+    /// Attributes that may be used now, when they are known.
+    fn known_attr(&self, ino: Ino) -> Option<Attr> {
+        let inode = self.inner.inodes.get(ino)?;
+        let state = lock(&inode.state);
+        match self.is_trusted(&state) {
+            true => state.told(),
+            false => None,
+        }
     }
 
     /// The folder that a folder is in; the root is in itself.
@@ -283,14 +443,9 @@ impl FileSystem {
         expect_answer!(reply, NsAnswer::Entry(a) => a.ino)
     }
 
-    async fn remove(&self, op: NsOp) -> Result<()> {
-        let reply = self.inner.link.ns(op).await?;
-        self.name_went(reply)
-    }
-
-    /// What happens when a name went away: attributes, and the inode itself when nobody has it open.
-    fn name_went(&self, reply: NsReply) -> Result<()> {
-        self.learn_touched(&reply);
+    /// Removes a name, and the inode itself when nobody has it open.
+    async fn remove(&self, op: NsOp, parents: &[Ino]) -> Result<()> {
+        let (reply, _) = self.change_names(op, parents).await?;
         if let NsAnswer::Unlinked {
             ino,
             is_orphan: true,
@@ -301,121 +456,22 @@ impl FileSystem {
         Ok(())
     }
 
-    /// An inode lost its last name: it goes now when nobody has it open, else with the last close.
-    pub(crate) fn orphaned(&self, ino: Ino) {
-        self.inner.absent.forget(ino);
-        let inode = self.inner.inodes.get_or_insert(ino);
-        let is_open = {
-            let mut state = lock(&inode.state);
-            state.is_orphan = true;
-            if let Some(attr) = &mut state.attr {
-                attr.nlink = 0;
-            }
-            state.opens > 0
-        };
-        if !is_open {
-            self.reap(&inode);
-        }
-    }
-
-    /// Drops an orphan that is open nowhere: its chunks here, and (in a batch) its inode there.
-    fn reap(&self, inode: &Arc<Inode>) {
-        let fs = self.clone();
-        let inode = Arc::clone(inode);
-        fastcache_reactor::spawn(async move {
-            fs.drop_chunks(&inode).await;
-            let ino = inode.ino;
-            lock(&fs.inner.orphans).push(ino);
-            drop(inode);
-            fs.inner.inodes.drop_if_idle(ino);
-        })
-        .detach();
-    }
-
-    /// Tells the coordinator of orphans that are gone. Called now and then.
-    pub(crate) async fn reap_orphans(&self) {
-        let mut inos = std::mem::take(&mut *lock(&self.inner.orphans));
-        while !inos.is_empty() {
-            let batch: Vec<Ino> = inos.drain(..inos.len().min(REAP_BATCH)).collect();
-            let sent = self
-                .inner
-                .link
-                .ns(NsOp::Reap {
-                    inos: batch.clone(),
-                })
-                .await;
-            if let Err(error) = sent.and_then(|r| r.result) {
-                tracing::warn!(target: "cache", %error, count = batch.len(), "orphans could not be reaped; tried again");
-                lock(&self.inner.orphans).extend(batch.into_iter().chain(inos));
-                return;
-            }
-        }
-    }
-
-    /// After a start nothing is open: orphans of the run before can go.
-    pub async fn drop_stale_orphans(&self) {
-        let sent = self
-            .inner
-            .link
-            .ns(NsOp::ReapAllBut { open: Vec::new() })
-            .await;
-        if let Err(error) = sent.and_then(|r| r.result) {
-            tracing::warn!(target: "cache", %error, "orphans of the run before could not be reaped; the next start does it");
-        }
-    }
-
-    /// A new agent session begins: files that the one before was making without a name (REST PUT) are nobody's. To be
-    /// called before the session serves, so that it has none of its own yet.
-    pub fn drop_nameless(&self) {
-        let is_nameless = |inode: &Arc<Inode>| {
-            let state = lock(&inode.state);
-            let has_no_link = state.attr.as_ref().is_some_and(|a| a.nlink == 0);
-            has_no_link && state.opens == 0 && !state.is_orphan
-        };
-        let all = self.inner.inodes.all();
-        let inos: Vec<Ino> = all
-            .iter()
-            .filter(|i| is_nameless(i))
-            .map(|i| i.ino)
-            .collect();
-        if inos.is_empty() {
-            return;
-        }
-        let fs = self.clone();
-        fastcache_reactor::spawn(async move {
-            let link = &fs.inner.link;
-            // The coordinator decides: one of them may have got its name in the last moment of that session.
-            let reaped = link.ns(NsOp::Reap { inos: inos.clone() }).await;
-            if let Err(error) = reaped.and_then(|r| r.result) {
-                tracing::warn!(target: "cache", %error, "files that a PUT left without a name stay until the next start");
-                return;
-            }
-            for ino in inos {
-                let is_there = link.ns(NsOp::GetAttr { ino }).await;
-                if matches!(is_there.and_then(|r| r.result), Err(Errno::ENOENT)) {
-                    fs.orphaned(ino);
-                }
-            }
-        })
-        .detach();
-    }
-
     /// Removes a name that is not a directory's.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(NsOp::Unlink {
+        let op = NsOp::Unlink {
             parent,
             name: name.to_vec(),
-        })
-        .await
+        };
+        self.remove(op, &[parent]).await
     }
 
     /// Removes an empty directory.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<()> {
-        self.remove(NsOp::Rmdir {
+        let op = NsOp::Rmdir {
             parent,
             name: name.to_vec(),
-        })
-        .await
+        };
+        self.remove(op, &[parent]).await
     }
 
     /// Renames.
@@ -429,32 +485,27 @@ impl FileSystem {
     ) -> Result<()> {
         self.inner.absent.may_exist(new_parent, new_name);
         let (name, new_name) = (name.to_vec(), new_name.to_vec());
-        self.remove(NsOp::Rename {
+        let op = NsOp::Rename {
             parent,
             name,
             new_parent,
             new_name,
             mode,
-        })
-        .await
+        };
+        self.remove(op, &[parent, new_parent]).await
     }
 
     /// A further name.
     pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
         self.inner.absent.may_exist(parent, name);
-        let reply = self
-            .inner
-            .link
-            .ns(NsOp::Link {
-                ino,
-                parent,
-                name: name.to_vec(),
-            })
-            .await?;
-        self.learn_touched(&reply);
-        let lease = reply.lease_ms;
+        let op = NsOp::Link {
+            ino,
+            parent,
+            name: name.to_vec(),
+        };
+        let (reply, grant) = self.change_names(op, &[parent]).await?;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
-        Ok(self.entry(attr, lease))
+        Ok(self.entry_in(parent, attr, grant))
     }
 
     /// Target of a symbolic link.
@@ -506,9 +557,14 @@ impl FileSystem {
         if let Some(names) = &lock(&inode.state).xattrs {
             return Ok(names.clone());
         }
+        let asked = self.inner.lease.ask();
         let reply = self.inner.link.ns(NsOp::ListXattr { ino }).await?;
+        let grant = asked.answered(reply.lease_ms);
         let names = expect_answer!(reply, NsAnswer::Names(n) => n)?;
-        lock(&inode.state).xattrs = Some(names.clone());
+        let mut state = lock(&inode.state);
+        if self.inner.lease.holds(grant, ino) != 0 {
+            state.xattrs = Some(names.clone());
+        }
         Ok(names)
     }
 
@@ -545,6 +601,7 @@ impl FileSystem {
             return Err(Errno::EPERM);
         }
         let (name, value) = (name.to_vec(), value.to_vec());
+        let asked = self.inner.lease.ask();
         let reply = self
             .inner
             .link
@@ -556,7 +613,7 @@ impl FileSystem {
             })
             .await?;
         self.forget_xattrs(ino);
-        self.learn_touched(&reply);
+        self.learn_touched(&reply, asked.answered(reply.lease_ms));
         reply.result.map(|_| ())
     }
 
@@ -569,6 +626,7 @@ impl FileSystem {
 
     /// Removes an extended attribute.
     pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        let asked = self.inner.lease.ask();
         let reply = self
             .inner
             .link
@@ -578,7 +636,7 @@ impl FileSystem {
             })
             .await?;
         self.forget_xattrs(ino);
-        self.learn_touched(&reply);
+        self.learn_touched(&reply, asked.answered(reply.lease_ms));
         reply.result.map(|_| ())
     }
 

@@ -17,12 +17,16 @@ use std::time::Duration;
 const SEAL_AGE: Duration = Duration::from_secs(10);
 
 impl FileSystem {
-    /// `close`: seals what the file has open. An error of an earlier commit is told here, once.
+    /// `close`: seals what the file has open, and commits it where there are other nodes, which may open the file next. An
+    /// error of an earlier commit is told here, once.
     pub async fn flush(&self, ino: Ino, _fh: u64) -> Result<()> {
         let Some(inode) = self.inner.inodes.get(ino) else {
             return Ok(());
         };
         self.seal_file(&inode, false).await?;
+        if self.is_shared() {
+            self.commits_sent(&inode).await?;
+        }
         self.safe_somewhere(&inode).await?;
         lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
     }

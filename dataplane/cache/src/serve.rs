@@ -56,6 +56,29 @@ impl FileSystem {
                 self.invalidate(&touched, &entries, &inos).await;
                 Ok(DataAnswer::Done)
             }
+            DataCall::Lease {
+                until_ns,
+                is_shared,
+            } => {
+                self.set_lease(until_ns, is_shared);
+                Ok(DataAnswer::Done)
+            }
+            DataCall::Locks => Ok(DataAnswer::Locks(self.inner.locks.all())),
+            DataCall::Forget {
+                is_shared,
+                and_commit,
+            } => {
+                self.forget_everything(is_shared, and_commit).await;
+                Ok(DataAnswer::Done)
+            }
+            DataCall::HandOver { inos } => {
+                for ino in inos {
+                    if let Some(inode) = self.inner.inodes.get(ino) {
+                        self.hand_over(&inode).await;
+                    }
+                }
+                Ok(DataAnswer::Done)
+            }
             DataCall::TakeSlot => {
                 let slot = self.slot().await;
                 Ok(DataAnswer::Slot {
@@ -152,7 +175,8 @@ impl FileSystem {
             return Err(Errno::EINVAL);
         }
         let _rest = buf.split_off(len as usize);
-        let inode = self.with_layout(ino, true).await?;
+        let inode = self.inner.inodes.get_or_insert(ino);
+        let _turn = self.turn_to_write(&inode).await?;
         self.write_inode(&inode, offset, buf, false).await.0?;
         Ok(DataAnswer::Done)
     }
@@ -223,53 +247,80 @@ impl FileSystem {
 
     async fn invalidate(&self, touched: &[Attr], entries: &[(Ino, Vec<u8>)], inos: &[Ino]) {
         let notify = self.inner.notify.get();
+        let lease = &self.inner.lease;
+        let is_shared = lease.is_shared();
         for (parent, name) in entries {
+            lease.revoked(*parent);
+            self.inner.entries.forget(*parent);
             self.inner.absent.others_made(*parent, name);
         }
         for attr in touched {
+            lease.revoked(attr.ino);
             if let Some(inode) = self.inner.inodes.get(attr.ino) {
                 let mut state = lock(&inode.state);
-                state.learn(attr, None);
+                // Where there are other nodes, no lease comes with it.
+                let learned = if is_shared { 0 } else { lease.epoch() };
+                state.may_have_missed |= is_shared;
+                state.learn(attr, learned);
                 state.xattrs = None;
-                drop(state);
-                if let Some(n) = notify {
-                    n.inval_inode(attr.ino);
-                }
             }
             // Without an entry it is a new inode whose name is still to come (REST PUT).
             if attr.nlink == 0 && !entries.is_empty() {
-                self.orphaned(attr.ino);
+                // Another node's (only those name inodes) is reaped there, when nobody here has it open.
+                let is_theirs = is_shared && !inos.is_empty();
+                let inode = self.inner.inodes.get(attr.ino);
+                if !is_theirs || inode.is_some_and(|i| lock(&i.state).opens > 0) {
+                    self.orphaned(attr.ino);
+                }
             }
         }
         for ino in inos {
+            lease.revoked(*ino);
+            self.inner.entries.forget(*ino);
             self.inner.absent.forget(*ino);
             if let Some(inode) = self.inner.inodes.get(*ino) {
-                if let Err(error) = self.seal_file(&inode, false).await {
-                    tracing::error!(target: "cache", %ino, %error, "a revoked file could not be sealed");
+                // From now on it is asked for, by who reads and by who writes.
+                lock(&inode.state).learned = 0;
+                self.give_up_writing(&inode).await;
+                let is_open_orphan = {
+                    let mut state = lock(&inode.state);
+                    if !state.has_local_changes() && !state.is_orphan {
+                        state.attr = None;
+                        state.layout = None;
+                        state.learned = 0;
+                    }
+                    state.xattrs = None;
+                    state.is_kernel_stale = true;
+                    state.is_orphan && state.opens > 0
+                };
+                if is_open_orphan {
+                    // The lease that comes with it keeps it from being reaped as long as it is open here.
+                    let _ = self.hold(&inode).await;
                 }
-                let _ = self.commits_done(&inode).await;
-                let mut state = lock(&inode.state);
-                if !state.has_local_changes() {
-                    state.attr = None;
-                    state.layout = None;
-                }
-                state.xattrs = None;
-                state.is_kernel_stale = true;
-            }
-            if let Some(n) = notify {
-                n.inval_inode(*ino);
             }
         }
+        if is_shared {
+            self.answers_sent().await;
+        }
         if let Some(n) = notify {
-            for (parent, name) in entries {
-                n.inval_entry(*parent, name);
+            let touched = touched.iter().map(|attr| attr.ino);
+            for ino in touched.chain(inos.iter().copied()) {
+                n.inval_inode(ino);
+            }
+            if is_shared && !entries.is_empty() {
+                // Dropping a single name takes its directory's lock: see `name_valid`.
+                n.inval_names();
+            } else {
+                for (parent, name) in entries {
+                    n.inval_entry(*parent, name);
+                }
             }
         }
         self.kernel_knows().await;
     }
 
     /// Waits until the kernel has been told everything queued so far.
-    async fn kernel_knows(&self) {
+    pub(crate) async fn kernel_knows(&self) {
         if let Some(notify) = self.inner.notify.get() {
             let (send, receive) = oneshot::channel();
             notify.barrier(Box::new(move || {
@@ -309,6 +360,7 @@ impl FileSystem {
             unreadable_chunks: self.unreadable_chunks(),
             write_stalls: get(&c.write_stalls),
             uncommitted_files: get(&c.uncommitted_files),
+            namespace_calls: self.inner.link.ns_calls(),
             conflict_files: get(&c.conflict_files),
             ahead_chunks: get(&c.ahead_chunks),
             ahead_bytes: get(&c.ahead_bytes),

@@ -65,6 +65,7 @@ impl FileSystem {
         while !self.inner.is_stopping.load(Ordering::Relaxed) {
             fastcache_reactor::sleep(TICK).await;
             tick += 1;
+            self.see_to_lapse();
             let mut accessed = HashSet::new();
             for core in self.inner.space.accessed.iter() {
                 accessed.extend(lock(core).drain());

@@ -69,11 +69,42 @@ impl FileSystem {
         data: IoBuf,
         kill_suid: bool,
     ) -> (Result<u32>, IoBuf) {
-        let inode = match self.with_layout(ino, true).await {
-            Ok(inode) => inode,
+        let inode = self.inner.inodes.get_or_insert(ino);
+        let _turn = match self.turn_to_write(&inode).await {
+            Ok(turn) => turn,
             Err(e) => return (Err(e), data),
         };
         self.write_inode(&inode, offset, data, kill_suid).await
+    }
+
+    /// Writes at the end of the file, which is elsewhere than the kernel takes it to be (`offset`) when another node has
+    /// written since.
+    pub async fn append(
+        &self,
+        ino: Ino,
+        _fh: u64,
+        offset: u64,
+        data: IoBuf,
+        kill_suid: bool,
+    ) -> (Result<u32>, IoBuf) {
+        let inode = self.inner.inodes.get_or_insert(ino);
+        let _turn = match self.turn_to_write(&inode).await {
+            Ok(turn) => turn,
+            Err(e) => return (Err(e), data),
+        };
+        let end = match attr_of(&inode) {
+            Ok(attr) if self.is_shared() => attr.size,
+            Ok(_) => offset,
+            Err(e) => return (Err(e), data),
+        };
+        let done = self.write_inode(&inode, end, data, kill_suid).await;
+        if end != offset
+            && let Some(notify) = self.inner.notify.get()
+        {
+            // The kernel has put it where it took the end to be.
+            notify.inval_inode(ino);
+        }
+        done
     }
 
     pub(crate) async fn write_inode(

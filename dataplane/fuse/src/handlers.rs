@@ -8,6 +8,7 @@ mod attributes;
 mod data;
 mod directories;
 mod files;
+mod locks;
 mod names;
 mod take_back;
 mod xattrs;
@@ -76,8 +77,12 @@ impl Handlers {
             Op::Lookup { name } => self.lookup(ino, name).await,
             Op::Getattr(_) => self.getattr(ino).await,
             Op::Open(args) => self.open(ino, args).await,
-            Op::Release(args) => self.fs.release(ino, args.fh).await.into(),
-            Op::Flush(args) => self.fs.flush(ino, args.fh).await.into(),
+            Op::Release(args) => self.release(ino, args).await,
+            Op::Flush(args) => self.flush(ino, args).await,
+            Op::Getlk(args) => self.getlk(ino, args).await,
+            Op::Setlk { args, waits } => {
+                self.setlk(ino, args, waits.then_some(header.unique)).await
+            }
             Op::Create { args, name } => self.create(ino, args, name, cred).await,
             Op::Forget(args) => {
                 self.fs.forget(ino, args.nlookup);

@@ -19,7 +19,8 @@ const _: () = assert!(MAX_WRITE as usize == REQUEST_MAX);
 
 /// What is wanted wherever the kernel has it. Left out on purpose:
 /// - `WRITEBACK_CACHE`: the kernel would own size and mtime, and other nodes could not see what was closed;
-/// - `POSIX_LOCKS`, `FLOCK_LOCKS`: on one node the kernel's own locks are right and cost no request;
+/// - `POSIX_LOCKS`, `FLOCK_LOCKS`: wanted only where there can be other nodes; else the kernel's own locks are right and cost
+///   no request;
 /// - `AUTO_INVAL_DATA`: replaced by `EXPLICIT_INVAL_DATA`: the file system knows when contents change;
 /// - `DONT_MASK`, `POSIX_ACL`: ACLs are not kept, so the kernel applies the umask;
 /// - `ATOMIC_O_TRUNC`: with it the kernel sends the truncation with OPEN before it looks whether the file is being
@@ -41,6 +42,9 @@ const WANTED: u64 = init::ASYNC_READ
     | init::INIT_EXT
     | init::HAS_EXPIRE_ONLY
     | init::DIRECT_IO_ALLOW_MMAP;
+
+/// Wanted, too, where other nodes may lock the same files.
+const REMOTE_LOCKS: u64 = init::POSIX_LOCKS | init::FLOCK_LOCKS;
 
 /// What could not be agreed on.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +94,12 @@ impl Negotiated {
         self.has(init::OVER_IO_URING)
     }
 
+    /// Locks are asked for here, and given up by FLUSH and RELEASE.
+    #[must_use]
+    pub const fn has_remote_locks(&self) -> bool {
+        self.has(init::POSIX_LOCKS)
+    }
+
     /// SETXATTR carries 16 bytes of arguments.
     #[must_use]
     pub const fn setxattr_ext(&self) -> bool {
@@ -125,10 +135,15 @@ pub fn parse_init(message: &[u8]) -> Result<(InHeader, InitIn), HandshakeError> 
 }
 
 /// Decides what to answer. `over_io_uring`: whether requests are to come over io_uring, where the kernel offers it.
+/// `remote_locks`: whether other nodes may lock the same files.
 ///
 /// # Errors
 /// When the kernel is too old.
-pub fn negotiate(offer: &InitIn, over_io_uring: bool) -> Result<Verdict, HandshakeError> {
+pub fn negotiate(
+    offer: &InitIn,
+    over_io_uring: bool,
+    remote_locks: bool,
+) -> Result<Verdict, HandshakeError> {
     let mut out = InitOut {
         major: MAJOR,
         minor: MINOR,
@@ -147,11 +162,13 @@ pub fn negotiate(offer: &InitIn, over_io_uring: bool) -> Result<Verdict, Handsha
     if offered & init::INIT_EXT != 0 {
         offered |= u64::from(offer.flags2) << 32;
     }
-    let wanted = if over_io_uring {
-        WANTED | init::OVER_IO_URING
-    } else {
-        WANTED
-    };
+    let mut wanted = WANTED;
+    if over_io_uring {
+        wanted |= init::OVER_IO_URING;
+    }
+    if remote_locks {
+        wanted |= REMOTE_LOCKS;
+    }
     let flags = offered & wanted;
     out.max_readahead = offer.max_readahead;
     out.flags = low(flags);

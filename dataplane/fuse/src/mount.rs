@@ -57,6 +57,8 @@ pub struct MountOptions {
     pub dev: bool,
     /// How requests are to come.
     pub transport: Choice,
+    /// Other nodes may lock the same files.
+    pub remote_locks: bool,
 }
 
 impl Default for MountOptions {
@@ -66,6 +68,7 @@ impl Default for MountOptions {
             suid: true,
             dev: true,
             transport: Choice::dev("it is the default"),
+            remote_locks: false,
         }
     }
 }
@@ -183,7 +186,7 @@ pub fn mount(dir: &Path, options: &MountOptions) -> Result<Mount, MountError> {
         dir: &dir,
         is_armed: true,
     };
-    let negotiated = converse(&device, &options.transport)?;
+    let negotiated = converse(&device, options)?;
     let transport = options.transport.after(negotiated.over_io_uring());
     let dev = find_mount(&dir).ok().flatten().map(|entry| entry.dev);
     undo.disarm();
@@ -318,7 +321,8 @@ pub(crate) fn open_device() -> Result<OwnedFd, Errno> {
 }
 
 /// Reads INIT and answers it.
-fn converse(device: &OwnedFd, transport: &Choice) -> Result<Negotiated, MountError> {
+fn converse(device: &OwnedFd, options: &MountOptions) -> Result<Negotiated, MountError> {
+    let transport = &options.transport;
     let mut buffer = vec![0u8; INIT_BUFFER];
     loop {
         let mut fds = [PollFd::new(device, PollFlags::IN)];
@@ -336,7 +340,8 @@ fn converse(device: &OwnedFd, transport: &Choice) -> Result<Negotiated, MountErr
             Err(e) => return Err(failed(e)),
         };
         let (header, offer) = parse_init(&buffer[..got])?;
-        let (out, negotiated) = match negotiate(&offer, transport.is_uring())? {
+        let (out, negotiated) = match negotiate(&offer, transport.is_uring(), options.remote_locks)?
+        {
             Verdict::Agreed(_, negotiated)
                 if transport.is_demanded && !negotiated.over_io_uring() =>
             {

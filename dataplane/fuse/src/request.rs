@@ -6,7 +6,7 @@
 use crate::opcode::Opcode;
 use crate::wire::{
     AccessIn, BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne,
-    FsyncIn, GetattrIn, GetxattrIn, InHeader, InitIn, InterruptIn, LinkIn, LseekIn, MkdirIn,
+    FsyncIn, GetattrIn, GetxattrIn, InHeader, InitIn, InterruptIn, LinkIn, LkIn, LseekIn, MkdirIn,
     MknodIn, OpenIn, ReadIn, ReleaseIn, Rename2In, RenameIn, SetattrIn, SetxattrIn, WriteIn,
 };
 use zerocopy::{FromBytes, IntoBytes};
@@ -91,6 +91,15 @@ pub enum Op<'a> {
     Statfs,
     Release(ReleaseIn),
     Flush(FlushIn),
+    /// GETLK.
+    Getlk(LkIn),
+    /// SETLK and SETLKW.
+    Setlk {
+        /// Arguments.
+        args: LkIn,
+        /// SETLKW.
+        waits: bool,
+    },
     Fsync(FsyncIn),
     Setxattr {
         flags: u32,
@@ -343,10 +352,16 @@ pub fn parse<'a>(
         },
         Opcode::Syncfs => Op::Syncfs,
         Opcode::Ioctl => Op::Ioctl,
-        Opcode::Getlk
-        | Opcode::Setlk
-        | Opcode::Setlkw
-        | Opcode::Bmap
+        Opcode::Getlk => Op::Getlk(at.take("lock arguments")?),
+        Opcode::Setlk => Op::Setlk {
+            args: at.take("lock arguments")?,
+            waits: false,
+        },
+        Opcode::Setlkw => Op::Setlk {
+            args: at.take("lock arguments")?,
+            waits: true,
+        },
+        Opcode::Bmap
         | Opcode::Poll
         | Opcode::NotifyReply
         | Opcode::SetupMapping

@@ -139,6 +139,17 @@ wire! {
     ReleaseIn = 24 { fh: u64 = 0, flags: u32 = 8, release_flags: u32 = 12, lock_owner: u64 = 16 }
 }
 wire! {
+    /// GETLK, SETLK and SETLKW. `kind` is F_RDLCK, F_WRLCK or F_UNLCK.
+    LkIn = 48 {
+        fh: u64 = 0, owner: u64 = 8, start: u64 = 16, end: u64 = 24, kind: u32 = 32, pid: u32 = 36,
+        lk_flags: u32 = 40, padding: u32 = 44,
+    }
+}
+wire! {
+    /// The answer to GETLK.
+    LkOut = 24 { start: u64 = 0, end: u64 = 8, kind: u32 = 16, pid: u32 = 20 }
+}
+wire! {
     /// FLUSH.
     FlushIn = 24 { fh: u64 = 0, unused: u32 = 8, padding: u32 = 12, lock_owner: u64 = 16 }
 }

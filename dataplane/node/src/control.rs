@@ -126,6 +126,7 @@ pub async fn listen(
             fs.begin_session(arena);
             fs.set_chunk_size(client.chunk_size);
             fs.set_has_cloud(client.has_cloud);
+            fs.set_has_coordinator(client.has_coordinator);
             fs.drop_nameless();
             session = Some(client.agent);
         } else if session != Some(client.agent) {
@@ -332,6 +333,7 @@ mod tests {
             agent: 1,
             lane: 0,
             chunk_size: 4 << 20,
+            has_coordinator: false,
             has_cloud: true,
         };
         // An agent with one lane begins with its calls at once: all of it may come in one piece, and end in the middle.

@@ -160,6 +160,7 @@ async fn bring_up(
     fs.set_read_ahead(config.read_ahead_bytes);
     let keeper = memory::Keeper::new(budget, &fs);
     fastcache_reactor::spawn(Arc::clone(&keeper).tend(fs.clone())).detach();
+    fs.set_cores(remotes.clone());
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,
@@ -197,6 +198,7 @@ async fn bring_up(
 
     let options = MountOptions {
         transport,
+        remote_locks: fs.has_coordinator(),
         ..MountOptions::default()
     };
     let mount = fastcache_fuse::mount(&config.mount, &options)?;

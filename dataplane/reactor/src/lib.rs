@@ -57,7 +57,7 @@ pub use disk::DiskOptions;
 pub use executor::{Config, pool, run};
 pub use fd::{Fd, Poller};
 pub use ring::{MAX_IN_FLIGHT, has_wide_entries};
-pub use time::{Elapsed, Instant, Sleep, Timeout};
+pub use time::{Elapsed, Instant, Sleep, Timeout, boot_nanos};
 
 #[cfg(not(feature = "race"))]
 pub use {

@@ -90,6 +90,19 @@ pub fn now() -> Instant {
     with_core(Core::now)
 }
 
+/// CLOCK_BOOTTIME, nanoseconds: what leases count on, since it goes on while the machine sleeps, and is the same for all
+/// processes of a machine. The simulated clock in a simulated world.
+pub fn boot_nanos() -> u64 {
+    #[cfg(feature = "sim")]
+    if let Some(now) =
+        try_with_core(|core| core.world.as_ref().map(crate::sim::world::World::now)).flatten()
+    {
+        return now.as_nanos();
+    }
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    t.tv_sec.unsigned_abs() * 1_000_000_000 + t.tv_nsec.unsigned_abs()
+}
+
 /// Fills `out` with bytes that nobody can guess: an identity for what is new.
 ///
 /// # Errors

@@ -229,6 +229,7 @@ fn control_seeds() -> Vec<Vec<u8>> {
                 agent: 1,
                 lane: 0,
                 chunk_size: 4 << 20,
+                has_coordinator: false,
                 has_cloud: true,
             },
         ),

@@ -98,6 +98,21 @@ impl Queue {
         }
     }
 
+    /// Uploads begin after this much quiet from now on, where that is less than they would.
+    pub(crate) fn be_quick(&mut self, quiet: Duration) {
+        if quiet >= self.pace.quiet {
+            return;
+        }
+        self.pace.quiet = quiet;
+        for file in self.files.values_mut() {
+            file.due = file.sealed + quiet;
+        }
+        let wait = self.entries.iter().filter(|(_, e)| e.uploading.is_none());
+        for id in wait.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.schedule(id);
+        }
+    }
+
     /// Forgets everything but ages: an inventory follows.
     pub(crate) fn begin_inventory(&mut self) {
         let mut before = std::mem::take(&mut self.before);

@@ -3,6 +3,7 @@
 //! One owner, under one lock that is never held across an await: everything here is done at once.
 
 use crate::leases::LeaseTable;
+use crate::locks::Locks;
 use crate::registry::Registry;
 use crate::revocation::Effect;
 use fastcache_api::{Attr, Ino, NsOp, grpc};
@@ -16,8 +17,18 @@ pub(super) struct Pending {
     pub(super) held: HashSet<Ino>,
     pub(super) stamp: u64,
     pub(super) sent: Instant,
+    /// It asks for the lease on writing alone: this one. A node that has handed over may have asked for it again, and got it,
+    /// before its acknowledgement is here.
+    pub(super) hand_over: Option<u64>,
     /// Dropped or used: the wait is over.
-    pub(super) done: oneshot::Sender<()>,
+    pub(super) done: Option<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    /// Whether it is about this inode and nothing else: contents or attributes, no names.
+    fn is_about(&self, ino: Ino) -> bool {
+        self.held.len() == 1 && self.held.contains(&ino)
+    }
 }
 
 /// The way to a node's watch stream.
@@ -32,6 +43,9 @@ pub(super) struct Tables {
     pub(super) leases: LeaseTable,
     pub(super) pending: HashMap<u64, Pending>,
     pub(super) outlets: HashMap<u64, Outlet>,
+    /// Sessions that wait for the lease on writing of an inode. See `Coordinator::take_write`.
+    pub(super) wanting: HashMap<Ino, Vec<u64>>,
+    pub(super) locks: Locks,
     pub(super) next_revocation: u64,
     /// Position of the last change: a reply with an earlier one repeats what was told before.
     pub(super) position: u64,
@@ -44,17 +58,31 @@ pub(super) struct Tables {
 pub(super) struct Wait {
     pub(super) acknowledged: oneshot::Receiver<()>,
     pub(super) session: u64,
+    /// Its lease does not last longer.
     pub(super) until: Instant,
 }
 
 impl Tables {
+    /// A session was heard of, and with it its data plane: its lease goes on, when is the answer. A revocation that it
+    /// has not acknowledged is an end to that: what waits for it waits for one lease at most.
+    pub(super) fn renew(&mut self, session: u64, now: Instant, lease: Duration) -> Instant {
+        let oldest = self
+            .pending
+            .values()
+            .filter(|p| p.session == session)
+            .map(|p| p.sent)
+            .min();
+        let until = oldest.map_or(now, |sent| sent.min(now)) + lease;
+        self.leases.renew(session, until, now)
+    }
+
     /// Sends a node a revocation.
     pub(super) fn revoke(
         &mut self,
         session: u64,
         held: HashSet<Ino>,
         mut revocation: grpc::Revocation,
-        until: Instant,
+        lease: Duration,
     ) -> Wait {
         self.next_revocation += 1;
         self.revocations += 1;
@@ -67,7 +95,8 @@ impl Tables {
             held,
             stamp,
             sent,
-            done,
+            hand_over: None,
+            done: Some(done),
         };
         self.pending.insert(revocation.number, pending);
         let is_sent = self
@@ -80,53 +109,104 @@ impl Tables {
         Wait {
             acknowledged,
             session,
-            until,
+            until: sent + lease,
         }
     }
 
+    /// Asks the writer of an inode to commit what it has, and to write no more. Asked once at a time; `None`: it is asked
+    /// already.
+    pub(super) fn ask_to_hand_over(&mut self, session: u64, ino: Ino, lease: Duration) -> Wait {
+        let what: crate::revocation::What = (Vec::new(), Vec::new(), Vec::new(), vec![ino]);
+        let revocation = match postcard::to_stdvec(&what) {
+            Ok(what) => grpc::Revocation {
+                what,
+                ..Default::default()
+            },
+            Err(error) => {
+                tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
+                grpc::Revocation {
+                    everything: true,
+                    ..Default::default()
+                }
+            }
+        };
+        let number = self.leases.write_number(ino);
+        let wait = self.revoke(session, [ino].into(), revocation, lease);
+        if let Some(pending) = self.pending.get_mut(&self.next_revocation) {
+            pending.hand_over = Some(number);
+        }
+        wait
+    }
+
+    /// Nobody waits any more for this node to give up an inode: it wants to write it, so it will ask for it anew, and it
+    /// may be unable to drop its pages before it has written.
+    pub(super) fn stop_waiting_for(&mut self, session: u64, ino: Ino) {
+        for pending in self.pending.values_mut() {
+            if pending.hand_over.is_none()
+                && pending.is_about(ino)
+                && self.registry.is_same_node(pending.session, session)
+                && let Some(done) = pending.done.take()
+            {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    /// Tells the other holders of what a change touched. Who has to be waited for.
     pub(super) fn revoke_others(
         &mut self,
         session: u64,
         effect: &Effect,
         touched: &[Attr],
+        lease: Duration,
     ) -> Vec<Wait> {
         let holders = self.leases.holders(effect.covered(), Instant::now());
         let mut waits = Vec::new();
-        for (holder, (held, until)) in holders {
+        for (holder, held) in holders {
             if self.registry.is_same_node(holder, session) {
                 continue;
             }
-            match effect.told_to(&held, touched) {
-                Ok(what) => {
-                    let revocation = grpc::Revocation {
-                        what,
-                        ..Default::default()
-                    };
-                    waits.push(self.revoke(holder, held, revocation, until));
-                }
+            // Of contents or attributes alone: names are always waited for.
+            let wants = held.len() == 1
+                && held.iter().any(|ino| {
+                    let wanting = self.wanting.get(ino).into_iter().flatten();
+                    wanting
+                        .into_iter()
+                        .any(|s| self.registry.is_same_node(*s, holder))
+                });
+            let revocation = match effect.told_to(&held, touched) {
+                Ok(what) => grpc::Revocation {
+                    what,
+                    ..Default::default()
+                },
                 Err(error) => {
                     tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
-                    let all = grpc::Revocation {
+                    grpc::Revocation {
                         everything: true,
                         ..Default::default()
-                    };
-                    waits.push(self.revoke(holder, held, all, until));
+                    }
                 }
+            };
+            let wait = self.revoke(holder, held, revocation, lease);
+            if !wants {
+                waits.push(wait);
             }
         }
         waits
     }
 
-    /// Takes those orphans out of a reap that another node may have open.
-    pub(super) fn spare_open_orphans(&self, session: u64, op: &mut NsOp) {
+    /// Takes those orphans out of a reap that another node may have open: it holds a lease on them. The asker has not.
+    pub(super) fn spare_open_orphans(&mut self, session: u64, op: &mut NsOp) {
         if !self.registry.is_shared() {
             return;
         }
         match op {
             NsOp::Reap { inos } => {
+                let given_up = inos.iter().copied().collect();
+                self.leases.release(session, &given_up, u64::MAX);
                 let holders = self.leases.holders(inos.iter().copied(), Instant::now());
                 inos.retain(|ino| {
-                    !holders.iter().any(|(holder, (held, _))| {
+                    !holders.iter().any(|(holder, held)| {
                         held.contains(ino) && !self.registry.is_same_node(*holder, session)
                     })
                 });
@@ -144,8 +224,8 @@ impl Tables {
         Some(seen)
     }
 
-    /// What time alone changes.
-    pub(super) fn keep(&mut self, now: Instant, lease: Duration) {
+    /// What time alone changes. Whether locks are free now that were not.
+    pub(super) fn keep(&mut self, now: Instant, lease: Duration) -> bool {
         for session in self.registry.stale(now) {
             self.fence(session);
         }
@@ -162,14 +242,22 @@ impl Tables {
         for session in late {
             self.fence(session);
         }
-        self.leases.prune(now);
-        let ended = self.registry.ended();
-        if !ended.is_empty() {
-            let holding = self.leases.sessions();
-            for session in ended.iter().filter(|s| !holding.contains(s)) {
-                self.registry.forget(*session);
-                self.outlets.remove(session);
+        for session in self.registry.ended() {
+            if !self.leases.is_live(session, now) {
+                self.leases.end(session);
+                self.registry.forget(session);
+                self.outlets.remove(&session);
             }
         }
+        let mut are_free = false;
+        for peer in self.locks.peers() {
+            let session = self.registry.session_of(&peer);
+            if !session.is_some_and(|s| self.leases.is_live(s, now)) {
+                tracing::warn!(target: "registry", peer, "the locks of a node are gone: its lease has ended");
+                are_free |= self.locks.drop_peer(&peer);
+            }
+        }
+        self.leases.prune(now);
+        are_free
     }
 }

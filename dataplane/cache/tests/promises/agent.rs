@@ -96,6 +96,7 @@ impl Agent {
             ToAgent::Call(id, NodeCall::Persist { waited, .. }) => {
                 self.persists.borrow_mut().push((id, waited));
             }
+            ToAgent::Call(id, NodeCall::Lock(_)) => link.answered(0, id, Err(Errno::ENOSYS)),
             ToAgent::Call(id, NodeCall::State { .. }) => {
                 link.answered(0, id, Ok(NodeAnswer::State("persisted".to_owned())));
             }

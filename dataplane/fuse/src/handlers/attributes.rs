@@ -4,7 +4,7 @@ use super::Handlers;
 use crate::reply::{Reply, attr_reply, statfs_reply};
 use crate::wire::SetattrIn;
 use crate::wire::flags::fattr;
-use fastcache_api::{Errno, Ino, Kind, SetAttr, Time};
+use fastcache_api::{Ino, Kind, SetAttr, Time};
 use fastcache_cache::SetAttrRequest;
 
 /// The time a SETATTR asks for.
@@ -33,6 +33,7 @@ pub(crate) fn set_attr_of(args: &SetattrIn) -> SetAttrRequest {
     };
     SetAttrRequest {
         size: (args.valid & fattr::SIZE != 0).then_some(args.size),
+        is_open: args.valid & fattr::FH != 0,
         set: SetAttr {
             mode: asked(fattr::MODE, args.mode & 0o7777),
             uid: asked(fattr::UID, args.uid),
@@ -87,11 +88,5 @@ impl Handlers {
             .statfs()
             .await
             .map_or_else(Reply::Error, |counts| statfs_reply(&counts))
-    }
-
-    /// Attributes of an inode as an entry, with one lookup counted.
-    pub(super) async fn entry_of(&self, ino: Ino) -> Result<fastcache_cache::Entry, Errno> {
-        let (attr, _) = self.fs.getattr(ino).await?;
-        Ok(self.fs.remember(&attr))
     }
 }

@@ -59,10 +59,16 @@ impl Handlers {
             return Reply::Error(Errno::EINVAL);
         };
         let kill_suid = args.write_flags & WRITE_KILL_SUIDGID != 0;
-        let (result, data) = self
-            .fs
-            .write(ino, args.fh, args.offset, data, kill_suid)
-            .await;
+        let is_append = args.flags & libc::O_APPEND.cast_unsigned() != 0;
+        let (result, data) = if is_append {
+            self.fs
+                .append(ino, args.fh, args.offset, data, kill_suid)
+                .await
+        } else {
+            self.fs
+                .write(ino, args.fh, args.offset, data, kill_suid)
+                .await
+        };
         *payload = Some(data);
         match result {
             Ok(size) => Reply::of(&WriteOut { size, padding: 0 }),

@@ -4,6 +4,7 @@ use super::Handlers;
 use crate::reply::{ListedEntry, Listing, Reply, entry_out};
 use crate::wire::{EntryOut, OpenOut, ReadIn};
 use fastcache_api::{DirEntry, Errno, Ino, Kind};
+use fastcache_cache::Grant;
 use zerocopy::FromZeros;
 
 /// Where a listing goes on after `.`.
@@ -60,34 +61,40 @@ impl Handlers {
         let max = Listing::capacity(size, plus).clamp(1, ENTRIES_MAX);
         let max = u32::try_from(max).unwrap_or(u32::MAX);
         loop {
-            let (entries, is_end) = match self.fs.readdir(ino, after, max, plus).await {
+            let page = match self.fs.readdir(ino, after, max, plus).await {
                 Ok(page) => page,
                 // What is listed already is answered; the error comes again with the next request.
                 Err(_) if count > 0 => return finish(listing, count, false),
                 Err(e) => return Reply::Error(e),
             };
-            let Some(last) = entries.last() else {
+            let Some(last) = page.entries.last() else {
                 return finish(listing, count, true);
             };
             after = last.cookie;
-            for entry in &entries {
-                if !self.list(&mut listing, entry, plus) {
+            for entry in page.entries.iter() {
+                if !self.list(&mut listing, ino, entry, plus.then_some(page.grant)) {
                     return finish(listing, count, false);
                 }
                 count += 1;
             }
-            if is_end {
+            if page.is_end {
                 return finish(listing, count, true);
             }
         }
     }
 
     /// Adds an entry; false when it does not fit.
-    fn list(&self, listing: &mut Listing, entry: &DirEntry, plus: bool) -> bool {
+    fn list(
+        &self,
+        listing: &mut Listing,
+        parent: Ino,
+        entry: &DirEntry,
+        plus: Option<Grant>,
+    ) -> bool {
         let listed = ListedEntry::from(entry);
-        if !plus {
+        let Some(grant) = plus else {
             return listing.push(&listed, None);
-        }
+        };
         if !listing.fits(&listed, true) {
             return false;
         }
@@ -96,7 +103,7 @@ impl Handlers {
             .attr
             .as_ref()
             .map_or_else(EntryOut::new_zeroed, |attr| {
-                let entry = self.fs.remember(attr);
+                let entry = self.fs.remember(parent, attr, grant);
                 entry_out(&entry.attr, entry.entry_valid, entry.attr_valid)
             });
         listing.push(&listed, Some(&head))

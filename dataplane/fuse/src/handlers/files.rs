@@ -13,6 +13,9 @@ pub(crate) fn open_out(opened: &Opened, flags: u32) -> OpenOut {
     if opened.keep_cache {
         open_flags |= fopen::KEEP_CACHE;
     }
+    if opened.is_direct {
+        open_flags |= fopen::DIRECT_IO;
+    }
     if flags & libc::O_ACCMODE.cast_unsigned() == libc::O_RDONLY.cast_unsigned() {
         // Nothing can have been written through it: its close needs no request but RELEASE.
         open_flags |= fopen::NOFLUSH;
@@ -25,10 +28,18 @@ pub(crate) fn open_out(opened: &Opened, flags: u32) -> OpenOut {
 }
 
 impl Handlers {
+    /// Where locks are asked for here, the kernel gives them up with FLUSH, also of a file that was only read.
+    fn with_flush(&self, mut out: OpenOut) -> OpenOut {
+        if self.negotiated.has_remote_locks() {
+            out.open_flags &= !fopen::NOFLUSH;
+        }
+        out
+    }
+
     pub(super) async fn open(&self, ino: Ino, args: OpenIn) -> Reply {
         let kill_suid = args.open_flags & OPEN_KILL_SUIDGID != 0;
         match self.fs.open(ino, args.flags, kill_suid).await {
-            Ok(opened) => Reply::of(&open_out(&opened, args.flags)),
+            Ok(opened) => Reply::of(&self.with_flush(open_out(&opened, args.flags))),
             Err(e) => Reply::Error(e),
         }
     }
@@ -47,7 +58,7 @@ impl Handlers {
         {
             Ok((entry, opened)) => Reply::of_two(
                 &entry_out(&entry.attr, entry.entry_valid, entry.attr_valid),
-                &open_out(&opened, args.flags),
+                &self.with_flush(open_out(&opened, args.flags)),
             ),
             Err(e) => Reply::Error(e),
         }

@@ -6,6 +6,7 @@ use crate::wire::flags::{RENAME_EXCHANGE, RENAME_NOREPLACE};
 use crate::wire::{MkdirIn, MknodIn};
 use fastcache_api::ns::{NAME_MAX, SYMLINK_MAX};
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, RenameMode};
+use fastcache_cache::Found;
 
 /// How a rename with these flags treats its target. RENAME_WHITEOUT is refused.
 pub(crate) fn rename_mode(flags: u32) -> Result<RenameMode, Errno> {
@@ -35,20 +36,14 @@ impl Handlers {
             return Reply::Error(Errno::ENAMETOOLONG);
         }
         // Asked for when a file handle is opened (EXPORT_SUPPORT); `.` may name any kind of inode then.
-        let found = match name {
-            b"." => self.entry_of(parent).await,
-            _ => self.fs.lookup(parent, name).await,
-        };
-        match found {
-            Err(Errno::ENOENT) if name != b"." => {
-                let valid = self.fs.negative_valid();
-                if valid.is_zero() {
-                    Reply::Error(Errno::ENOENT)
-                } else {
-                    negative_entry(valid)
-                }
-            }
-            other => other.into(),
+        if name == b"." {
+            return self.fs.entry_of(parent).await.into();
+        }
+        match self.fs.find(parent, name).await {
+            Ok(Found::Entry(entry)) => Ok(entry).into(),
+            Ok(Found::Absent(valid)) if valid.is_zero() => Reply::Error(Errno::ENOENT),
+            Ok(Found::Absent(valid)) => negative_entry(valid),
+            Err(e) => Reply::Error(e),
         }
     }
 

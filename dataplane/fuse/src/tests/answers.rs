@@ -171,6 +171,7 @@ fn flags_mean_what_the_system_calls_say() {
     let opened = Opened {
         fh: 3,
         keep_cache: true,
+        is_direct: false,
     };
     assert_eq!(
         open_out(&opened, 0).open_flags & (fopen::NOFLUSH | fopen::KEEP_CACHE),

@@ -7,10 +7,26 @@ use crate::wire::flags::init;
 use zerocopy::IntoBytes;
 
 fn agreed(offer: &InitIn) -> (crate::wire::InitOut, Negotiated) {
-    match negotiate(offer, false).unwrap() {
+    match negotiate(offer, false, false).unwrap() {
         Verdict::Agreed(out, negotiated) => (*out, negotiated),
         Verdict::AskAgain(_) => panic!("not agreed"),
     }
+}
+
+#[test]
+fn locks_are_asked_for_where_other_nodes_may_lock() {
+    let offer = InitIn {
+        major: 7,
+        minor: 45,
+        flags: u32::MAX,
+        ..InitIn::default()
+    };
+    let with = |remote_locks| match negotiate(&offer, false, remote_locks).unwrap() {
+        Verdict::Agreed(_, negotiated) => negotiated,
+        Verdict::AskAgain(_) => panic!("not agreed"),
+    };
+    assert!(with(true).has(init::POSIX_LOCKS | init::FLOCK_LOCKS));
+    assert!(!with(false).has_remote_locks());
 }
 
 #[test]
@@ -81,7 +97,7 @@ fn other_versions_are_refused_or_asked_again() {
         minor: 0,
         ..InitIn::default()
     };
-    let Verdict::AskAgain(out) = negotiate(&newer, false).unwrap() else {
+    let Verdict::AskAgain(out) = negotiate(&newer, false, false).unwrap() else {
         panic!("agreed on 8.0")
     };
     assert_eq!(out.major, 7);
@@ -91,7 +107,7 @@ fn other_versions_are_refused_or_asked_again() {
         ..InitIn::default()
     };
     assert_eq!(
-        negotiate(&older, false),
+        negotiate(&older, false, false),
         Err(HandshakeError::TooOld {
             major: 7,
             minor: 30
@@ -113,7 +129,7 @@ fn io_uring_is_agreed_on_only_when_it_is_wanted_and_offered() {
         flags2: u32::MAX,
         ..InitIn::default()
     };
-    let over = |offer: &InitIn, wanted| match negotiate(offer, wanted).unwrap() {
+    let over = |offer: &InitIn, wanted| match negotiate(offer, wanted, false).unwrap() {
         Verdict::Agreed(out, negotiated) => {
             let told = u64::from(out.flags2) << 32 & init::OVER_IO_URING != 0;
             assert_eq!(told, negotiated.over_io_uring());

@@ -355,10 +355,11 @@ impl Server {
             Some(Ok(Op::Write(args))) => self.finish_write(&header, args, buf, len, in_work).await,
             None if header.opcode == crate::opcode::Opcode::Interrupt as u32 => {
                 crate::opcode::count(header.opcode);
-                if let Ok((args, _)) = InterruptIn::read_from_prefix(head)
-                    && self.connection.waiting.interrupt(args.unique)
-                {
-                    watch(Arc::clone(&self.connection), args.unique);
+                if let Ok((args, _)) = InterruptIn::read_from_prefix(head) {
+                    self.handlers.interrupt(args.unique);
+                    if self.connection.waiting.interrupt(args.unique) {
+                        watch(Arc::clone(&self.connection), args.unique);
+                    }
                 }
                 return;
             }

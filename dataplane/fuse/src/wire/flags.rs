@@ -74,6 +74,8 @@ pub mod fattr {
     pub const ATIME: u32 = 1 << 4;
     /// Modification time.
     pub const MTIME: u32 = 1 << 5;
+    /// Through an open file.
+    pub const FH: u32 = 1 << 6;
     /// The access time is now.
     pub const ATIME_NOW: u32 = 1 << 7;
     /// The modification time is now.
@@ -97,6 +99,12 @@ pub mod fopen {
     /// Direct writes to one inode may run side by side.
     pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
+
+/// `lk_flags`: the lock is one of flock(2).
+pub const LK_FLOCK: u32 = 1 << 0;
+
+/// `release_flags` of RELEASE: the open file may hold a lock of flock(2).
+pub const RELEASE_FLOCK_UNLOCK: u32 = 1 << 1;
 
 /// `open_flags` of OPEN and CREATE: clear setuid and setgid (with O_TRUNC).
 pub const OPEN_KILL_SUIDGID: u32 = 1 << 0;

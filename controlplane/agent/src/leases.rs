@@ -1,0 +1,242 @@
+//! What a coordinator says of leases, on its way to the data plane: what is to be forgotten, and how long the rest is good.
+//!
+//! Invariants: a revocation is acknowledged after the data plane and the kernel have obeyed it, or not at all (the
+//! coordinator then waits for the lease to end); leases and revocations of everything keep their order, so that no lease of
+//! one session reaches the data plane in the next; other revocations do not wait for each other, because
+//! obeying one may commit a file, which may wait for another node to obey one.
+
+use crate::link::{Link, Session, lock};
+use crate::node::Inner;
+use fastcache_api::Errno;
+use fastcache_api::control::{DataAnswer, DataCall};
+use fastcache_api::locks::{LockAnswer, LockOp};
+use fastcache_coordinator::{Lease, Notice, Revocation};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+/// Longest a revocation waits for a data plane that is away. Leases are shorter.
+const OBEY_WAIT: Duration = Duration::from_secs(60);
+
+/// Uploads begin after this much quiet where there are other nodes: what was closed here may be read there at once.
+const SHARED_QUIET: Duration = Duration::from_millis(50);
+
+/// The lease as the data plane is to have it.
+pub(crate) struct Leases {
+    now: Mutex<DataCall>,
+    /// Held while the data plane is told of a lease or to forget everything, and while a session of it begins.
+    turn: tokio::sync::Mutex<()>,
+    /// Shared by who asks for locks; taken alone to bring the coordinator all there are.
+    locks: tokio::sync::RwLock<()>,
+    /// The coordinator's session is another one: it may not know the locks.
+    is_new: AtomicBool,
+}
+
+impl Leases {
+    /// Without end where the namespace `is_embedded`; else none yet.
+    pub(crate) fn new(is_embedded: bool) -> Leases {
+        let until_ns = if is_embedded { None } else { Some(0) };
+        Leases {
+            now: Mutex::new(DataCall::Lease {
+                until_ns,
+                is_shared: false,
+            }),
+            turn: tokio::sync::Mutex::default(),
+            locks: tokio::sync::RwLock::default(),
+            is_new: AtomicBool::new(false),
+        }
+    }
+
+    fn set(&self, until_ns: Option<u64>, is_shared: bool) -> DataCall {
+        let call = DataCall::Lease {
+            until_ns,
+            is_shared,
+        };
+        *lock(&self.now) = call.clone();
+        call
+    }
+
+    /// Whether there are other nodes.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(
+            *lock(&self.now),
+            DataCall::Lease {
+                is_shared: true,
+                ..
+            }
+        )
+    }
+
+    /// Whether the data plane has a lease that is over.
+    fn has_ended(&self) -> bool {
+        let DataCall::Lease {
+            until_ns: Some(until),
+            ..
+        } = *lock(&self.now)
+        else {
+            return false;
+        };
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let now = now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs();
+        until != 0 && now >= until
+    }
+
+    /// See the field.
+    pub(crate) fn locks(&self) -> &tokio::sync::RwLock<()> {
+        &self.locks
+    }
+
+    /// Tells a new session of the data plane the lease, and makes it the one that is used.
+    pub(crate) async fn begin(
+        &self,
+        session: &Session,
+        publish: impl FnOnce(),
+    ) -> Result<(), Errno> {
+        let _turn = self.turn.lock().await;
+        let lease = lock(&self.now).clone();
+        session.call(0, lease).await?;
+        publish();
+        Ok(())
+    }
+}
+
+/// Passes on what the coordinator says.
+pub(crate) async fn notice_loop(inner: Arc<Inner>, mut notices: mpsc::Receiver<Notice>) {
+    loop {
+        let notice = tokio::select! {
+            next = notices.recv() => next,
+            () = inner.stop.cancelled() => return,
+        };
+        match notice {
+            None => return,
+            Some(Notice::Lease(lease)) => lengthen(&inner, lease).await,
+            Some(Notice::Revoked(revoked)) if revoked.everything => {
+                forget_everything(&inner, revoked).await;
+            }
+            Some(Notice::Revoked(revoked)) => {
+                let inner = inner.clone();
+                tokio::spawn(async move { forget(&inner, revoked).await });
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Tells the coordinator which locks this node's programs hold, when it may not know: its session is another one, or the
+    /// data plane is.
+    pub(crate) async fn restore_locks(&self, session: &Session) {
+        if self.namespace.owner().is_none() {
+            return;
+        }
+        let _alone = self.leases.locks.write().await;
+        let held = match session.call(0, DataCall::Locks).await {
+            Ok(DataAnswer::Locks(held)) => held,
+            _ => return,
+        };
+        let count = held.len();
+        match self.namespace.lock(&LockOp::Restore { held }).await {
+            Ok(LockAnswer::Held(lock)) => {
+                error!(target: "control", pid = lock.pid, "a lock was lost while the coordinator did not hear of this node: another one has it now");
+            }
+            Ok(_) if count > 0 => {
+                info!(target: "control", count, "the coordinator has this node's locks again")
+            }
+            Ok(_) => {}
+            Err(errno) => {
+                warn!(target: "control", %errno, "the coordinator could not be told of this node's locks")
+            }
+        }
+    }
+}
+
+async fn lengthen(inner: &Arc<Inner>, lease: Lease) {
+    let _turn = inner.leases.turn.lock().await;
+    let until = u64::try_from(lease.until.as_nanos()).unwrap_or(u64::MAX);
+    if inner.leases.has_ended() {
+        // The coordinator took the locks for gone.
+        inner.leases.is_new.store(true, Ordering::Release);
+    }
+    let call = inner.leases.set(Some(until), lease.is_shared);
+    if lease.is_shared {
+        lock(&inner.queue).be_quick(SHARED_QUIET);
+    }
+    let Some(session) = inner.link.current() else {
+        return;
+    };
+    if matches!(session.call(0, call).await, Ok(DataAnswer::Done)) {
+        // The coordinator's session may be over meanwhile.
+        let _ = lease.heard.send(());
+    }
+    if inner.leases.is_new.swap(false, Ordering::AcqRel) {
+        let inner = inner.clone();
+        tokio::spawn(async move { inner.restore_locks(&session).await });
+    }
+}
+
+async fn forget_everything(inner: &Arc<Inner>, revoked: Revocation) {
+    let _turn = inner.leases.turn.lock().await;
+    // By the coordinator: a second node comes, and waits. Else the session is over, and nobody waits.
+    let and_commit = revoked.is_shared;
+    let is_shared = and_commit || inner.leases.is_shared();
+    inner.leases.set(Some(0), is_shared);
+    if !and_commit {
+        inner.leases.is_new.store(true, Ordering::Release);
+    }
+    let Some(session) = inner.link.current() else {
+        // The data plane may trust what it has until it hears of this agent; a session that begins trusts nothing.
+        let inner = inner.clone();
+        tokio::spawn(async move {
+            if inner.link.session(OBEY_WAIT).await.is_ok() {
+                revoked.ack().await;
+            }
+        });
+        return;
+    };
+    let call = DataCall::Forget {
+        is_shared,
+        and_commit,
+    };
+    match session.call(0, call).await {
+        Ok(_) => revoked.ack().await,
+        Err(errno) => {
+            warn!(target: "control", %errno, "the data plane could not be told that its leases are over: they end by themselves");
+        }
+    }
+}
+
+async fn forget(inner: &Inner, mut revoked: Revocation) {
+    let hand_over = std::mem::take(&mut revoked.hand_over);
+    let mut calls = Vec::new();
+    if !hand_over.is_empty() {
+        calls.push(DataCall::HandOver { inos: hand_over });
+    }
+    if !revoked.inos.is_empty() || !revoked.entries.is_empty() || !revoked.touched.is_empty() {
+        calls.push(DataCall::Invalidate {
+            touched: std::mem::take(&mut revoked.touched),
+            entries: std::mem::take(&mut revoked.entries),
+            inos: std::mem::take(&mut revoked.inos),
+        });
+    }
+    for call in calls {
+        let obeyed = tokio::time::timeout(OBEY_WAIT, obey(&inner.link, &call)).await;
+        if !matches!(obeyed, Ok(Ok(()))) {
+            warn!(target: "control", "a revocation could not be obeyed: another node waits until this one's lease ends");
+            return;
+        }
+    }
+    revoked.ack().await;
+}
+
+/// Has the data plane obey, this session of it or the next: until then it may trust what it has.
+async fn obey(link: &Link, call: &DataCall) -> Result<(), Errno> {
+    loop {
+        let session = link.session(OBEY_WAIT).await?;
+        match session.call(session.any_lane(), call.clone()).await {
+            Err(Errno::ENOTCONN) => link.left(&session).await,
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Locks as nodes ask for them: waiting, and what ends it.
+
+use super::Coordinator;
+use crate::registry::UnknownSession;
+use fastcache_api::locks::{LockAnswer, LockOp};
+use std::time::Duration;
+
+/// Longest a node is kept waiting for a lock before it is answered that it is still held: it asks again, and need not be
+/// told apart from one that is gone.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// An owner waits, until this is dropped.
+struct Waiter<'c> {
+    coordinator: &'c Coordinator,
+    peer: String,
+    owner: u64,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.coordinator.tables();
+        tables.locks.waited(&self.peer, self.owner);
+    }
+}
+
+impl Coordinator {
+    /// One operation on locks.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub async fn lock(&self, session: u64, op: LockOp) -> Result<LockAnswer, UnknownSession> {
+        // A node's own come back first, after a restart.
+        if !matches!(op, LockOp::Restore { .. }) {
+            self.settled_for(session).await;
+        }
+        let until = tokio::time::Instant::now() + WAIT;
+        loop {
+            let mut freed = self.inner.freed.subscribe();
+            let waiter = {
+                let mut tables = self.tables();
+                let peer = tables.registry.peer_of(session)?;
+                let answer = tables.locks.apply(&peer, &op);
+                let waits = match &op {
+                    LockOp::Set { ino, lock, waits } if *waits => Some((*ino, *lock)),
+                    _ => None,
+                };
+                let (LockAnswer::Held(_), Some((ino, lock))) = (answer, waits) else {
+                    drop(tables);
+                    // A lock may be a weaker one than before, too.
+                    if !matches!(op, LockOp::Test { .. }) {
+                        self.inner.freed.send_replace(());
+                    }
+                    return Ok(answer);
+                };
+                if tokio::time::Instant::now() >= until {
+                    return Ok(answer);
+                }
+                if !tables.locks.wait(&peer, ino, &lock) {
+                    return Ok(LockAnswer::Deadlock);
+                }
+                Waiter {
+                    coordinator: self,
+                    peer,
+                    owner: lock.owner,
+                }
+            };
+            // The sender is in `inner`.
+            let _ = tokio::time::timeout_at(until, freed.changed()).await;
+            drop(waiter);
+        }
+    }
+}

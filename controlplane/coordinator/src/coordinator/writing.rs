@@ -1,0 +1,111 @@
+//! Who may write a file: one node at a time.
+
+use super::Coordinator;
+use crate::registry::UnknownSession;
+use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest};
+use std::time::Instant;
+
+/// A session waits for the lease on writing of an inode, until this is dropped.
+struct Wants<'c> {
+    coordinator: &'c Coordinator,
+    session: u64,
+    ino: Ino,
+}
+
+impl Wants<'_> {
+    fn new(coordinator: &Coordinator, session: u64, ino: Ino) -> Wants<'_> {
+        let mut tables = coordinator.tables();
+        tables.wanting.entry(ino).or_default().push(session);
+        tables.stop_waiting_for(session, ino);
+        drop(tables);
+        Wants {
+            coordinator,
+            session,
+            ino,
+        }
+    }
+}
+
+impl Drop for Wants<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.coordinator.tables();
+        if let Some(wanting) = tables.wanting.get_mut(&self.ino) {
+            if let Some(at) = wanting.iter().position(|s| *s == self.session) {
+                wanting.swap_remove(at);
+            }
+            if wanting.is_empty() {
+                tables.wanting.remove(&self.ino);
+            }
+        }
+    }
+}
+
+impl Coordinator {
+    /// Makes a session the one that may write an inode: the one that could before commits what it has first.
+    ///
+    /// A node that asks may have pages of the file that it cannot drop before the write that waits here is done, so nobody
+    /// waits meanwhile for it to forget the file.
+    pub(super) async fn take_write(&self, session: u64, ino: Ino) -> Result<(), UnknownSession> {
+        if !self.tables().registry.is_shared() {
+            return Ok(());
+        }
+        self.settled_for(session).await;
+        let _wants = Wants::new(self, session, ino);
+        loop {
+            let wait = {
+                let mut tables = self.tables();
+                tables.registry.check(session)?;
+                let now = Instant::now();
+                match tables.leases.writer(ino, now) {
+                    Some(writer) if !tables.registry.is_same_node(writer, session) => {
+                        tables.ask_to_hand_over(writer, ino, self.inner.options.lease)
+                    }
+                    _ => {
+                        tables.leases.grant_write(session, ino, now);
+                        return Ok(());
+                    }
+                }
+            };
+            let writer = wait.session;
+            if !self.given_up(wait).await {
+                let mut tables = self.tables();
+                if tables.leases.writer(ino, Instant::now()) == Some(writer) {
+                    // One lease has passed, and it still has one: it was renewed by mistake.
+                    tables.fence(writer);
+                    tables.leases.take_write(ino);
+                }
+            }
+        }
+    }
+
+    /// Whether a commit is what the file has: it is asked for again, and done.
+    pub(super) async fn has_commit(&self, request: &NsRequest) -> bool {
+        let NsOp::Commit(commit) = &request.op else {
+            return false;
+        };
+        let asked = NsRequest {
+            id: None,
+            now: request.now,
+            op: NsOp::GetAttr { ino: commit.ino },
+        };
+        let reply = self.inner.engine.call(asked).await;
+        matches!(reply.result, Ok(NsAnswer::Attr(attr)) if attr.layout_version == commit.version)
+    }
+
+    /// What is refused, or taken out of a request, because of other nodes.
+    pub(super) fn refused(&self, session: u64, request: &mut NsRequest) -> Option<NsReply> {
+        let mut tables = self.tables();
+        tables.spare_open_orphans(session, &mut request.op);
+        let NsOp::Commit(commit) = &request.op else {
+            return None;
+        };
+        let writer = tables.leases.writer(commit.ino, Instant::now())?;
+        // The lease it was written under ended, and another node got it.
+        (!tables.registry.is_same_node(writer, session)).then(|| NsReply {
+            result: Err(Errno::ESTALE),
+            touched: Vec::new(),
+            log_position: 0,
+            lease_ms: Some(0),
+        })
+    }
+}

@@ -1,0 +1,304 @@
+//! Until when what the coordinator told may be used, and what of it was taken back meanwhile.
+//!
+//! There is one lease for all that is known. It ends by itself, on CLOCK_BOOTTIME, unless the agent lengthens it; then, and
+//! when everything is revoked, a new *epoch* of trust begins, and what was learned before it is asked for again. An
+//! answer can be overtaken by a revocation on its way here: so who asks notes how many revocations there were
+//! ([`Lease::ask`]), and an answer about something that was revoked since is used once and not kept.
+
+use crate::inode::{Inode, InodeState};
+use crate::{FileSystem, lock};
+use fastcache_api::Ino;
+use fastcache_reactor::boot_nanos;
+use fastcache_reactor::sync::{AtomicBool, AtomicU64};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long the kernel may keep names and attributes that are under a lease without end.
+const ENDLESS_LEASE: Duration = Duration::from_secs(3600);
+/// Stands for a lease without end where nanoseconds are kept.
+const ENDLESS: u64 = u64::MAX;
+/// Most that a lease ends earlier here than the agent said: time to have the kernel forget its pages.
+const MARGIN_NS: u64 = 500_000_000;
+/// The margin is no more than this share of a lease.
+const MARGIN_SHARE: u64 = 10;
+/// Rounds of a core's executor after which what it had ready is with the kernel: an answer over io_uring is handed in at the
+/// end of the round that made it.
+const CORE_PASSES: usize = 2;
+/// How long writers of this node rest after another one was given their turn: longer than the word of it takes.
+const REST: Duration = Duration::from_millis(10);
+/// Inodes whose revocations are told apart; more share a place.
+const PLACES: u64 = 1024;
+
+/// The lease of this node.
+pub(crate) struct Lease {
+    /// CLOCK_BOOTTIME, nanoseconds, the margin taken off; 0: there is none.
+    until: AtomicU64,
+    /// From 1 on.
+    epoch: AtomicU64,
+    /// Revocations so far.
+    revocations: AtomicU64,
+    /// Answers to questions from before this revocation are not kept.
+    floor: AtomicU64,
+    /// The last revocation of the inodes of each place.
+    places: Box<[AtomicU64]>,
+    is_shared: AtomicBool,
+}
+
+/// How many revocations there were when something was asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked(u64);
+
+/// What an answer may be kept for.
+#[derive(Clone, Copy, Debug)]
+pub struct Grant {
+    asked: u64,
+    is_leased: bool,
+}
+
+impl Asked {
+    /// What the answer's `lease_ms` makes of it: with 0 it is good for one use.
+    pub(crate) fn answered(self, lease_ms: Option<u32>) -> Grant {
+        Grant {
+            asked: self.0,
+            is_leased: lease_ms != Some(0),
+        }
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Lease {
+        Lease {
+            until: AtomicU64::new(ENDLESS),
+            epoch: AtomicU64::new(1),
+            revocations: AtomicU64::new(1),
+            floor: AtomicU64::new(0),
+            places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
+            is_shared: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Lease {
+    /// Without end, and with other nodes.
+    #[cfg(test)]
+    pub fn shared() -> Lease {
+        let lease = Lease::default();
+        lease.is_shared.store(true, Ordering::Release);
+        lease
+    }
+
+    /// Whether what is known may be used now.
+    pub fn is_live(&self) -> bool {
+        match self.until.load(Ordering::Acquire) {
+            ENDLESS => true,
+            0 => false,
+            until => boot_nanos() < until,
+        }
+    }
+
+    /// Whether there are other nodes.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Acquire)
+    }
+
+    /// How long it lasts from now on.
+    pub fn left(&self) -> Duration {
+        match self.until.load(Ordering::Acquire) {
+            ENDLESS => ENDLESS_LEASE,
+            until => Duration::from_nanos(until.saturating_sub(boot_nanos())),
+        }
+    }
+
+    /// The epoch of trust now.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// To be called before something is asked.
+    pub fn ask(&self) -> Asked {
+        Asked(self.revocations.load(Ordering::Acquire))
+    }
+
+    /// The epoch in which an answer about an inode may be kept; 0: not at all. To be called under the lock of what it
+    /// becomes part of.
+    pub fn holds(&self, grant: Grant, ino: Ino) -> u64 {
+        let place = self.place(ino).load(Ordering::Acquire);
+        let is_good = grant.is_leased
+            && grant.asked >= self.floor.load(Ordering::Acquire)
+            && grant.asked >= place
+            && self.is_live();
+        if is_good { self.epoch() } else { 0 }
+    }
+
+    fn place(&self, ino: Ino) -> &AtomicU64 {
+        let n = usize::try_from(ino.0 % PLACES).unwrap_or(0);
+        &self.places[n]
+    }
+
+    /// Something about an inode is revoked, or was changed here. Before what is kept of it is dropped.
+    pub fn revoked(&self, ino: Ino) {
+        let number = self.revocations.fetch_add(1, Ordering::AcqRel) + 1;
+        self.place(ino).fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// Nothing that was learned is good any more.
+    fn begin_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        let number = self.revocations.fetch_add(1, Ordering::AcqRel) + 1;
+        self.floor.fetch_max(number, Ordering::AcqRel);
+    }
+
+    /// Whether it has ended and nobody has seen to that.
+    fn has_lapsed(&self) -> bool {
+        match self.until.load(Ordering::Acquire) {
+            ENDLESS | 0 => false,
+            until => boot_nanos() >= until,
+        }
+    }
+}
+
+impl FileSystem {
+    /// Whether what is known of an inode may be used now.
+    pub(crate) fn is_trusted(&self, state: &InodeState) -> bool {
+        state.learned == self.inner.lease.epoch() && self.inner.lease.is_live()
+    }
+
+    /// Whether an inode may be written without asking for it.
+    pub(crate) fn may_write(&self, state: &InodeState) -> bool {
+        !self.inner.lease.is_shared()
+            || (state.may_write == self.inner.lease.epoch() && self.inner.lease.is_live())
+    }
+
+    /// What the agent says of the lease.
+    pub(crate) fn set_lease(&self, until_ns: Option<u64>, is_shared: bool) {
+        let lease = &self.inner.lease;
+        self.see_to_lapse();
+        lease.is_shared.store(is_shared, Ordering::Release);
+        let until = until_ns.map_or(ENDLESS, |until| {
+            let left = until.saturating_sub(boot_nanos());
+            until.saturating_sub(MARGIN_NS.min(left / MARGIN_SHARE))
+        });
+        lease.until.store(until, Ordering::Release);
+    }
+
+    /// Everything that was learned is void.
+    pub(crate) fn end_lease(&self) {
+        self.inner.lease.until.store(0, Ordering::Release);
+        self.inner.absent.forget_all();
+        self.distrust_all();
+    }
+
+    /// Stops trusting when the lease has ended. Called often enough that the margin covers it.
+    pub(crate) fn see_to_lapse(&self) {
+        if self.inner.lease.has_lapsed() {
+            tracing::warn!(target: "control", "the lease ended: no word from the agent, or it has none from the coordinator; nothing is used before it was asked for again");
+            self.end_lease();
+        }
+    }
+
+    /// Has everything asked for again before it is used, by the kernel too. Where others may have changed something, its
+    /// pages go, too; else only those whose contents turn out to be others.
+    pub(crate) fn distrust_all(&self) {
+        self.inner.lease.begin_epoch();
+        self.inner.entries.forget_all();
+        let is_shared = self.inner.lease.is_shared();
+        let notify = self.inner.notify.get();
+        for inode in self.inner.inodes.all() {
+            let mut state = lock(&inode.state);
+            state.learned = 0;
+            state.xattrs = None;
+            state.may_have_missed = true;
+            state.is_kernel_stale |= is_shared;
+            drop(state);
+            if let Some(notify) = notify {
+                match is_shared {
+                    true => notify.inval_inode(inode.ino),
+                    false => notify.inval_attr(inode.ino),
+                }
+            }
+        }
+        if let Some(notify) = notify {
+            notify.inval_names();
+        }
+    }
+
+    /// The coordinator revoked everything.
+    pub(crate) async fn forget_everything(&self, is_shared: bool, and_commit: bool) {
+        let lease = &self.inner.lease;
+        lease.is_shared.fetch_or(is_shared, Ordering::AcqRel);
+        self.end_lease();
+        self.answers_sent().await;
+        // What was told meanwhile.
+        self.distrust_all();
+        let fs = self.clone();
+        let committing = async move {
+            for inode in fs.inner.inodes.all() {
+                // What is being written was not asked for: it is waited for, and what comes later asks.
+                fs.give_up_writing(&inode).await;
+            }
+        };
+        if and_commit {
+            committing.await;
+        } else {
+            fastcache_reactor::spawn(committing).detach();
+        }
+        self.kernel_knows().await;
+    }
+
+    /// Waits until every core has sent the answers that it had found before: from the look at what is trusted to the answer
+    /// no core does anything else. What the kernel is told to forget after this, it is not told anew.
+    pub(crate) async fn answers_sent(&self) {
+        let cores = self.inner.cores.get().map_or(&[][..], Vec::as_slice);
+        let passed: Vec<_> = cores
+            .iter()
+            .map(|core| {
+                let (send, receive) = futures_channel::oneshot::channel();
+                core.spawn(move || async move {
+                    for _ in 0..CORE_PASSES {
+                        fastcache_reactor::yield_now().await;
+                    }
+                    let _ = send.send(());
+                });
+                receive
+            })
+            .collect();
+        for passed in passed {
+            // A core that has ended answers nobody.
+            let _ = passed.await;
+        }
+    }
+
+    /// [`FileSystem::give_up_writing`], and a rest for who writes here: the other node is to have its turn before this one
+    /// asks again.
+    pub(crate) async fn hand_over(&self, inode: &Arc<Inode>) {
+        let (send, receive) = futures_channel::oneshot::channel();
+        let (fs, inode) = (self.clone(), Arc::clone(inode));
+        fastcache_reactor::spawn(async move {
+            let nobody_writes = inode.writers.write().await;
+            fs.commit_written(&inode).await;
+            let _ = send.send(());
+            fastcache_reactor::sleep(REST).await;
+            drop(nobody_writes);
+        })
+        .detach();
+        let _ = receive.await;
+    }
+
+    /// Commits what was written to a file; from then on writers ask first.
+    pub(crate) async fn give_up_writing(&self, inode: &Arc<Inode>) {
+        let _nobody_writes = inode.writers.write().await;
+        self.commit_written(inode).await;
+    }
+
+    /// For who has `writers` alone.
+    async fn commit_written(&self, inode: &Arc<Inode>) {
+        lock(&inode.state).may_write = 0;
+        if let Err(error) = self.seal_file(inode, false).await {
+            tracing::error!(target: "cache", ino = %inode.ino, %error, "a file that another node wants to write could not be sealed");
+        }
+        if let Err(error) = self.commits_sent(inode).await {
+            tracing::warn!(target: "cache", ino = %inode.ino, %error, "a file that another node wants to write is not committed yet");
+        }
+    }
+}

@@ -1,0 +1,583 @@
+//! Promise P4: what one node changes, the others see: names and attributes when the system call has returned, contents when
+//! `close` or `fsync` has.
+//!
+//! Several nodes of one coordinator on this machine, each with a mount of its own.
+
+use fastcache_tests::{Cluster, Mapping, Node, Plane, number, serial, wait_until};
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt, PermissionsExt};
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Length of a lease where a test waits for one to end, seconds.
+const LEASE: u64 = 3;
+/// More than a lease and what follows take on a machine that is busy.
+const SOON: Duration = Duration::from_secs(20);
+
+/// A cluster of `count` nodes with short leases.
+fn short_leases(count: usize) -> Cluster {
+    let lease = LEASE.to_string();
+    Cluster::start(count, &["--lease", &lease], &[])
+}
+
+/// Stops a process of a node; it goes on when this is dropped.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(node: &Node, plane: Plane) -> Stopped {
+        let pid = node.pid(plane).expect("it runs");
+        signal(pid, rustix::process::Signal::STOP);
+        Stopped(pid)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(self.0, rustix::process::Signal::CONT);
+    }
+}
+
+fn signal(pid: u32, signal: rustix::process::Signal) {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(pid.expect("a process"), signal).expect("kill");
+}
+
+/// A file, to be read and written.
+fn both(node: &Node, name: &str) -> File {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(node.at(name));
+    file.expect("open")
+}
+
+/// Names in a folder.
+fn listed(path: PathBuf) -> Vec<String> {
+    let entries = fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut names: Vec<String> = entries
+        .map(|e| e.expect("entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_change_of_names_is_seen_by_the_other_node_whatever_it_had_cached() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[], &[]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    for round in 0..20 {
+        let dir = format!("d{round}");
+        let at = |name: &str| format!("{dir}/{name}");
+        fs::create_dir(a.at(&dir)).expect("mkdir");
+        fs::write(a.at(&at("old")), b"old").expect("write");
+        // The other node has cached: the listing, an absent name, entries and attributes.
+        assert_eq!(listed(b.at(&dir)), ["old"]);
+        let absent = fs::metadata(b.at(&at("new"))).expect_err("absent");
+        assert_eq!(absent.kind(), ErrorKind::NotFound);
+        let mode = |n: &str| fs::metadata(b.at(&at(n))).map(|m| m.mode() & 0o777);
+        assert_eq!(mode("old").expect("stat"), 0o644);
+
+        fs::write(a.at(&at("new")), b"new").expect("write");
+        assert_eq!(mode("new").expect("a new name"), 0o644);
+        assert_eq!(listed(b.at(&dir)), ["new", "old"]);
+        fs::set_permissions(a.at(&at("old")), fs::Permissions::from_mode(0o600)).expect("chmod");
+        assert_eq!(mode("old").expect("stat"), 0o600);
+        fs::rename(a.at(&at("old")), a.at(&at("moved"))).expect("rename");
+        let gone = fs::metadata(b.at(&at("old"))).expect_err("moved away");
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+        assert_eq!(mode("moved").expect("stat"), 0o600);
+        fs::hard_link(a.at(&at("moved")), a.at(&at("linked"))).expect("link");
+        assert_eq!(fs::metadata(b.at(&at("moved"))).expect("stat").nlink(), 2);
+        assert_eq!(listed(b.at(&dir)), ["linked", "moved", "new"]);
+        fs::remove_file(a.at(&at("moved"))).expect("unlink");
+        assert_eq!(fs::metadata(b.at(&at("linked"))).expect("stat").nlink(), 1);
+        fs::create_dir(a.at(&at("sub"))).expect("mkdir");
+        assert_eq!(fs::metadata(b.at(&dir)).expect("stat").nlink(), 3);
+        fs::remove_dir(a.at(&at("sub"))).expect("rmdir");
+        assert_eq!(listed(b.at(&dir)), ["linked", "new"]);
+        // And the other way around: what was revoked comes back.
+        fs::remove_file(b.at(&at("new"))).expect("unlink");
+        fs::remove_file(b.at(&at("linked"))).expect("unlink");
+        assert_eq!(listed(a.at(&dir)), Vec::<String>::new());
+        fs::remove_dir(b.at(&dir)).expect("rmdir");
+        let gone = fs::metadata(a.at(&dir)).expect_err("removed");
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn contents_are_seen_when_they_are_closed_or_fsynced() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[], &[]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::write(a.at("file"), vec![b'0'; 10_000]).expect("write");
+    assert_eq!(fs::read(b.at("file")).expect("read"), vec![b'0'; 10_000]);
+    // Open and mapped before, on the other node.
+    let mut open = File::open(b.at("file")).expect("open");
+    let mapped = Mapping::shared(&both(b, "file"), 10_000);
+    assert_eq!(mapped.read(9_999, 1)[0], b'0');
+    for round in 1..=5u8 {
+        let digit = b'0' + round;
+        fs::write(a.at("file"), vec![digit; 10_000]).expect("write");
+        assert_eq!(fs::read(b.at("file")).expect("read"), vec![digit; 10_000]);
+        let mut again = Vec::new();
+        open.seek(SeekFrom::Start(0)).expect("seek");
+        open.read_to_end(&mut again).expect("read");
+        assert_eq!(again, vec![digit; 10_000], "what was open sees it, too");
+        assert_eq!(mapped.read(5_000, 1)[0], digit, "and what was mapped");
+        // fsync, and no close.
+        let file = OpenOptions::new()
+            .write(true)
+            .open(b.at("file"))
+            .expect("open");
+        file.write_all_at(b"middle", 5_000).expect("write");
+        file.sync_all().expect("fsync");
+        let got = fs::read(a.at("file")).expect("read");
+        assert_eq!((&got[5_000..5_006], got.len()), (&b"middle"[..], 10_000));
+        // Shorter, and longer, by name.
+        let by_name = OpenOptions::new()
+            .write(true)
+            .open(a.at("file"))
+            .expect("open");
+        by_name.set_len(7).expect("truncate");
+        drop(by_name);
+        assert_eq!(fs::metadata(b.at("file")).expect("stat").len(), 7);
+        assert_eq!(fs::read(b.at("file")).expect("read"), vec![digit; 7]);
+    }
+}
+
+#[test]
+fn two_nodes_that_write_one_file_keep_what_both_wrote() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[], &[]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::write(a.at("file"), vec![b'.'; 64 << 10]).expect("write");
+    let open = |node: &Node| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(node.at("file"))
+    };
+    let (one, two) = (open(a).expect("open"), open(b).expect("open"));
+    for n in 0..100u64 {
+        one.write_all_at(&[b'a'; 100], n * 600).expect("write");
+        two.write_all_at(&[b'b'; 100], n * 600 + 300)
+            .expect("write");
+    }
+    drop((one, two));
+    for node in [a, b] {
+        let got = fs::read(node.at("file")).expect("read");
+        let count = |byte| got.iter().filter(|b| **b == byte).count();
+        assert_eq!(
+            (count(b'a'), count(b'b'), got.len()),
+            (10_000, 10_000, 64 << 10)
+        );
+        assert_eq!(node.stat("conflict_files"), 0);
+    }
+}
+
+#[test]
+fn appends_of_two_nodes_lose_nothing() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[], &[]);
+    let each = 150;
+    fs::write(cluster.nodes[0].at("log"), b"").expect("write");
+    let append = |node: &Node, who: u8| {
+        let path = node.at("log");
+        std::thread::spawn(move || {
+            for n in 0..each {
+                let mut file = OpenOptions::new().append(true).open(&path).expect("open");
+                file.write_all(format!("{who} {n:04}\n").as_bytes())
+                    .expect("append");
+            }
+        })
+    };
+    // Two of each node, one of them with a file that stays open.
+    let mut threads: Vec<_> = cluster
+        .nodes
+        .iter()
+        .zip(0..)
+        .map(|(n, who)| append(n, who))
+        .collect();
+    for (node, who) in cluster.nodes.iter().zip(2..) {
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(node.at("log"))
+            .expect("open");
+        threads.push(std::thread::spawn(move || {
+            for n in 0..each {
+                file.write_all(format!("{who} {n:04}\n").as_bytes())
+                    .expect("append");
+            }
+        }));
+    }
+    for thread in threads {
+        thread.join().expect("a writer");
+    }
+    for node in &cluster.nodes {
+        let text = fs::read_to_string(node.at("log")).expect("read");
+        let mut lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4 * each);
+        for who in 0..4 {
+            let own = lines.iter().filter(|l| l.starts_with(&format!("{who} ")));
+            let own: Vec<_> = own.collect();
+            assert!(own.is_sorted(), "each writer's own order");
+        }
+        lines.sort_unstable();
+        lines.dedup();
+        assert_eq!(lines.len(), 4 * each, "no line is torn or twice there");
+    }
+}
+
+#[test]
+fn an_exclusive_create_has_one_winner() {
+    let _one = serial();
+    let cluster = Cluster::start(3, &[], &[]);
+    let rounds = number("FASTCACHE_EXCL_ROUNDS", 40);
+    for round in 0..rounds {
+        let threads: Vec<_> = cluster
+            .nodes
+            .iter()
+            .map(|node| {
+                let path = node.at(&format!("lock{round}"));
+                std::thread::spawn(move || {
+                    match OpenOptions::new().write(true).create_new(true).open(&path) {
+                        Ok(_) => 1,
+                        Err(e) if e.kind() == ErrorKind::AlreadyExists => 0,
+                        Err(e) => panic!("{e}"),
+                    }
+                })
+            })
+            .collect();
+        let winners: u32 = threads.into_iter().map(|t| t.join().expect("thread")).sum();
+        assert_eq!(winners, 1, "round {round}");
+    }
+}
+
+#[test]
+fn within_a_lease_nothing_is_asked_beyond_the_node() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[], &[]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::create_dir(a.at("dir")).expect("mkdir");
+    for n in 0..50 {
+        fs::write(a.at(&format!("dir/{n}")), b"some bytes").expect("write");
+    }
+    let look = || {
+        assert_eq!(listed(b.at("dir")).len(), 50);
+        for n in 0..50 {
+            assert_eq!(
+                fs::metadata(b.at(&format!("dir/{n}"))).expect("stat").len(),
+                10
+            );
+            assert!(fs::metadata(b.at(&format!("dir/{n}-absent"))).is_err());
+            assert_eq!(
+                fs::read(b.at(&format!("dir/{n}"))).expect("read"),
+                b"some bytes"
+            );
+        }
+    };
+    look();
+    look();
+    let before = b.stat("namespace_calls");
+    // Something else is changed: the kernel forgets all names.
+    for round in 0..3 {
+        fs::write(a.at("elsewhere"), [round; 3]).expect("write");
+        look();
+    }
+    let asked = b.stat("namespace_calls") - before;
+    // `status` itself asks for three things.
+    assert!(asked <= 12, "{asked} questions to the coordinator");
+}
+
+/// Changes a file's mode on one node while a process of the other stands, which has it cached: the change takes a lease at
+/// most, and once the other goes on it tells the new one.
+fn a_node_that_stands(plane: Plane) {
+    let _one = serial();
+    let cluster = short_leases(2);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::write(a.at("file"), b"old").expect("write");
+    let mode = |n: &Node| fs::metadata(n.at("file")).expect("stat").mode() & 0o777;
+    assert_eq!((mode(a), mode(b)), (0o644, 0o644));
+    let mut open = File::open(b.at("file")).expect("open");
+    let mut text = String::new();
+    open.read_to_string(&mut text).expect("read");
+    let stopped = Stopped::new(b, plane);
+    let since = Instant::now();
+    fs::set_permissions(a.at("file"), fs::Permissions::from_mode(0o600)).expect("chmod");
+    let waited = since.elapsed();
+    assert!(waited < Duration::from_secs(LEASE) + SOON / 2, "{waited:?}");
+    fs::write(a.at("file"), b"new").expect("write");
+    // Fenced, or its lease is over: nobody waits for it any more.
+    let since = Instant::now();
+    fs::create_dir(a.at("dir")).expect("mkdir");
+    assert!(
+        since.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        since.elapsed()
+    );
+    drop(stopped);
+    assert_eq!(mode(b), 0o600);
+    assert_eq!(fs::read(b.at("file")).expect("read"), b"new");
+    text.clear();
+    open.seek(SeekFrom::Start(0)).expect("seek");
+    open.read_to_string(&mut text).expect("read");
+    assert_eq!(text, "new", "{plane:?}");
+    // It is a node like any other again.
+    fs::write(b.at("dir/back"), b"back").expect("write");
+    assert_eq!(fs::read(a.at("dir/back")).expect("read"), b"back");
+}
+
+#[test]
+fn an_agent_that_stands_delays_others_by_a_lease_and_is_not_stale_after() {
+    a_node_that_stands(Plane::Agent);
+}
+
+#[test]
+fn a_data_plane_that_stands_delays_others_by_a_lease_and_is_not_stale_after() {
+    a_node_that_stands(Plane::Data);
+}
+
+#[test]
+fn what_was_written_under_a_lost_lease_becomes_a_file_beside() {
+    let _one = serial();
+    let cluster = short_leases(2);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::create_dir(a.at("dir")).expect("mkdir");
+    fs::write(a.at("dir/file"), vec![b'0'; 9_000]).expect("write");
+    fs::write(a.at("dir/alone"), b"0").expect("write");
+    let open = |name: &str| {
+        OpenOptions::new()
+            .write(true)
+            .open(a.at(name))
+            .expect("open")
+    };
+    let (file, alone) = (open("dir/file"), open("dir/alone"));
+    file.write_all_at(b"ours", 100).expect("write");
+    alone.write_all_at(b"ours", 0).expect("write");
+    let stopped = Stopped::new(a, Plane::Agent);
+    fs::write(b.at("dir/file"), b"theirs").expect("write");
+    drop(stopped);
+    // Nobody else wrote this one: nothing is lost.
+    alone.sync_all().expect("fsync");
+    assert_eq!(fs::read(b.at("dir/alone")).expect("read"), b"ours");
+    // Said once, at the next close or fsync; so nothing may be forked before, whose copies of the file are closed.
+    let mut said = None;
+    wait_until("the conflict is told", SOON, || {
+        said = file.sync_all().err().and_then(|e| e.raw_os_error());
+        said.is_some()
+    });
+    assert_eq!(said, Some(5));
+    assert_eq!(a.stat("conflict_files"), 1);
+    assert_eq!(fs::read(a.at("dir/file")).expect("read"), b"theirs");
+    assert_eq!(fs::read(b.at("dir/file")).expect("read"), b"theirs");
+    let names = listed(b.at("dir"));
+    assert_eq!(names.len(), 3, "{names:?}");
+    assert!(names[2].starts_with("file.conflict-"), "{names:?}");
+    let saved = fs::read(b.at(&format!("dir/{}", names[2]))).expect("read");
+    assert_eq!((saved.len(), &saved[98..106]), (9_000, &b"00ours00"[..]));
+}
+
+#[test]
+fn without_the_coordinator_leases_last_to_their_end_and_then_nothing_old_is_told() {
+    let _one = serial();
+    let mut cluster = short_leases(2);
+    fs::write(cluster.nodes[0].at("file"), b"before").expect("write");
+    assert_eq!(
+        fs::read(cluster.nodes[1].at("file")).expect("read"),
+        b"before"
+    );
+    cluster.coordinator.kill();
+    // Under the lease; from then on it waits for the coordinator.
+    assert_eq!(
+        fs::read(cluster.nodes[1].at("file")).expect("read"),
+        b"before"
+    );
+    let path = cluster.nodes[1].at("file");
+    std::thread::sleep(Duration::from_secs(LEASE + 1));
+    let reader = std::thread::spawn(move || fs::read(path).expect("read"));
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!reader.is_finished(), "the lease is over");
+    cluster.coordinator.start();
+    assert_eq!(reader.join().expect("reader"), b"before");
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::write(a.at("file"), b"after").expect("write");
+    assert_eq!(fs::read(b.at("file")).expect("read"), b"after");
+    fs::rename(b.at("file"), b.at("moved")).expect("rename");
+    assert!(fs::metadata(a.at("file")).is_err());
+}
+
+/// Python with two folders, `A` and `B`: the same one on two nodes.
+fn in_python(cluster: &Cluster, script: &str) {
+    const PRELUDE: &str = r#"
+import fcntl, os, sys, time, signal, errno, struct
+A, B = sys.argv[1:3]
+def opened(where, name="f"): return os.open(os.path.join(where, name), os.O_RDWR | os.O_CREAT, 0o644)
+def fails(lock, fd, *args):
+    try: lock(fd, *args)
+    except OSError as e:
+        assert e.errno in (errno.EAGAIN, errno.EACCES), e
+        return True
+    return False
+def posix(fd, kind=fcntl.LOCK_EX, start=0, length=0): fcntl.lockf(fd, kind | fcntl.LOCK_NB, length, start)
+def flock(fd, kind=fcntl.LOCK_EX): fcntl.flock(fd, kind | fcntl.LOCK_NB)
+def ofd(fd, kind=fcntl.F_WRLCK, start=0, length=0): fcntl.fcntl(fd, 37, struct.pack("hhqqi", kind, 0, start, length, 0))
+def until(what, condition, seconds=20):
+    begin = time.time()
+    while not condition():
+        assert time.time() - begin < seconds, what
+        time.sleep(0.05)
+"#;
+    let [a, b] = &cluster.nodes[..2] else {
+        panic!("two nodes")
+    };
+    fastcache_tests::run(
+        Command::new("timeout")
+            .args(["90", "python3", "-c"])
+            .arg(format!("{PRELUDE}{script}"))
+            .args([a.mount(), b.mount()]),
+    );
+}
+
+#[test]
+fn locks_exclude_across_nodes_and_go_with_who_holds_them() {
+    let _one = serial();
+    let cluster = short_leases(2);
+    in_python(
+        &cluster,
+        r#"
+for lock in posix, flock, ofd:
+    a, b = opened(A), opened(B)
+    lock(a)
+    assert fails(lock, b), lock
+    os.close(a)
+    until((lock, "the close gave it up"), lambda: not fails(lock, b))
+    os.close(b)
+# Ranges, and who is in the way.
+a, b = opened(A), opened(B)
+posix(a, start=0, length=100)
+posix(b, start=100, length=100)
+assert fails(posix, b, fcntl.LOCK_EX, 99, 1)
+held = struct.unpack("hhqqi", fcntl.fcntl(b, fcntl.F_GETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0)))
+assert held[0] == fcntl.F_WRLCK and held[2:4] == (0, 100), held
+posix(a, fcntl.LOCK_UN, 50, 50)
+posix(b, fcntl.LOCK_EX, 50, 50)
+posix(b, fcntl.LOCK_UN)
+posix(a, fcntl.LOCK_SH)
+posix(b, fcntl.LOCK_SH)
+assert fails(posix, b), "no upgrade while another reads"
+posix(a, fcntl.LOCK_UN); posix(b, fcntl.LOCK_UN)
+# A waiting lock is given when its holder unlocks, or dies.
+for end in "unlock", "kill":
+    r, w = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        fd = opened(A); posix(fd); flock(fd); os.write(w, b"1"); time.sleep(1)
+        if end == "unlock":
+            posix(fd, fcntl.LOCK_UN); flock(fd, fcntl.LOCK_UN); os._exit(0)
+        time.sleep(60); os._exit(1)
+    os.read(r, 1)
+    if end == "kill": os.kill(pid, signal.SIGKILL)
+    begin = time.time()
+    fcntl.lockf(b, fcntl.LOCK_EX)
+    fcntl.flock(b, fcntl.LOCK_EX)
+    assert time.time() - begin < 10, end
+    os.waitpid(pid, 0)
+    posix(b, fcntl.LOCK_UN); flock(b, fcntl.LOCK_UN)
+# A signal ends the waiting.
+posix(a)
+pid = os.fork()
+if pid == 0:
+    class Alarm(Exception): pass
+    def alarm(*_): raise Alarm
+    signal.signal(signal.SIGALRM, alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    begin = time.time()
+    try: fcntl.lockf(b, fcntl.LOCK_EX)
+    except Alarm: os._exit(0 if time.time() - begin < 3 else 2)
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+posix(a, fcntl.LOCK_UN)
+# Two that wait for each other: one is told.
+posix(a, start=0, length=1)
+r, w = os.pipe()
+pid = os.fork()
+if pid == 0:
+    posix(b, start=1, length=1); os.write(w, b"1")
+    try: fcntl.lockf(b, fcntl.LOCK_EX, 1, 0); os._exit(0)
+    except OSError as e: os._exit(0 if e.errno == errno.EDEADLK else 1)
+os.read(r, 1)
+time.sleep(0.3)
+try: fcntl.lockf(a, fcntl.LOCK_EX, 1, 1)
+except OSError as e: assert e.errno == errno.EDEADLK, e
+posix(a, fcntl.LOCK_UN)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+# What was written under a lock is there for the next one to take it, without a close.
+a, b = opened(A, "counter"), opened(B, "counter")
+os.write(a, b"0")
+pids = []
+for fd in a, b:
+    pid = os.fork()
+    if pid == 0:
+        for _ in range(30):
+            fcntl.lockf(fd, fcntl.LOCK_EX)
+            n = int(os.pread(fd, 20, 0) or b"0")
+            os.pwrite(fd, str(n + 1).encode(), 0)
+            fcntl.lockf(fd, fcntl.LOCK_UN)
+        os._exit(0)
+    pids.append(pid)
+for pid in pids: assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert os.pread(a, 20, 0) == b"60", os.pread(a, 20, 0)
+"#,
+    );
+}
+
+#[test]
+fn locks_outlive_the_agent_and_the_coordinator_and_end_with_the_node() {
+    let _one = serial();
+    let mut cluster = short_leases(2);
+    let lock = |n: &Node| {
+        let path = n.at("lock");
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(path);
+        file.expect("open")
+    };
+    let try_lock = |file: &File| {
+        rustix::fs::flock(file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+    };
+    let held = lock(&cluster.nodes[0]);
+    assert!(try_lock(&held));
+    cluster.nodes[0].kill(Plane::Agent);
+    cluster.nodes[0].wait_for_return();
+    let wanted = lock(&cluster.nodes[1]);
+    assert!(!try_lock(&wanted), "its agent was killed");
+    cluster.coordinator.kill();
+    cluster.coordinator.start();
+    assert!(!try_lock(&wanted), "the coordinator was killed");
+    // With the data plane go its files and their locks.
+    cluster.nodes[0].kill(Plane::Data);
+    wait_until("the lock is free", SOON, || try_lock(&wanted));
+    drop(held);
+}
