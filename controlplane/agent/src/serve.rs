@@ -80,6 +80,10 @@ impl Inner {
         let found = refs
             .into_iter()
             .find(|(i, v, _)| (*i, *v) == (key.index, key.version));
+        if found.is_none() && self.has_peers.load(Ordering::Relaxed) {
+            // A node that wrote it may have it still: the data plane asks, and says so when none has.
+            return Err(Errno::ENOENT);
+        }
         let Some((_, _, at)) = found else {
             let path = self
                 .namespace
@@ -263,7 +267,8 @@ impl Inner {
     }
 
     /// A session begins: before its first message.
-    pub(crate) fn session_begins(&self, session: &Session) {
+    pub(crate) fn session_begins(self: &Arc<Self>, session: &Session) {
+        self.data_plane_listens(session);
         self.capacity_bytes
             .store(session.hello.capacity_bytes, Ordering::Relaxed);
         lock(&self.cache).begin_inventory(session.hello.capacity_bytes, self.pins_most_bytes());

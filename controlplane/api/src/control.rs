@@ -24,8 +24,8 @@ use crate::{Attr, ChunkId, ChunkKey, Errno, Ino, NsReply, NsRequest};
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
-/// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins.
-pub const CONTROL_VERSION: u32 = 4;
+/// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: peers.
+pub const CONTROL_VERSION: u32 = 5;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -45,6 +45,8 @@ pub struct ServerHello {
     pub slots: u32,
     /// Capacity of the store for chunks, bytes.
     pub capacity_bytes: u64,
+    /// Address and port where it listens for other nodes (the address may be 0.0.0.0); `None`: it does not.
+    pub peer_listen: Option<String>,
 }
 
 /// Second message on a lane, from the agent.
@@ -238,6 +240,15 @@ pub enum DataCall {
     },
     /// Counters. Answer: `Stats`.
     Stats,
+    /// Who this node is, and which other nodes are live; replaces what was said before. Answer: `Done`.
+    Peers {
+        /// This node's id.
+        me: String,
+        /// Number of the file system.
+        file_system: u64,
+        /// The others.
+        peers: Vec<PeerNode>,
+    },
     /// A file that the agent made and will not name (a REST PUT that was cut): drop its chunks and reap it.
     /// Answer: `Done`; what is dropped goes in the background.
     Abandon {
@@ -249,6 +260,15 @@ pub enum DataCall {
         /// The chunk.
         key: ChunkKey,
     },
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PeerNode {
+    /// Its id.
+    pub id: String,
+    /// Address and port of its data plane, in numbers.
+    pub address: String,
 }
 
 /// A chunk in the store.
@@ -394,6 +414,8 @@ pub struct DataStats {
     pub arena_free: u64,
     /// Chunks that are being fetched from a lower tier, or wait for their turn.
     pub fetching_chunks: u64,
+    /// What was exchanged with other nodes.
+    pub peers: PeersStats,
     /// FUSE requests, by operation name.
     pub fuse_requests: Vec<(String, u64)>,
     /// How long FUSE requests took, by operation name.
@@ -419,4 +441,52 @@ pub struct StuckCore {
     pub for_ms: u64,
     /// What it is doing, for people.
     pub doing: String,
+}
+
+/// What was exchanged with other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersStats {
+    /// The nodes this one knows.
+    pub peers: Vec<PeerStats>,
+    /// Chunks that came from other nodes.
+    pub peer_fetched_chunks: u64,
+    /// Bytes of those.
+    pub peer_fetched_bytes: u64,
+    /// Misses for which another node had nothing.
+    pub peer_absent: u64,
+    /// Second and third sources that were asked because the one before took long.
+    pub peer_hedges: u64,
+    /// Connections of other nodes that are open.
+    pub served_connections: u64,
+    /// Connections that were refused: token, version, file system, silence.
+    pub refused_connections: u64,
+    /// Connections of other nodes that broke.
+    pub broken_connections: u64,
+    /// Parts of chunks that other nodes were given.
+    pub served_parts: u64,
+    /// Bytes of those.
+    pub served_bytes: u64,
+    /// Requests of other nodes for what is not here.
+    pub served_absent: u64,
+}
+
+/// What was exchanged with one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStats {
+    /// Its id.
+    pub id: String,
+    /// Where it is.
+    pub address: String,
+    /// Connections to it.
+    pub connections: u64,
+    /// Requests to it.
+    pub requests: u64,
+    /// Of these and of connections, those that failed; that it does not have a chunk is no failure.
+    pub errors: u64,
+    /// Bytes it gave.
+    pub in_bytes: u64,
+    /// Bytes it was given.
+    pub out_bytes: u64,
+    /// How long it took to answer with bytes.
+    pub latency: Latency,
 }

@@ -8,6 +8,7 @@ mod key;
 mod layout;
 pub mod ns;
 pub mod path;
+pub mod placement;
 pub mod settings;
 
 pub use audit::{Audited, AuditedRef, Flaw, RefUse, Spare};

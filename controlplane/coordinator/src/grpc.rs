@@ -64,6 +64,7 @@ impl coordinator_server::Coordinator for Service {
             epoch,
             lease_ms: u32::try_from(done.lease.as_millis()).unwrap_or(u32::MAX),
             session: done.session,
+            peers_version: self.0.peers_version(),
         }))
     }
 
@@ -73,7 +74,9 @@ impl coordinator_server::Coordinator for Service {
     ) -> Result<Response<HeartbeatReply>, Status> {
         let request = request.into_inner();
         self.0.heartbeat(request.session, request.node)?;
-        Ok(Response::new(HeartbeatReply {}))
+        Ok(Response::new(HeartbeatReply {
+            peers_version: self.0.peers_version(),
+        }))
     }
 
     async fn call(&self, request: Request<CallRequest>) -> Result<Response<CallReply>, Status> {

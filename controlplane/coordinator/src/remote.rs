@@ -12,7 +12,8 @@
 use crate::grpc::MESSAGE_MAX;
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
 use fastcache_api::grpc::{
-    AckRequest, CallRequest, HeartbeatRequest, Node, RegisterReply, RegisterRequest, WatchRequest,
+    AckRequest, CallRequest, HeartbeatReply, HeartbeatRequest, Node, RegisterReply,
+    RegisterRequest, WatchRequest,
 };
 use fastcache_api::{API_KEY_HEADER, Attr, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -139,7 +140,19 @@ struct Shared {
     /// File system and epoch of the last registration.
     owner: watch::Sender<(u64, u64)>,
     node: Mutex<Node>,
+    /// Changes with the list of nodes.
+    peers_version: watch::Sender<u64>,
     lost: tokio::sync::Notify,
+}
+
+impl Shared {
+    fn learn_peers(&self, version: u64) {
+        self.peers_version.send_if_modified(|known| {
+            let is_new = *known != version;
+            *known = version;
+            is_new
+        });
+    }
 }
 
 /// A coordinator's namespace, as a registered node uses it. Ends its session when dropped.
@@ -193,6 +206,7 @@ impl RemoteNamespace {
             revoked: AtomicU64::new(0),
             owner: watch::Sender::new((0, 0)),
             node: Mutex::new(node),
+            peers_version: watch::Sender::new(0),
             lost: tokio::sync::Notify::new(),
         });
         let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
@@ -219,6 +233,21 @@ impl RemoteNamespace {
         node.dirty_bytes = dirty_bytes;
     }
 
+    /// Where other nodes reach this one's data plane; empty: they do not. For the next heartbeat.
+    pub fn set_peer_address(&self, address: &str) {
+        let mut node = self
+            .shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        address.clone_into(&mut node.peer_address);
+    }
+
+    /// Changes when the list of nodes does.
+    pub fn peers_version(&self) -> watch::Receiver<u64> {
+        self.shared.peers_version.subscribe()
+    }
+
     /// The file system and the epoch under which the coordinator writes its history, as of the last registration.
     pub fn owner(&self) -> watch::Receiver<(u64, u64)> {
         self.shared.owner.subscribe()
@@ -243,7 +272,9 @@ impl RemoteNamespace {
             session,
             node: Some(node),
         });
-        answer(asked).await.map(|_| ())
+        let reply = answer(asked).await?;
+        self.shared.learn_peers(reply.peers_version);
+        Ok(())
     }
 
     /// The nodes, as the coordinator knows them. What went wrong, for people.
@@ -365,7 +396,7 @@ fn is_for_good(code: Code) -> bool {
 }
 
 /// When a heartbeat was sent, and what came of it.
-type Beat = (Duration, Result<(), Status>);
+type Beat = (Duration, Result<HeartbeatReply, Status>);
 
 /// The task that keeps the session.
 struct Keeper {
@@ -407,6 +438,8 @@ impl Keeper {
                     self.shared
                         .owner
                         .send_replace((reply.file_system, reply.epoch));
+                    // Also when it is the number of before: it may be that of another run.
+                    self.shared.peers_version.send_replace(reply.peers_version);
                     return Ok((reply, sent));
                 }
                 Err(status) => status,
@@ -511,7 +544,10 @@ impl Keeper {
                 beat = beating => {
                     heartbeat = None;
                     match beat {
-                        Ok((at, Ok(_))) => heard = at,
+                        Ok((at, Ok(reply))) => {
+                            heard = at;
+                            self.shared.learn_peers(reply.peers_version);
+                        }
                         Ok((_, Err(status))) if status.code() == Code::Unauthenticated => {
                             return status.message().to_owned();
                         }
@@ -545,7 +581,7 @@ impl Keeper {
             let at = boot_time();
             let asked = client.heartbeat(HeartbeatRequest { session, node });
             let answer = match tokio::time::timeout(ANSWER_WITHIN, asked).await {
-                Ok(answer) => answer.map(|_| ()),
+                Ok(answer) => answer.map(tonic::Response::into_inner),
                 Err(_) => Err(Status::deadline_exceeded("no answer to a heartbeat")),
             };
             (at, answer)

@@ -22,11 +22,13 @@ mod seal;
 mod serve;
 mod sick;
 mod space;
+mod tiers;
 mod versions;
 mod write;
 
 pub use ahead::READ_AHEAD_BYTES;
 pub use link::{Link, Outgoing};
+pub use tiers::{PeerMiss, PeerSource, PeerTier};
 
 use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
 use fastcache_chunkstore::Store;
@@ -134,6 +136,10 @@ pub(crate) struct Counters {
     pub ahead_used: AtomicU64,
     pub ahead_wasted: AtomicU64,
     pub ahead_failed: AtomicU64,
+    pub peer_chunks: AtomicU64,
+    pub peer_bytes: AtomicU64,
+    pub peer_absent: AtomicU64,
+    pub peer_hedges: AtomicU64,
 }
 
 /// Reads that the store answered, counted by each core.
@@ -176,6 +182,8 @@ pub(crate) struct Inner {
     pub is_stopping: AtomicBool,
     pub started: fastcache_reactor::Instant,
     pub extra_stats: OnceLock<FillStats>,
+    /// Other nodes; never set where there is to be none.
+    pub peers: OnceLock<Box<dyn PeerTier>>,
 }
 
 impl FileSystem {
@@ -202,6 +210,7 @@ impl FileSystem {
                 is_stopping: AtomicBool::new(false),
                 started: fastcache_reactor::now(),
                 extra_stats: OnceLock::new(),
+                peers: OnceLock::new(),
             }),
         }
     }
@@ -214,6 +223,11 @@ impl FileSystem {
     /// Sets what completes the statistics (transport, requests). Once, before serving.
     pub fn set_extra_stats(&self, fill: FillStats) {
         let _ = self.inner.extra_stats.set(fill);
+    }
+
+    /// Sets the way to other nodes. Once, before serving.
+    pub fn set_peers(&self, peers: Box<dyn PeerTier>) {
+        let _ = self.inner.peers.set(peers);
     }
 
     /// Sets the chunk size of new files, bytes (what the agent said at the handshake).

@@ -4,6 +4,7 @@
 
 mod config;
 mod control;
+mod peers;
 mod watchdog;
 
 use anyhow::{Context, Result};
@@ -126,15 +127,31 @@ async fn bring_up(
 
     let watched = watchdog::start(&remotes)?;
     let listener = control::bind(&config.socket)?;
+    let for_peers = match &config.peers {
+        Some(at) => Some((peers::bind(at.listen)?, at.token.clone())),
+        None => None,
+    };
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
     fs.set_read_ahead(config.read_ahead_bytes);
+    let mut peer_listen = None;
+    if let Some((listener, token)) = for_peers {
+        // The port, where any was asked for.
+        let address = listener.local_addr()?;
+        tracing::info!(target: "peer", %address, "listening for other nodes");
+        peer_listen = Some(address.to_string());
+        peers::start(&fs, listener, token, remotes.clone());
+    }
+    let greeting = control::Greeting {
+        capacity_bytes: usage.capacity_bytes,
+        peer_listen,
+    };
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,
         remotes.clone(),
-        usage.capacity_bytes,
+        greeting,
     ))
     .detach();
     {
