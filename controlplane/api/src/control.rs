@@ -456,6 +456,18 @@ pub struct PeersStats {
     pub peer_absent: u64,
     /// Second and third sources that were asked because the one before took long.
     pub peer_hedges: u64,
+    /// Chunks of this node that are not in the cloud and have all their copies on other nodes.
+    pub replicated_chunks: u64,
+    /// Those that do not have all of them.
+    pub under_replicated_chunks: u64,
+    /// Replicas that other nodes were given.
+    pub given_replicas: u64,
+    /// Times that a replica could not be given.
+    pub replica_errors: u64,
+    /// Chunks that are kept for other nodes.
+    pub held_chunks: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
     /// Connections of other nodes that are open.
     pub served_connections: u64,
     /// Connections that were refused: token, version, file system, silence.

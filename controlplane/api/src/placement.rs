@@ -66,7 +66,7 @@ mod tests {
         // As a real namespace has them: counters in an epoch, files of many sizes.
         (0..n).map(|i| ChunkId {
             ino: Ino((3 << 40) + i / 7),
-            index: u32::try_from(i % 7).unwrap(),
+            index: u32::try_from(i % 7).expect("below 7"),
         })
     }
 

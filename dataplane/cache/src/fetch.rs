@@ -371,7 +371,7 @@ impl FileSystem {
         };
         let slot = slots.acquire().await;
         let since = fastcache_reactor::now();
-        let fetched = self.fetch(key).await;
+        let fetched = self.fetch(key, flight.is_ahead).await;
         match fetched {
             Ok((buf, len)) => {
                 count(&self.inner.counters.fetched_chunks, 1);
@@ -487,6 +487,9 @@ impl FileSystem {
 
     /// Puts a fetched chunk into the store; without room it is not kept.
     async fn keep(&self, key: ChunkKey, mut buf: IoBuf, len: usize) {
+        if !self.may_cache(key) {
+            return;
+        }
         let whole = len.next_multiple_of(BLOCK);
         let blocks = u32::try_from(whole / BLOCK).unwrap_or(u32::MAX);
         // What nobody has read yet takes free space only: nothing is evicted for a guess.

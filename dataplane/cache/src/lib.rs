@@ -18,6 +18,7 @@ mod link;
 mod names;
 mod open_chunk;
 mod read;
+mod replicas;
 mod seal;
 mod serve;
 mod sick;
@@ -184,6 +185,7 @@ pub(crate) struct Inner {
     pub extra_stats: OnceLock<FillStats>,
     /// Other nodes; never set where there is to be none.
     pub peers: OnceLock<Box<dyn PeerTier>>,
+    pub holds: replicas::Holds,
 }
 
 impl FileSystem {
@@ -211,6 +213,7 @@ impl FileSystem {
                 started: fastcache_reactor::now(),
                 extra_stats: OnceLock::new(),
                 peers: OnceLock::new(),
+                holds: replicas::Holds::default(),
             }),
         }
     }

@@ -28,6 +28,7 @@ impl FileSystem {
                     .mark_clean(&keys)
                     .await
                     .map_err(|e| device_error(&e))?;
+                self.need_no_replicas(&keys);
                 self.give_up_spilled(&keys);
                 self.inner.space.freed.notify(usize::MAX);
                 Ok(DataAnswer::Done)

@@ -20,6 +20,8 @@ use std::time::Duration;
 /// A source that is asked because another one takes long needs a slot of its own: so many stay free for others.
 const SLOTS_SPARED: usize = 8;
 
+/// Least patience with a node for what nobody waits for yet: a hedge may cost a read of the cloud.
+const AHEAD_PATIENCE: Duration = Duration::from_millis(200);
 /// How long the first home of a chunk may take to fetch it from the cloud before this node does it itself.
 const BRING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a chunk that is not in the cloud is tried for while nodes that may have it cannot be reached.
@@ -75,6 +77,15 @@ pub trait PeerTier: Send + Sync {
         key: ChunkKey,
     ) -> LocalBoxFuture<'_, std::result::Result<Box<dyn PeerSource>, PeerMiss>>;
 
+    /// Whether a node is one of the others now.
+    fn is_live(&self, id: &str) -> bool;
+
+    /// These versions were sealed and are not in the cloud.
+    fn sealed(&self, keys: Vec<ChunkKey>);
+
+    /// These versions are in the cloud, or dropped.
+    fn settled(&self, keys: &[ChunkKey]);
+
     /// Counters.
     fn stats(&self) -> PeersStats;
 }
@@ -111,19 +122,25 @@ impl From<PeerMiss> for Miss {
 
 impl FileSystem {
     /// Brings the bytes of a chunk from the first tier that has them; padded with zeros to whole blocks.
-    pub(crate) async fn fetch(&self, key: ChunkKey) -> Result<(IoBuf, usize)> {
+    /// `is_ahead`: nobody waited for it when it was begun.
+    pub(crate) async fn fetch(&self, key: ChunkKey, is_ahead: bool) -> Result<(IoBuf, usize)> {
         let until = now() + UNREACHABLE_MAX;
         let mut pause = UNREACHABLE_PAUSE;
         loop {
             let tier = self.inner.peers.get();
             let homes = tier.map(|tier| tier.homes(key.id())).unwrap_or_default();
             let Some(tier) = tier.filter(|_| !homes.is_empty()) else {
-                return self.fetch_from_agent(key).await;
+                // The list of nodes may be another one for the agent, which leaves it to them to say so.
+                let fetched = self.fetch_from_agent(key).await;
+                return fetched.map_err(|errno| match errno {
+                    Errno::ENOENT => Errno::EIO,
+                    errno => errno,
+                });
             };
             let mut sources: VecDeque<Source> = homes.into_iter().map(Source::Peer).collect();
             sources.extend(tier.keeper(key.id()).map(Source::Keeper));
             sources.push_back(Source::Agent);
-            let miss = match self.race(key, sources).await {
+            let miss = match self.race(key, sources, is_ahead).await {
                 Ok(fetched) => return Ok(fetched),
                 Err(miss) => miss,
             };
@@ -148,7 +165,16 @@ impl FileSystem {
     }
 
     /// Asks one source after the other, each when the one before has failed or takes long.
-    async fn race(&self, key: ChunkKey, mut sources: VecDeque<Source>) -> Fetched<Miss> {
+    async fn race(
+        &self,
+        key: ChunkKey,
+        mut sources: VecDeque<Source>,
+        is_ahead: bool,
+    ) -> Fetched<Miss> {
+        let least = match is_ahead {
+            true => AHEAD_PATIENCE,
+            false => Duration::ZERO,
+        };
         let mut running = FuturesUnordered::new();
         let mut miss = Miss::Absent;
         let mut next_at: Option<Instant> = None;
@@ -163,7 +189,7 @@ impl FileSystem {
                         count(&self.inner.counters.peer_hedges, 1);
                     }
                     next_at = match &source {
-                        Source::Peer(peer) => Some(now() + peer.patience()),
+                        Source::Peer(peer) => Some(now() + peer.patience().max(least)),
                         Source::Keeper(_) => Some(now() + BRING_PATIENCE),
                         Source::Agent => None,
                     };
@@ -259,7 +285,10 @@ impl FileSystem {
     pub(crate) fn peer_stats(&self) -> PeersStats {
         let c = &self.inner.counters;
         let get = |n: &fastcache_reactor::sync::AtomicU64| n.load(Ordering::Relaxed);
+        let (held_chunks, held_bytes) = self.inner.holds.levels();
         PeersStats {
+            held_chunks,
+            held_bytes,
             peer_fetched_chunks: get(&c.peer_chunks),
             peer_fetched_bytes: get(&c.peer_bytes),
             peer_absent: get(&c.peer_absent),

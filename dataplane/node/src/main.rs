@@ -5,6 +5,7 @@
 mod config;
 mod control;
 mod peers;
+mod replicate;
 mod watchdog;
 
 use anyhow::{Context, Result};

@@ -1,6 +1,7 @@
 //! Other nodes: the file system's misses go to them through the client of `fastcache-peer`, and its server reads from the file
 //! system's store. Here the two are put together; who is asked, and for how long, is decided here, too.
 
+use crate::replicate::Replicator;
 use anyhow::{Context, Result};
 use fastcache_api::control::{PeerNode, PeersStats};
 use fastcache_api::placement::{NodeHash, homes};
@@ -38,7 +39,13 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener> {
 /// Puts the file system and the other nodes together, and serves them on all cores.
 pub fn start(fs: &FileSystem, listener: TcpListener, token: Token, cores: Vec<Remote>) {
     let cluster = Arc::new(Cluster::new(token));
-    fs.set_peers(Box::new(Nodes(Arc::clone(&cluster))));
+    let replicator = Replicator::new(Arc::clone(&cluster));
+    replicator.start(fs, &cores);
+    let nodes = Nodes {
+        cluster: Arc::clone(&cluster),
+        replicator,
+    };
+    fs.set_peers(Box::new(nodes));
     let listener = Fd::from(OwnedFd::from(listener));
     let chunks = LocalChunks(fs.clone());
     spawn(fastcache_peer::listen(cluster, listener, cores, chunks)).detach();
@@ -55,6 +62,28 @@ impl Chunks for LocalChunks {
 
     async fn bring(&self, key: ChunkKey) -> Option<usize> {
         self.0.bring_for_peer(key).await
+    }
+
+    async fn put(
+        &self,
+        owner: &str,
+        key: ChunkKey,
+        len: usize,
+        buf: IoBuf,
+    ) -> std::result::Result<(), Status> {
+        let kept = self.0.put_for_peer(owner, key, len, buf).await;
+        kept.map_err(|errno| match errno {
+            Errno::EAGAIN => Status::Busy,
+            _ => Status::Failed,
+        })
+    }
+
+    fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize> {
+        self.0.hold_for_peer(owner, key)
+    }
+
+    fn release(&self, owner: &str, key: ChunkKey) {
+        self.0.release_for_peer(owner, key);
     }
 
     async fn read(
@@ -77,29 +106,32 @@ impl Chunks for LocalChunks {
 }
 
 /// The others, for the file system.
-struct Nodes(Arc<Cluster>);
+struct Nodes {
+    cluster: Arc<Cluster>,
+    replicator: Arc<Replicator>,
+}
 
 impl Nodes {
     fn source(&self, peer: &Arc<Peer>) -> Box<dyn PeerSource> {
         Box::new(Source {
-            cluster: Arc::clone(&self.0),
+            cluster: Arc::clone(&self.cluster),
             peer: Arc::clone(peer),
         })
     }
+}
 
-    /// Places of a chunk's homes in the list of the others. This node may be one of the homes, and is not in that list.
-    fn homes_among(&self, id: ChunkId, peers: &[Arc<Peer>]) -> Vec<usize> {
-        let mut found = self.all_homes(id, peers);
-        found.retain(|at| *at < peers.len());
-        found
-    }
+/// Places of a chunk's homes in the list of the others. This node may be one of the homes, and is not in that list.
+pub fn homes_among(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
+    let mut found = all_homes(id, peers, me);
+    found.retain(|at| *at < peers.len());
+    found
+}
 
-    /// The same with this node, whose place is behind the list.
-    fn all_homes(&self, id: ChunkId, peers: &[Arc<Peer>]) -> Vec<usize> {
-        let mut nodes: Vec<NodeHash> = peers.iter().map(|p| NodeHash::of(&p.id)).collect();
-        nodes.extend(self.0.me().map(|me| NodeHash::of(&me.id)));
-        homes(id, &nodes)
-    }
+/// The same with this node, whose place is behind the list.
+fn all_homes(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
+    let mut nodes: Vec<NodeHash> = peers.iter().map(|p| NodeHash::of(&p.id)).collect();
+    nodes.extend(me.map(|me| NodeHash::of(&me.id)));
+    homes(id, &nodes)
 }
 
 impl PeerTier for Nodes {
@@ -115,7 +147,7 @@ impl PeerTier for Nodes {
             }
         };
         let others: Vec<PeerAt> = peers.iter().filter_map(at).collect();
-        self.0.set(
+        self.cluster.set(
             Identity {
                 id: me,
                 file_system,
@@ -125,14 +157,16 @@ impl PeerTier for Nodes {
     }
 
     fn homes(&self, id: ChunkId) -> Vec<Box<dyn PeerSource>> {
-        let peers = self.0.peers();
-        let homes = self.homes_among(id, &peers);
+        let peers = self.cluster.peers();
+        let homes = homes_among(id, &peers, self.cluster.me().as_ref());
         homes.iter().map(|at| self.source(&peers[*at])).collect()
     }
 
     fn keeper(&self, id: ChunkId) -> Option<Box<dyn PeerSource>> {
-        let peers = self.0.peers();
-        let first = self.all_homes(id, &peers).first().copied()?;
+        let peers = self.cluster.peers();
+        let first = all_homes(id, &peers, self.cluster.me().as_ref())
+            .first()
+            .copied()?;
         peers.get(first).map(|peer| self.source(peer))
     }
 
@@ -141,8 +175,8 @@ impl PeerTier for Nodes {
         key: ChunkKey,
     ) -> LocalBoxFuture<'_, std::result::Result<Box<dyn PeerSource>, PeerMiss>> {
         Box::pin(async move {
-            let peers = self.0.peers();
-            let homes = self.homes_among(key.id(), &peers);
+            let peers = self.cluster.peers();
+            let homes = homes_among(key.id(), &peers, self.cluster.me().as_ref());
             let others = peers.iter().enumerate();
             let others: Vec<&Arc<Peer>> = others
                 .filter(|(at, _)| !homes.contains(at))
@@ -150,7 +184,7 @@ impl PeerTier for Nodes {
                 .collect();
             let mut miss = PeerMiss::Absent;
             for some in others.chunks(SEARCH_MAX) {
-                let asked = some.iter().map(|peer| self.0.has(peer, key, HAS_MAX));
+                let asked = some.iter().map(|peer| self.cluster.has(peer, key, HAS_MAX));
                 let answers = join_all(asked).await;
                 for (peer, has) in some.iter().zip(answers) {
                     match has {
@@ -164,8 +198,22 @@ impl PeerTier for Nodes {
         })
     }
 
+    fn is_live(&self, id: &str) -> bool {
+        self.cluster.peers().iter().any(|p| p.id == id)
+    }
+
+    fn sealed(&self, keys: Vec<ChunkKey>) {
+        self.replicator.add(keys);
+    }
+
+    fn settled(&self, keys: &[ChunkKey]) {
+        self.replicator.remove(keys);
+    }
+
     fn stats(&self) -> PeersStats {
-        self.0.stats()
+        let mut stats = self.cluster.stats();
+        self.replicator.fill(&mut stats);
+        stats
     }
 }
 

@@ -5,7 +5,7 @@ mod connection;
 pub(crate) use connection::Connection;
 
 use crate::cluster::{Cluster, Peer, lock};
-use crate::frame::{Header, Kind, PAYLOAD_MAX, Status};
+use crate::frame::{HEADER_BYTES, Header, Kind, PAYLOAD_MAX, Status};
 use crate::handshake::{self, Refusal};
 use crate::stream::{Broken, Incoming, join};
 use connection::Question;
@@ -132,6 +132,7 @@ impl Cluster {
         match made {
             Ok((stream, incoming)) => {
                 tracing::info!(target: "peer", ?peer, "connected");
+                peer.changes.fetch_add(1, Ordering::Relaxed);
                 let connection = Connection::start(stream, incoming, peer.clone());
                 place.set(State::Up(connection));
             }
@@ -216,6 +217,7 @@ impl Cluster {
         let question = Question {
             header,
             buf: Some(buf),
+            frame: None,
         };
         let answered = self.ask(peer, question, deadline).await?;
         let (got, total) = (answered.payload, answered.total);
@@ -308,6 +310,67 @@ impl Cluster {
         self.ask_about(peer, Kind::Bring, key, deadline).await
     }
 
+    /// Asks a node to keep a replica that it may have until it is released; its length, when it has it.
+    ///
+    /// # Errors
+    /// See [`AskError`].
+    pub async fn hold(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        key: ChunkKey,
+        deadline: Duration,
+    ) -> Result<usize, AskError> {
+        self.ask_about(peer, Kind::Hold, key, deadline).await
+    }
+
+    /// Tells a node that it need not keep a replica any more. Lost where there is no connection now.
+    pub fn release(&self, peer: &Peer, key: ChunkKey) {
+        let core = fastcache_reactor::remote().core();
+        let place = lock(&peer.places).get(&core).cloned();
+        if let Some(place) = place
+            && let State::Up(connection) = &*lock(&place.state)
+        {
+            connection.tell(&Header {
+                key,
+                ..Header::new(Kind::Release, 0)
+            });
+        }
+    }
+
+    /// Gives a node a part of a replica of `total` bytes: `frame` is [`HEADER_BYTES`] of room and then the bytes, whole blocks
+    /// but for the last part. The parts come in order; the last returns when the node's device has the whole replica.
+    ///
+    /// # Errors
+    /// See [`AskError`]. After one the replica has to begin again.
+    ///
+    /// # Panics
+    /// When the part is longer than [`PAYLOAD_MAX`].
+    pub async fn put(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        key: ChunkKey,
+        total: usize,
+        offset: usize,
+        frame: IoBuf,
+        deadline: Duration,
+    ) -> Result<(), AskError> {
+        let header = Header {
+            key,
+            total: u32::try_from(total).map_err(|_| AskError::Nonsense)?,
+            offset: u32::try_from(offset).map_err(|_| AskError::Nonsense)?,
+            ..Header::new(Kind::Put, 0).with_payload(&frame[HEADER_BYTES..])
+        };
+        let bytes = u64::from(header.payload);
+        let question = Question {
+            header,
+            buf: None,
+            frame: Some(frame),
+        };
+        self.ask(peer, question, deadline).await?;
+        peer.counters.out_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
     async fn ask_about(
         self: &Arc<Self>,
         peer: &Arc<Peer>,
@@ -319,7 +382,11 @@ impl Cluster {
             key,
             ..Header::new(kind, 0)
         };
-        let question = Question { header, buf: None };
+        let question = Question {
+            header,
+            buf: None,
+            frame: None,
+        };
         let answered = self.ask(peer, question, deadline).await?;
         Ok(answered.total)
     }

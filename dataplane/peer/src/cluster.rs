@@ -28,6 +28,8 @@ pub struct Peer {
     /// Connections, by core.
     pub(crate) places: Mutex<HashMap<usize, Arc<Place>>>,
     pub(crate) counters: PeerCounters,
+    /// Connections to it that were made, or ended.
+    pub(crate) changes: AtomicU64,
 }
 
 /// What was exchanged with one node since it was first named.
@@ -76,6 +78,11 @@ impl Peer {
         let smooth = self.counters.smooth_us.load(Ordering::Relaxed);
         let deviation = self.counters.deviation_us.load(Ordering::Relaxed);
         Duration::from_micros(smooth + 4 * deviation)
+    }
+
+    /// Another number than before when a connection was made or ended: it may have been started again.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn failed(&self) {
@@ -156,6 +163,7 @@ impl Cluster {
                     address: at.address,
                     places: Mutex::default(),
                     counters: PeerCounters::default(),
+                    changes: AtomicU64::new(0),
                 })
             }));
         }

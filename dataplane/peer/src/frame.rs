@@ -70,13 +70,17 @@ pub enum Kind {
     Get = 16,
     /// Whether a chunk is there.
     Has = 17,
-    /// A part of a replica; all parts have one request id, in order.
+    /// A part of a replica, in order; the last is answered when the device has all of it.
     Put = 18,
     /// Nobody waits for this request any more; it has no answer of its own.
     Cancel = 19,
     /// A chunk that may be nowhere but in the cloud is to be fetched from there and kept, for everybody who asks.
     Bring = 20,
-    /// Answer to `Get`, `Has`, `Bring` and `Put`.
+    /// A replica that may be there is to be kept until it is released.
+    Hold = 21,
+    /// A replica need not be kept any more; not answered.
+    Release = 22,
+    /// Answer to `Get`, `Has`, `Bring`, `Hold` and `Put`.
     Answer = 32,
 }
 
@@ -176,6 +180,8 @@ impl Kind {
             18 => Kind::Put,
             19 => Kind::Cancel,
             20 => Kind::Bring,
+            21 => Kind::Hold,
+            22 => Kind::Release,
             32 => Kind::Answer,
             _ => return None,
         })
@@ -187,7 +193,7 @@ impl Kind {
             Kind::Hello | Kind::Challenge | Kind::Proof | Kind::Welcome | Kind::Refused => {
                 HANDSHAKE_MAX
             }
-            Kind::Get | Kind::Has | Kind::Cancel | Kind::Bring => 0,
+            Kind::Get | Kind::Has | Kind::Cancel | Kind::Bring | Kind::Hold | Kind::Release => 0,
             Kind::Put | Kind::Answer => PAYLOAD_MAX,
         }
     }

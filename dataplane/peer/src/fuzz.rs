@@ -74,6 +74,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         (refused, b"no"),
         (Header::new(Kind::Has, 2), b""),
         (Header::new(Kind::Bring, 3), b""),
+        (Header::new(Kind::Hold, 4), b""),
+        (Header::new(Kind::Release, 5), b""),
         (Header::new(Kind::Cancel, 2), b""),
         (Header::new(Kind::Hello, 0).with_payload(&[1; 45]), &[1; 45]),
     ]

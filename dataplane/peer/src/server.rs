@@ -23,6 +23,8 @@ const CONNECTIONS_MAX: u64 = 20_000;
 const SERVING_MAX: usize = 64;
 /// Chunks that one connection may have fetched from the cloud at once; further ones are refused, and who asks fetches them.
 const BRINGING_MAX: usize = 32;
+/// Replicas that come in on one connection at once; further ones are refused.
+const REPLICAS_MAX: usize = 8;
 /// Bytes of one core that are read for others, or wait to be sent to them, in parts of [`PAYLOAD_MAX`]: few enough to leave
 /// most of the core's buffers to its own programs.
 const PARTS_MAX: usize = 16;
@@ -43,6 +45,24 @@ pub trait Chunks: Clone + Send + 'static {
 
     /// Fetches a chunk from the next tier and keeps it; its bytes, when it is here then. Bounded in time.
     fn bring(&self, key: ChunkKey) -> impl Future<Output = Option<usize>>;
+
+    /// Keeps a chunk of `len` bytes (in `buf`, padded with zeros to whole blocks) for the node `owner` until it is released, and
+    /// returns when it is on stable storage.
+    ///
+    /// The error is `Busy` (no room, or something else in its place) or `Failed`.
+    fn put(
+        &self,
+        owner: &str,
+        key: ChunkKey,
+        len: usize,
+        buf: IoBuf,
+    ) -> impl Future<Output = Result<(), Status>>;
+
+    /// Keeps a replica that may be here until it is released; its bytes, when it is on stable storage here.
+    fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize>;
+
+    /// A replica need not be kept any more.
+    fn release(&self, owner: &str, key: ChunkKey);
 
     /// Fills `buf` (whole blocks) with the verified bytes of a chunk from `offset` (whole blocks) on; zeros past its end.
     ///
@@ -140,6 +160,7 @@ pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks:
         tasks: RefCell::default(),
         turns: Arc::new(Semaphore::new(SERVING_MAX)),
         bringing: Arc::new(Semaphore::new(BRINGING_MAX)),
+        replicas: RefCell::default(),
     });
     let outbox = Arc::clone(&connection.outbox);
     let sends = stream.clone();
@@ -170,6 +191,16 @@ struct Serving<C> {
     tasks: RefCell<HashMap<u64, Task<()>>>,
     turns: Arc<Semaphore>,
     bringing: Arc<Semaphore>,
+    /// Those of which parts came.
+    replicas: RefCell<HashMap<ChunkKey, Replica>>,
+}
+
+/// A replica that comes in.
+struct Replica {
+    buf: IoBuf,
+    total: usize,
+    /// Bytes of it that came.
+    got: usize,
 }
 
 impl<C: Chunks> Serving<C> {
@@ -201,6 +232,12 @@ impl<C: Chunks> Serving<C> {
                     }
                     None => self.say(&header, Err(Status::Busy), None),
                 },
+                Kind::Put => self.part(incoming, header).await?,
+                Kind::Hold => {
+                    let total = self.chunks.hold(&self.other.id, header.key);
+                    self.say(&header, total.ok_or(Status::NotFound), None);
+                }
+                Kind::Release => self.chunks.release(&self.other.id, header.key),
                 Kind::Cancel => {
                     let task = self.tasks.borrow_mut().remove(&header.request);
                     drop(task);
@@ -208,6 +245,52 @@ impl<C: Chunks> Serving<C> {
                 _ => return Err(FrameError::Unknown.into()),
             }
         }
+        Ok(())
+    }
+
+    /// Takes a part of a replica out of the stream. The last one is answered when the device has the whole.
+    async fn part(self: &Rc<Self>, incoming: &mut Incoming, header: Header) -> Result<(), Broken> {
+        let turn = self.turns.acquire_arc().await;
+        let (offset, total) = (header.offset as usize, header.total as usize);
+        let known = self.replicas.borrow_mut().remove(&header.key);
+        let is_new = offset == 0;
+        let replica = match known {
+            Some(replica) if !is_new && replica.got == offset && replica.total == total => {
+                Some(replica)
+            }
+            _ if is_new && self.replicas.borrow().len() < REPLICAS_MAX => Some(Replica {
+                buf: IoBuf::alloc(total.next_multiple_of(BLOCK)),
+                total,
+                got: 0,
+            }),
+            // Given up meanwhile, or too many.
+            _ => None,
+        };
+        let Some(mut replica) = replica else {
+            incoming.skip(&header).await?;
+            self.say(&header, Err(Status::Busy), Some(Box::new(turn)));
+            return Ok(());
+        };
+        let payload = header.payload as usize;
+        let mut part = replica.buf.split_off(offset);
+        let rest = part.split_off(payload);
+        let mut part = incoming.payload(&header, part).await?;
+        crate::stream::join(&mut part, rest);
+        crate::stream::join(&mut replica.buf, part);
+        replica.got = offset + payload;
+        if replica.got < total {
+            self.replicas.borrow_mut().insert(header.key, replica);
+            self.say(&header, Ok(total), Some(Box::new(turn)));
+            return Ok(());
+        }
+        let this = Rc::clone(self);
+        let keep = async move {
+            let owner = &this.other.id;
+            let kept = this.chunks.put(owner, header.key, total, replica.buf);
+            let kept = kept.await.map(|()| total);
+            this.say(&header, kept, Some(Box::new(turn)));
+        };
+        self.serve(header, keep)?;
         Ok(())
     }
 

@@ -67,6 +67,37 @@ pub(super) const METRICS: &[Metric] = &[
         "nodes, or the cloud, that were asked because the one before took long",
     ),
     metric(
+        "fastcache_replicated_chunks",
+        Gauge,
+        "",
+        "chunks that are not in the cloud and have all their copies on other nodes",
+    ),
+    metric(
+        "fastcache_under_replicated_chunks",
+        Gauge,
+        "",
+        "chunks that are not in the cloud and lack copies, though there are other nodes",
+    ),
+    metric(
+        "fastcache_replicas_given_total",
+        Counter,
+        "",
+        "copies that other nodes were given",
+    ),
+    metric(
+        "fastcache_replica_errors_total",
+        Counter,
+        "",
+        "times that a copy could not be given; it is tried again",
+    ),
+    metric(
+        "fastcache_held_chunks",
+        Gauge,
+        "",
+        "chunks that are kept for other nodes until the cloud has them",
+    ),
+    metric("fastcache_held_bytes", Gauge, "", "their bytes"),
+    metric(
         "fastcache_peer_served_connections",
         Gauge,
         "",
@@ -105,7 +136,20 @@ pub(super) fn export(stats: &PeersStats) {
         "fastcache_peer_served_connections",
         stats.served_connections,
     );
+    for (name, value) in [
+        ("fastcache_replicated_chunks", stats.replicated_chunks),
+        (
+            "fastcache_under_replicated_chunks",
+            stats.under_replicated_chunks,
+        ),
+        ("fastcache_held_chunks", stats.held_chunks),
+        ("fastcache_held_bytes", stats.held_bytes),
+    ] {
+        level(name, value);
+    }
     for (name, count) in [
+        ("fastcache_replicas_given_total", stats.given_replicas),
+        ("fastcache_replica_errors_total", stats.replica_errors),
         ("fastcache_peer_absent_total", stats.peer_absent),
         ("fastcache_peer_hedges_total", stats.peer_hedges),
         ("fastcache_peer_served_bytes_total", stats.served_bytes),

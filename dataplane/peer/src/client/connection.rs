@@ -2,7 +2,7 @@
 
 use super::{AskError, meaning};
 use crate::cluster::{Peer, lock};
-use crate::frame::{FrameError, Header, Kind};
+use crate::frame::{FrameError, HEADER_BYTES, Header, Kind};
 use crate::stream::{Broken, Incoming, Out, Outbox, hang_up, join};
 use event_listener::Event;
 use fastcache_reactor::sync::Mutex;
@@ -10,6 +10,7 @@ use fastcache_reactor::{Fd, IoBuf, spawn};
 use futures_channel::oneshot;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Most requests in flight on one connection; more wait.
@@ -22,6 +23,15 @@ pub(super) struct Question {
     pub(super) header: Header,
     /// Where the answer's bytes go.
     pub(super) buf: Option<IoBuf>,
+    /// The whole frame of a question with bytes; its header is written over the first of them.
+    pub(super) frame: Option<IoBuf>,
+}
+
+impl Question {
+    /// Bytes that it asks for, or brings.
+    fn weight(&self) -> usize {
+        (self.header.length.max(self.header.payload)) as usize
+    }
 }
 
 /// What was answered.
@@ -51,7 +61,7 @@ struct State {
 impl State {
     fn take(&mut self, id: u64) -> Option<Pending> {
         let pending = self.pending.remove(&id)?;
-        self.bytes -= pending.question.header.length as usize;
+        self.bytes -= pending.question.weight();
         Some(pending)
     }
 }
@@ -92,6 +102,7 @@ impl Connection {
                 }
             }
             reader.end();
+            peer.changes.fetch_add(1, Ordering::Relaxed);
         })
         .detach();
         connection
@@ -120,12 +131,13 @@ impl Connection {
     /// Asks; waits for room on the connection first. The caller sets the deadline, which the other node is told.
     pub(super) async fn ask(
         self: &Arc<Self>,
-        question: Question,
+        mut question: Question,
         deadline: Duration,
     ) -> Result<Answered, AskError> {
         let mut header = question.header;
         header.timeout_ms = u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX);
-        let weight = header.length as usize;
+        let weight = question.weight();
+        let frame = question.frame.take();
         let (answer, answered) = oneshot::channel();
         let mut pending = Some(Pending { question, answer });
         loop {
@@ -151,8 +163,20 @@ impl Connection {
             connection: self,
             header,
         };
-        self.outbox.push(Out::Header(header.encode()), None);
+        let out = match frame {
+            Some(mut frame) => {
+                frame[..HEADER_BYTES].copy_from_slice(&header.encode());
+                Out::Whole(frame)
+            }
+            None => Out::Header(header.encode()),
+        };
+        self.outbox.push(out, None);
         answered.await.unwrap_or(Err(AskError::Cut))
+    }
+
+    /// Says something that has no answer.
+    pub(super) fn tell(&self, header: &Header) {
+        self.outbox.push(Out::Header(header.encode()), None);
     }
 
     async fn receive(&self, mut incoming: Incoming) -> Result<(), Broken> {

@@ -10,6 +10,8 @@ fn headers() -> impl Strategy<Value = Header> {
         Just(Kind::Put),
         Just(Kind::Cancel),
         Just(Kind::Bring),
+        Just(Kind::Hold),
+        Just(Kind::Release),
         Just(Kind::Answer),
         Just(Kind::Hello),
         Just(Kind::Refused),
