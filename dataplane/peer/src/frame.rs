@@ -319,6 +319,9 @@ impl Header {
         if total > CHUNK_MAX || offset >= CHUNK_MAX || !offset.is_multiple_of(BLOCK) {
             return bad("a place in a chunk");
         }
+        if self.kind != Kind::Get && length != 0 {
+            return bad("a length where no bytes are asked for");
+        }
         match self.kind {
             Kind::Get if length == 0 || length > PAYLOAD_MAX || offset + length > CHUNK_MAX => {
                 bad("the length that is asked for")

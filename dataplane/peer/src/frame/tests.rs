@@ -36,7 +36,10 @@ fn headers() -> impl Strategy<Value = Header> {
                     version: Version(longs[2]),
                 },
                 offset,
-                length: length.min(room),
+                length: match kind {
+                    Kind::Get => length.min(room),
+                    _ => 0,
+                },
                 total: 4 << 20,
                 payload: payload
                     .min(room)
@@ -130,6 +133,7 @@ fn bounds() {
             false,
         ),
         (put, true),
+        (Header { length: 1, ..put }, false),
         (Header { payload: 0, ..put }, false),
         (
             Header {
