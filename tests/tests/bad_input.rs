@@ -138,6 +138,8 @@ fn flags_that_make_no_sense_are_refused() {
         ),
         (["--put-limit", "lots"], &["lots", "10GiB"]),
         (["--listen", "here"], &["here", "ADDR"]),
+        (["--listen", "0.0.0.0:8082"], &["--cluster-token-file"]),
+        (["--cluster-token", "short"], &["5 bytes", "16"]),
         (["--no-such-flag", "1"], &["--no-such-flag"]),
     ] {
         refused(&mut place.up_plain(&flags), says);

@@ -20,7 +20,8 @@ use tracing::{error, info, warn};
 /// Longest a revocation waits for a data plane that is away. Leases are shorter.
 const OBEY_WAIT: Duration = Duration::from_secs(60);
 
-/// Uploads begin after this much quiet where there are other nodes: what was closed here may be read there at once.
+/// Uploads begin after this much quiet where there are other nodes that cannot ask this one: what was closed here may be read
+/// there at once.
 const SHARED_QUIET: Duration = Duration::from_millis(50);
 
 /// The lease as the data plane is to have it.
@@ -124,6 +125,17 @@ pub(crate) async fn notice_loop(inner: Arc<Inner>, mut notices: mpsc::Receiver<N
 }
 
 impl Inner {
+    /// Has uploads begin sooner where another node can have what was written here from the cloud alone.
+    pub(crate) fn pace_uploads(&self) {
+        let usual = self.config.upload_quiet;
+        let is_cloud_alone = self.leases.is_shared() && !self.are_all_peers.load(Ordering::Relaxed);
+        let quiet = match is_cloud_alone {
+            true => SHARED_QUIET.min(usual),
+            false => usual,
+        };
+        lock(&self.queue).set_quiet(quiet);
+    }
+
     /// Tells the coordinator which locks this node's programs hold, when it may not know: its session is another one, or the
     /// data plane is.
     pub(crate) async fn restore_locks(&self, session: &Session) {
@@ -159,9 +171,7 @@ async fn lengthen(inner: &Arc<Inner>, lease: Lease) {
         inner.leases.is_new.store(true, Ordering::Release);
     }
     let call = inner.leases.set(Some(until), lease.is_shared);
-    if lease.is_shared {
-        lock(&inner.queue).be_quick(SHARED_QUIET);
-    }
+    inner.pace_uploads();
     let Some(session) = inner.link.current() else {
         return;
     };

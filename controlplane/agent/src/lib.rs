@@ -23,6 +23,7 @@ pub mod metrics;
 mod namespace;
 mod node;
 pub mod order;
+mod peers;
 mod persist;
 mod pins;
 pub mod rest;

@@ -234,6 +234,11 @@ impl Link {
         }
     }
 
+    /// Changes with the session.
+    pub(crate) fn watch(&self) -> watch::Receiver<Option<Arc<Session>>> {
+        self.current.subscribe()
+    }
+
     /// The session now.
     pub(crate) fn current(&self) -> Option<Arc<Session>> {
         self.current.borrow().clone()

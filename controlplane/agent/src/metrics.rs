@@ -9,6 +9,7 @@
 mod cloud;
 mod namespace;
 mod node;
+mod peers;
 mod requests;
 mod rising;
 mod store;
@@ -65,6 +66,7 @@ pub fn all() -> impl Iterator<Item = &'static Metric> {
         node::METRICS,
         namespace::METRICS,
         store::METRICS,
+        peers::METRICS,
         cloud::METRICS,
         requests::METRICS,
     ];
@@ -127,11 +129,13 @@ pub fn render(stats: &NodeStats) -> Option<String> {
     if let Some(data) = &stats.data {
         store::export(data);
         requests::export(data);
+        peers::export(&data.peers);
     }
     handle.run_upkeep();
     let mut text = handle.render();
     if let Some(data) = &stats.data {
         requests::fuse_durations(&mut text, &data.fuse_latency);
+        peers::answer_durations(&mut text, &data.peers);
     }
     Some(text)
 }

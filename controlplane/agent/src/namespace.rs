@@ -12,9 +12,6 @@ use fastcache_coordinator::{
 use tokio::sync::{mpsc, watch};
 use tracing::info;
 
-/// Where the data plane of a node listens for others, unless told otherwise.
-const PEER_PORT: u16 = 8082;
-
 /// The namespace this node uses.
 pub(crate) enum NamespaceHandle {
     /// A real one.
@@ -40,7 +37,8 @@ impl NamespaceHandle {
             let node = grpc::Node {
                 peer_id: peer_id.to_owned(),
                 rest_address: format!("{host}:{}", config.port),
-                peer_address: format!("{host}:{PEER_PORT}"),
+                // Until the data plane has said where it listens.
+                peer_address: String::new(),
                 capacity_bytes: 0,
                 used_bytes: 0,
                 dirty_bytes: 0,
@@ -133,6 +131,21 @@ impl NamespaceHandle {
         }
     }
 
+    /// Where other nodes reach the data plane; empty: they do not. For the next heartbeat.
+    pub(crate) fn set_peer_address(&self, address: &str) {
+        if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
+            remote.set_peer_address(address);
+        }
+    }
+
+    /// Changes when the list of nodes does; `None`: this node is alone.
+    pub(crate) fn peers_version(&self) -> Option<watch::Receiver<u64>> {
+        match self {
+            NamespaceHandle::Real(Namespace::Remote(remote)) => Some(remote.peers_version()),
+            _ => None,
+        }
+    }
+
     /// Puts everything on stable storage; for an ordered end.
     pub(crate) async fn close(&self) {
         match self {
@@ -144,7 +157,7 @@ impl NamespaceHandle {
 }
 
 /// How other nodes reach this one.
-fn host(config: &AgentConfig) -> String {
+pub(crate) fn host(config: &AgentConfig) -> String {
     match &config.pod_ip {
         Some(ip) => ip.clone(),
         None if !config.listen.is_unspecified() => config.listen.to_string(),

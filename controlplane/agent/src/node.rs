@@ -11,6 +11,7 @@ use crate::lru::{Lru, Pinned};
 use crate::metrics;
 use crate::namespace::NamespaceHandle;
 use crate::order::Ticks;
+use crate::peers;
 use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
 use crate::pins;
 use crate::types::{
@@ -23,7 +24,7 @@ use fastcache_api::control::{DataAnswer, DataCall, SLOT_BYTES};
 use fastcache_api::{Attr, ChunkId, Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
 use fastcache_cloud::Cloud;
 use rand::Rng;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -84,6 +85,12 @@ pub(crate) struct Inner {
     pub(crate) uploads: Arc<Semaphore>,
     pub(crate) fetches: Semaphore,
     pub(crate) capacity_bytes: AtomicU64,
+    /// Where other nodes are told that the data plane is; empty: nowhere.
+    pub(crate) peer_address: Mutex<String>,
+    /// Whether the data plane has other nodes to ask.
+    pub(crate) has_peers: AtomicBool,
+    /// Whether the data planes of all live nodes reach each other.
+    pub(crate) are_all_peers: AtomicBool,
     pub(crate) counters: Counters,
     pub(crate) stop: CancellationToken,
     started: Instant,
@@ -104,6 +111,11 @@ pub(crate) struct Counters {
 }
 
 impl Inner {
+    /// This node's id.
+    pub(crate) fn peer_id(&self) -> &str {
+        &self.peer_id
+    }
+
     /// The clock of the order of eviction.
     pub(crate) fn ticks(&self) -> Ticks {
         Ticks::try_from(self.started.elapsed().as_millis() / 100).unwrap_or(Ticks::MAX)
@@ -214,6 +226,9 @@ impl Node {
             is_settled: watch::Sender::new(is_settled),
             checking: Semaphore::new(1),
             capacity_bytes: AtomicU64::new(0),
+            peer_address: Mutex::default(),
+            has_peers: AtomicBool::new(false),
+            are_all_peers: AtomicBool::new(false),
             counters: Counters::default(),
             stop: CancellationToken::new(),
             started: Instant::now(),
@@ -224,6 +239,7 @@ impl Node {
             tasks.spawn(link::supervise(inner.clone()));
             tasks.spawn(pins::learn(inner.clone()));
             tasks.spawn(victims::victims_loop(inner.clone()));
+            tasks.spawn(peers::tell_loop(inner.clone()));
             if !is_settled {
                 tasks.spawn(check::settle_loop(inner.clone()));
             }

@@ -108,7 +108,14 @@ impl Inner {
     async fn fetch_bytes(&self, key: ChunkKey) -> Result<(bytes::Bytes, u32), Errno> {
         let mut found = self.cloud_ref(key).await?;
         let since = Instant::now();
-        while found.is_none() && self.leases.is_shared() && since.elapsed() < ELSEWHERE_WAIT {
+        loop {
+            if found.is_none() && self.has_peers.load(Ordering::Relaxed) {
+                // A node that wrote it may have it still: the data plane asks, and says so when none has.
+                return Err(Errno::ENOENT);
+            }
+            if found.is_some() || !self.leases.is_shared() || since.elapsed() >= ELSEWHERE_WAIT {
+                break;
+            }
             // Another node has it, and uploads it before long.
             tokio::time::sleep(ELSEWHERE_PAUSE).await;
             if !self.is_in_layout(key).await? {
@@ -299,7 +306,8 @@ impl Inner {
     }
 
     /// A session begins: before its first message.
-    pub(crate) fn session_begins(&self, session: &Session) {
+    pub(crate) fn session_begins(self: &Arc<Self>, session: &Session) {
+        self.data_plane_listens(session);
         self.capacity_bytes
             .store(session.hello.capacity_bytes, Ordering::Relaxed);
         lock(&self.cache).begin_inventory(session.hello.capacity_bytes, self.pins_most_bytes());

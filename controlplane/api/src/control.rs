@@ -47,6 +47,8 @@ pub struct ServerHello {
     pub slots: u32,
     /// Capacity of the store for chunks, bytes.
     pub capacity_bytes: u64,
+    /// Address and port where it listens for other nodes (the address may be 0.0.0.0); `None`: it does not.
+    pub peer_listen: Option<String>,
 }
 
 /// Second message on a lane, from the agent.
@@ -246,6 +248,15 @@ pub enum DataCall {
     },
     /// Counters. Answer: `Stats`.
     Stats,
+    /// Who this node is, and which other nodes are live; replaces what was said before. Answer: `Done`.
+    Peers {
+        /// This node's id.
+        me: String,
+        /// Number of the file system.
+        file_system: u64,
+        /// The others.
+        peers: Vec<PeerNode>,
+    },
     /// A file that the agent made and will not name (a REST PUT that was cut): drop its chunks and reap it.
     /// Answer: `Done`; what is dropped goes in the background.
     Abandon {
@@ -280,6 +291,15 @@ pub enum DataCall {
         /// The files.
         inos: Vec<Ino>,
     },
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PeerNode {
+    /// Its id.
+    pub id: String,
+    /// Address and port of its data plane, in numbers.
+    pub address: String,
 }
 
 /// A chunk in the store.
@@ -429,6 +449,8 @@ pub struct DataStats {
     pub arena_free: u64,
     /// Chunks that are being fetched from a lower tier, or wait for their turn.
     pub fetching_chunks: u64,
+    /// What was exchanged with other nodes.
+    pub peers: PeersStats,
     /// FUSE requests, by operation name.
     pub fuse_requests: Vec<(String, u64)>,
     /// How long FUSE requests took, by operation name.
@@ -480,4 +502,64 @@ pub struct StuckCore {
     pub for_ms: u64,
     /// What it is doing, for people.
     pub doing: String,
+}
+
+/// What was exchanged with other nodes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersStats {
+    /// The nodes this one knows.
+    pub peers: Vec<PeerStats>,
+    /// Chunks that came from other nodes.
+    pub peer_fetched_chunks: u64,
+    /// Bytes of those.
+    pub peer_fetched_bytes: u64,
+    /// Misses for which another node had nothing.
+    pub peer_absent: u64,
+    /// Second and third sources that were asked because the one before took long.
+    pub peer_hedges: u64,
+    /// Chunks of this node that are not in the cloud and have all their copies on other nodes.
+    pub replicated_chunks: u64,
+    /// Those that do not have all of them.
+    pub under_replicated_chunks: u64,
+    /// Replicas that other nodes were given.
+    pub given_replicas: u64,
+    /// Times that a replica could not be given.
+    pub replica_errors: u64,
+    /// Chunks that are kept for other nodes.
+    pub held_chunks: u64,
+    /// Their bytes.
+    pub held_bytes: u64,
+    /// Connections of other nodes that are open.
+    pub served_connections: u64,
+    /// Connections that were refused: token, version, file system, silence.
+    pub refused_connections: u64,
+    /// Connections of other nodes that broke.
+    pub broken_connections: u64,
+    /// Parts of chunks that other nodes were given.
+    pub served_parts: u64,
+    /// Bytes of those.
+    pub served_bytes: u64,
+    /// Requests of other nodes for what is not here.
+    pub served_absent: u64,
+}
+
+/// What was exchanged with one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStats {
+    /// Its id.
+    pub id: String,
+    /// Where it is.
+    pub address: String,
+    /// Connections to it.
+    pub connections: u64,
+    /// Requests to it.
+    pub requests: u64,
+    /// Of these and of connections, those that failed; that it does not have a chunk is no failure.
+    pub errors: u64,
+    /// Bytes it gave.
+    pub in_bytes: u64,
+    /// Bytes it was given.
+    pub out_bytes: u64,
+    /// How long it took to answer with bytes.
+    pub latency: Latency,
 }

@@ -9,6 +9,7 @@ mod layout;
 pub mod locks;
 pub mod ns;
 pub mod path;
+pub mod placement;
 pub mod settings;
 
 pub use audit::{Audited, AuditedRef, Flaw, RefUse, Spare};

@@ -524,6 +524,11 @@ impl Coordinator {
         self.tables().registry.check(session)
     }
 
+    /// Another number than before when the list of nodes changed.
+    pub fn peers_version(&self) -> u64 {
+        self.tables().registry.version()
+    }
+
     /// The nodes of this run.
     pub fn peers(&self) -> Vec<Peer> {
         self.tables().registry.peers(Instant::now())

@@ -66,6 +66,7 @@ impl coordinator_server::Coordinator for Service {
             lease_ms: u32::try_from(done.lease.as_millis()).unwrap_or(u32::MAX),
             session: done.session,
             is_shared: done.is_shared,
+            peers_version: self.0.peers_version(),
         }))
     }
 
@@ -80,6 +81,7 @@ impl coordinator_server::Coordinator for Service {
         Ok(Response::new(HeartbeatReply {
             lease_ms: u32::try_from(renewed.lease.as_millis()).unwrap_or(u32::MAX),
             is_shared: renewed.is_shared,
+            peers_version: self.0.peers_version(),
         }))
     }
 

@@ -112,6 +112,8 @@ pub(crate) struct Registry {
     next_session: u64,
     stale_after: Duration,
     live_for: Duration,
+    /// Rises with every node that comes, goes, or is reached in another way.
+    version: u64,
 }
 
 /// A registration that was accepted.
@@ -147,6 +149,7 @@ impl Registry {
             next_session: first_session,
             stale_after,
             live_for,
+            version: 1,
         })
     }
 
@@ -187,6 +190,7 @@ impl Registry {
             is_second = self.known.len() == 2;
         }
         self.next_session += 1;
+        self.version += 1;
         let session = self.next_session;
         self.sessions.insert(session, id.clone());
         self.peers.insert(
@@ -255,7 +259,9 @@ impl Registry {
         entry.seen = now;
         if let Some(status) = status {
             let peer_id = std::mem::take(&mut entry.node.peer_id);
+            let is_moved = entry.node.peer_address != status.peer_address;
             entry.node = grpc::Node { peer_id, ..status };
+            self.version += u64::from(is_moved);
         }
         Ok(())
     }
@@ -271,7 +277,9 @@ impl Registry {
     pub(crate) fn fence(&mut self, session: u64) -> Option<Instant> {
         let entry = self.entry(session).ok()?;
         entry.is_live = false;
-        Some(entry.seen)
+        let seen = entry.seen;
+        self.version += 1;
+        Some(seen)
     }
 
     /// The session holds nothing any more.
@@ -329,6 +337,11 @@ impl Registry {
             || matches!((self.sessions.get(&a), self.sessions.get(&b)), (Some(x), Some(y)) if x == y)
     }
 
+    /// Another number than before when the list of nodes changed.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
     /// The nodes that were registered in this run.
     pub(crate) fn peers(&self, now: Instant) -> Vec<Peer> {
         self.peers
@@ -358,6 +371,29 @@ mod tests {
             peer_id: id.to_owned(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn who_comes_goes_or_moves_makes_the_list_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let second = Duration::from_secs(1);
+        let mut r = Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
+        let t = Instant::now();
+        let mut seen = vec![r.version()];
+        let a = r.register(node("a"), 0, t).unwrap();
+        seen.push(r.version());
+        r.heartbeat(a.session, Some(node("a")), t).unwrap();
+        assert_eq!(seen.last(), Some(&r.version()), "nothing changed");
+        let moved = grpc::Node {
+            peer_address: "10.0.0.1:8082".to_owned(),
+            ..node("a")
+        };
+        r.heartbeat(a.session, Some(moved), t).unwrap();
+        assert_eq!(r.peers(t)[0].peer_address, "10.0.0.1:8082");
+        seen.push(r.version());
+        r.fence(a.session).unwrap();
+        seen.push(r.version());
+        assert!(seen.is_sorted_by(|a, b| a < b), "{seen:?}");
     }
 
     #[test]

@@ -103,7 +103,19 @@ struct Shared {
     /// File system and epoch of the last registration.
     owner: watch::Sender<(u64, u64)>,
     node: Mutex<Node>,
+    /// Changes with the list of nodes.
+    peers_version: watch::Sender<u64>,
     lost: tokio::sync::Notify,
+}
+
+impl Shared {
+    fn learn_peers(&self, version: u64) {
+        self.peers_version.send_if_modified(|known| {
+            let is_new = *known != version;
+            *known = version;
+            is_new
+        });
+    }
 }
 
 /// A coordinator's namespace, as a registered node uses it. Ends its session when dropped.
@@ -157,6 +169,7 @@ impl RemoteNamespace {
             revoked: AtomicU64::new(0),
             owner: watch::Sender::new((0, 0)),
             node: Mutex::new(node),
+            peers_version: watch::Sender::new(0),
             lost: tokio::sync::Notify::new(),
         });
         let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
@@ -181,6 +194,21 @@ impl RemoteNamespace {
         node.capacity_bytes = capacity_bytes;
         node.used_bytes = used_bytes;
         node.dirty_bytes = dirty_bytes;
+    }
+
+    /// Where other nodes reach this one's data plane; empty: they do not. For the next heartbeat.
+    pub fn set_peer_address(&self, address: &str) {
+        let mut node = self
+            .shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        address.clone_into(&mut node.peer_address);
+    }
+
+    /// Changes when the list of nodes does.
+    pub fn peers_version(&self) -> watch::Receiver<u64> {
+        self.shared.peers_version.subscribe()
     }
 
     /// The file system and the epoch under which the coordinator writes its history, as of the last registration.
@@ -208,7 +236,9 @@ impl RemoteNamespace {
             node: Some(node),
             is_heard: false,
         });
-        answer(asked).await.map(|_| ())
+        let reply = answer(asked).await?;
+        self.shared.learn_peers(reply.peers_version);
+        Ok(())
     }
 
     /// The nodes, as the coordinator knows them. What went wrong, for people.
@@ -434,6 +464,8 @@ impl Keeper {
                     self.shared
                         .owner
                         .send_replace((reply.file_system, reply.epoch));
+                    // Also when it is the number of before: it may be that of another run.
+                    self.shared.peers_version.send_replace(reply.peers_version);
                     return Ok((reply, sent));
                 }
                 Err(status) => status,
@@ -571,6 +603,7 @@ impl Keeper {
                             let until = at + Duration::from_millis(u64::from(reply.lease_ms));
                             last = (until.max(last.0), last.1 || reply.is_shared);
                             told = self.tell_lease(last.0, last.1);
+                            self.shared.learn_peers(reply.peers_version);
                         }
                         Ok((_, Err(status))) if status.code() == Code::Unauthenticated => {
                             return status.message().to_owned();

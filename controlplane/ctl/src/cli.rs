@@ -229,9 +229,20 @@ pub struct DataFlags {
     /// Make the index of the chunk store anew from the headers of its chunks, once; reads the whole device
     #[arg(long, conflicts_with = "format")]
     pub rebuild_index: bool,
-    /// Address of the data plane for peers [default: 0.0.0.0:8082]
+    /// Address of the data plane for other nodes [default: 0.0.0.0:8082 with a cluster token; nothing without one]
     #[arg(long, value_name = "ADDRESS", env = "FASTCACHE_LISTEN")]
     pub listen: Option<String>,
+    /// Secret that the nodes of a cluster share, at least 16 characters [default: none, nothing is exchanged with others]
+    #[arg(long, value_name = "TOKEN", env = "FASTCACHE_CLUSTER_TOKEN", hide_env_values = true, value_parser = secret)]
+    pub cluster_token: Option<Secret>,
+    /// File that holds it
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FASTCACHE_CLUSTER_TOKEN_FILE",
+        conflicts_with = "cluster_token"
+    )]
+    pub cluster_token_file: Option<PathBuf>,
     /// Cores the data plane runs on, such as 0-3,6 [default: all]
     #[arg(long, value_name = "LIST", env = "FASTCACHE_CORES")]
     pub cores: Option<String>,

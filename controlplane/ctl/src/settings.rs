@@ -67,6 +67,8 @@ pub struct FileConfig {
     nvme: Option<PathBuf>,
     nvme_capacity: Option<String>,
     listen: Option<String>,
+    cluster_token: Option<String>,
+    cluster_token_file: Option<PathBuf>,
     cores: Option<String>,
     fuse_transport: Option<FuseTransport>,
     read_ahead: Option<String>,
@@ -521,8 +523,12 @@ pub struct DataSettings {
     pub force: bool,
     /// Take the index from the headers of the chunks.
     pub rebuild_index: bool,
-    /// Address for peers.
+    /// Address for other nodes.
     pub listen: Option<String>,
+    /// What the nodes of a cluster share.
+    pub cluster_token: Option<Secret>,
+    /// File that holds it.
+    pub cluster_token_file: Option<PathBuf>,
     /// Cores.
     pub cores: Option<String>,
     /// How requests come from the kernel.
@@ -564,6 +570,14 @@ impl DataSettings {
             bytes.map_err(|e| UsageError(format!("{name}: {e}")))
         };
         let nvme = flags.nvme.clone().or_else(|| file.nvme.clone());
+        let given = (&flags.cluster_token, &flags.cluster_token_file);
+        let (cluster_token, cluster_token_file) = match given {
+            (None, None) => (
+                file.cluster_token.clone().map(Secret::new),
+                file.cluster_token_file.clone(),
+            ),
+            (token, path) => (token.clone(), path.clone()),
+        };
         Ok(DataSettings {
             nvme: nvme.unwrap_or_else(|| dir.join("nvme")),
             nvme_capacity,
@@ -571,6 +585,8 @@ impl DataSettings {
             force: flags.force,
             rebuild_index: flags.rebuild_index,
             listen: flags.listen.clone().or_else(|| file.listen.clone()),
+            cluster_token,
+            cluster_token_file,
             cores: flags.cores.clone().or_else(|| file.cores.clone()),
             fuse_transport: flags.fuse_transport.or(file.fuse_transport),
             read_ahead,

@@ -24,7 +24,7 @@ use crate::client::Api;
 use crate::node_file::{Lock, NodeFile, Phase};
 use crate::output::{bytes, say};
 use crate::rebuild;
-use crate::settings::cloud::SECRET_FLAGS;
+use crate::settings::cloud::{CLUSTER_TOKEN, SECRET_FLAGS};
 use crate::settings::{AgentSettings, DataSettings, Defaults, FileConfig, UsageError, environment};
 use anyhow::{Context, bail, ensure};
 use mount_point::MountPoint;
@@ -82,6 +82,9 @@ pub async fn run(flags: UpFlags) -> anyhow::Result<()> {
     agent.socket = absolute(&agent.socket, "--socket")?;
     agent.state_dir = absolute(&agent.state_dir, "--state-dir")?;
     data.nvme = absolute(&data.nvme, "--nvme")?;
+    if let Some(path) = &mut data.cluster_token_file {
+        *path = absolute(path, "--cluster-token-file")?;
+    }
     if let Some(cloud) = &agent.cloud_dir {
         agent.cloud_dir = Some(absolute(cloud, "--cloud-dir")?);
     }
@@ -236,7 +239,7 @@ fn without_secrets(
     let (mut kept, mut secrets) = (Vec::new(), Vec::new());
     let mut args = args;
     'args: while let Some(arg) = args.next() {
-        for (flag, variable) in SECRET_FLAGS {
+        for (flag, variable) in SECRET_FLAGS.into_iter().chain([CLUSTER_TOKEN]) {
             if arg == flag {
                 secrets.extend(args.next().map(|value| (variable, value)));
                 continue 'args;
@@ -437,11 +440,18 @@ mod tests {
             "--port=1",
             "--azure-key=b",
             "--api-keys",
+            "--cluster-token=c",
+            "--cluster-token-file=f",
             "--api-key",
         ];
         let (kept, secrets) = without_secrets(args.iter().map(OsString::from));
-        assert_eq!(kept, ["up", "--port=1", "--api-keys"]);
-        let want = [("FASTCACHE_API_KEY", "a"), ("FASTCACHE_AZURE_KEY", "b")];
+        let left = ["up", "--port=1", "--api-keys", "--cluster-token-file=f"];
+        assert_eq!(kept, left);
+        let want = [
+            ("FASTCACHE_API_KEY", "a"),
+            ("FASTCACHE_AZURE_KEY", "b"),
+            ("FASTCACHE_CLUSTER_TOKEN", "c"),
+        ];
         assert_eq!(
             secrets,
             want.map(|(name, value)| (name, OsString::from(value)))

@@ -37,10 +37,15 @@ pub(crate) struct Local {
 /// Slots that fetches may hold at once; the rest of the arena is for uploads and REST, so that neither starves.
 const FETCH_SLOTS: usize = 24;
 
+/// The same for chunks that other nodes want this one to fetch: those wait for nobody but the cloud, and must not stand behind
+/// flights that wait for those nodes.
+const BROUGHT_SLOTS: usize = 8;
+
 /// Fetches under way.
 pub(crate) struct Flights {
     map: Mutex<HashMap<ChunkKey, Arc<Flight>>>,
     slots: async_lock::Semaphore,
+    brought: async_lock::Semaphore,
 }
 
 impl Default for Flights {
@@ -48,6 +53,7 @@ impl Default for Flights {
         Flights {
             map: Mutex::default(),
             slots: async_lock::Semaphore::new(FETCH_SLOTS),
+            brought: async_lock::Semaphore::new(BROUGHT_SLOTS),
         }
     }
 }
@@ -65,6 +71,8 @@ struct Flight {
     changed: Event,
     /// Nobody waited for it when it began.
     is_ahead: bool,
+    /// Another node asked for it.
+    is_brought: bool,
 }
 
 impl Flight {
@@ -153,7 +161,7 @@ impl FileSystem {
             index: id.index,
             version,
         };
-        let mut seat = self.join_flight(key);
+        let mut seat = self.join_flight(key, false);
         let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
@@ -207,15 +215,16 @@ impl FileSystem {
             index: id.index,
             version,
         };
-        while !self.fly_out(key).await? {}
+        while !self.fly_out(key, false).await? {}
         if self.inner.store.get(id).is_some_and(|b| b.key() == key) {
             return Ok(());
         }
         self.make_room(1024 + 3).await
     }
 
-    /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none.
-    pub(crate) async fn promote_now(&self, key: ChunkKey) -> Result<()> {
+    /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none. `is_brought`: for
+    /// another node.
+    pub(crate) async fn promote_now(&self, key: ChunkKey, is_brought: bool) -> Result<()> {
         let is_here = || {
             let here = self.inner.store.get(key.id());
             here.is_some_and(|body| body.key() == key)
@@ -225,7 +234,10 @@ impl FileSystem {
                 return Ok(());
             }
             // Others took the room, or it was freed and needs a flush first.
-            if self.fly_out(key).await? && !is_here() && !self.make_room_now(1024 + 3).await {
+            if self.fly_out(key, is_brought).await?
+                && !is_here()
+                && !self.make_room_now(1024 + 3).await
+            {
                 return Err(Errno::ENOSPC);
             }
         }
@@ -236,8 +248,8 @@ impl FileSystem {
     }
 
     /// Waits for the end of a chunk's flight. False when it has to be made again.
-    async fn fly_out(&self, key: ChunkKey) -> Result<bool> {
-        let mut seat = self.join_flight(key);
+    async fn fly_out(&self, key: ChunkKey, is_brought: bool) -> Result<bool> {
+        let mut seat = self.join_flight(key, is_brought);
         let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
@@ -261,7 +273,7 @@ impl FileSystem {
     }
 
     /// The flight of a chunk, started when there is none; the caller is counted as a reader.
-    fn join_flight(&self, key: ChunkKey) -> Seat {
+    fn join_flight(&self, key: ChunkKey, is_brought: bool) -> Seat {
         let mut map = lock(&self.inner.flights.map);
         if let Some(flight) = map.get(&key) {
             let mut state = lock(&flight.state);
@@ -273,7 +285,10 @@ impl FileSystem {
                 return Seat::of(flight);
             }
         }
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(Flight {
+            is_brought,
+            ..Flight::default()
+        });
         lock(&flight.state).readers = 1;
         map.insert(key, Arc::clone(&flight));
         drop(map);
@@ -350,9 +365,13 @@ impl FileSystem {
             self.end_flight(key, flight);
             return;
         }
-        let slot = self.inner.flights.slots.acquire().await;
+        let slots = match flight.is_brought {
+            true => &self.inner.flights.brought,
+            false => &self.inner.flights.slots,
+        };
+        let slot = slots.acquire().await;
         let since = fastcache_reactor::now();
-        let fetched = self.fetch(key).await;
+        let fetched = self.fetch(key, flight.is_ahead).await;
         match fetched {
             Ok((buf, len)) => {
                 count(&self.inner.counters.fetched_chunks, 1);
@@ -420,8 +439,8 @@ impl FileSystem {
         flight.changed.notify(usize::MAX);
     }
 
-    /// Asks the agent for a chunk; verified bytes in a slot.
-    async fn fetch(&self, key: ChunkKey) -> Result<(IoBuf, usize)> {
+    /// Asks the agent for a chunk; verified bytes in a slot. To be run to its end: the slot is lent meanwhile.
+    pub(crate) async fn fetch_from_agent(&self, key: ChunkKey) -> Result<(IoBuf, usize)> {
         for _ in 0..FETCH_TRIES {
             self.inner.link.connected().await;
             let arena = lock_read(&self.inner.arena).clone();
@@ -468,6 +487,9 @@ impl FileSystem {
 
     /// Puts a fetched chunk into the store; without room it is not kept.
     async fn keep(&self, key: ChunkKey, mut buf: IoBuf, len: usize) {
+        if !self.may_cache(key) {
+            return;
+        }
         let whole = len.next_multiple_of(BLOCK);
         let blocks = u32::try_from(whole / BLOCK).unwrap_or(u32::MAX);
         // What nobody has read yet takes free space only: nothing is evicted for a guess.

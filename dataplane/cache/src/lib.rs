@@ -24,10 +24,12 @@ mod names;
 mod open_chunk;
 mod orphans;
 mod read;
+mod replicas;
 mod seal;
 mod serve;
 mod sick;
 mod space;
+mod tiers;
 mod versions;
 mod write;
 
@@ -35,6 +37,7 @@ pub use ahead::READ_AHEAD_BYTES;
 pub use lease::Grant;
 pub use link::{Link, Outgoing};
 pub use memory::{CHUNK_BYTES, MemoryLimits, MemoryUse};
+pub use tiers::{PeerMiss, PeerSource, PeerTier};
 
 use fastcache_api::{Attr, DirEntry, Errno, Ino, SetAttr};
 use fastcache_chunkstore::Store;
@@ -156,6 +159,10 @@ pub(crate) struct Counters {
     pub ahead_used: AtomicU64,
     pub ahead_wasted: AtomicU64,
     pub ahead_failed: AtomicU64,
+    pub peer_chunks: AtomicU64,
+    pub peer_bytes: AtomicU64,
+    pub peer_absent: AtomicU64,
+    pub peer_hedges: AtomicU64,
 }
 
 /// Reads that the store answered, counted by each core.
@@ -204,6 +211,9 @@ pub(crate) struct Inner {
     pub is_stopping: AtomicBool,
     pub started: fastcache_reactor::Instant,
     pub extra_stats: OnceLock<FillStats>,
+    /// Other nodes; never set where there is to be none.
+    pub peers: OnceLock<Box<dyn PeerTier>>,
+    pub holds: replicas::Holds,
 }
 
 impl FileSystem {
@@ -235,6 +245,8 @@ impl FileSystem {
                 is_stopping: AtomicBool::new(false),
                 started: fastcache_reactor::now(),
                 extra_stats: OnceLock::new(),
+                peers: OnceLock::new(),
+                holds: replicas::Holds::default(),
             }),
         }
     }
@@ -252,6 +264,11 @@ impl FileSystem {
     /// Sets what completes the statistics (transport, requests). Once, before serving.
     pub fn set_extra_stats(&self, fill: FillStats) {
         let _ = self.inner.extra_stats.set(fill);
+    }
+
+    /// Sets the way to other nodes. Once, before serving.
+    pub fn set_peers(&self, peers: Box<dyn PeerTier>) {
+        let _ = self.inner.peers.set(peers);
     }
 
     /// Sets the chunk size of new files, bytes (what the agent said at the handshake).

@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Times a chunk that changes under a reader is looked up again.
 pub(crate) const LOOK_TRIES: usize = 64;
 
+/// Times a file that another node changes under a reader is looked at again.
+const REVOKED_TRIES: usize = 3;
+
 /// Where a chunk's bytes are, as the inode says now.
 enum Source {
     Hole,
@@ -27,6 +30,29 @@ impl FileSystem {
         &self,
         ino: Ino,
         _fh: u64,
+        offset: u64,
+        len: usize,
+        mut buf: IoBuf,
+    ) -> (Result<usize>, IoBuf) {
+        for _ in 0..REVOKED_TRIES {
+            let (result, back) = self.read_once(ino, offset, len, buf).await;
+            if result.is_ok() || !self.was_revoked(ino) {
+                return (result, back);
+            }
+            buf = back;
+        }
+        self.read_once(ino, offset, len, buf).await
+    }
+
+    /// Whether another node changed a file since it was looked at: what its layout named may be nowhere any more.
+    fn was_revoked(&self, ino: Ino) -> bool {
+        let inode = self.inner.inodes.get(ino).filter(|_| self.is_shared());
+        inode.is_some_and(|inode| !self.is_trusted(&lock(&inode.state)))
+    }
+
+    async fn read_once(
+        &self,
+        ino: Ino,
         offset: u64,
         len: usize,
         buf: IoBuf,

@@ -146,6 +146,8 @@ impl FileSystem {
             };
             (commit, before, now)
         };
+        // All of the commit: some were sealed ahead of it, and could still be dropped until now.
+        let sealed_keys = keys_of(&commit);
         let Ok(bytes) = postcard::to_stdvec(&commit) else {
             resume(&chunks);
             restore(inode, before);
@@ -200,6 +202,8 @@ impl FileSystem {
         }
         count(&self.inner.counters.uncommitted_files, 1);
         close(&chunks);
+        self.need_no_replicas(&sealed.replaced);
+        self.replicate(sealed_keys);
         self.tell_stored(&sealed.bodies, &sealed.replaced);
         Ok(())
     }
@@ -296,6 +300,7 @@ impl FileSystem {
         if let Err(error) = self.inner.store.remove(keys).await {
             tracing::error!(target: "nvme", %error, "chunks could not be dropped; a later start does it");
         }
+        self.need_no_replicas(keys);
         self.inner.link.event(ino, DataEvent::Gone(keys.to_vec()));
         self.inner.space.freed.notify(usize::MAX);
     }
@@ -307,6 +312,24 @@ impl FileSystem {
             .as_ref()
             .is_some_and(|a| a.kind == Kind::File)
     }
+}
+
+/// The versions that a commit names.
+fn keys_of(commit: &Commit) -> Vec<ChunkKey> {
+    let of = |run: &Run| {
+        let (ino, version) = (commit.ino, run.version);
+        let indexes = run.first..run.first.saturating_add(run.count);
+        indexes.map(move |index| ChunkKey {
+            ino,
+            index,
+            version,
+        })
+    };
+    let written = commit
+        .runs
+        .iter()
+        .filter(|run| run.version != Version::NONE);
+    written.flat_map(of).collect()
 }
 
 pub(crate) fn local_chunk(body: &ChunkBody) -> LocalChunk {

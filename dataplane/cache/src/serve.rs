@@ -28,6 +28,7 @@ impl FileSystem {
                     .mark_clean(&keys)
                     .await
                     .map_err(|e| device_error(&e))?;
+                self.need_no_replicas(&keys);
                 self.give_up_spilled(&keys);
                 self.inner.space.freed.notify(usize::MAX);
                 Ok(DataAnswer::Done)
@@ -45,7 +46,7 @@ impl FileSystem {
             }
             DataCall::Evict { ino, pinned } => Ok(self.evict(ino, pinned).await),
             DataCall::Promote { key } => {
-                self.promote_now(key).await?;
+                self.promote_now(key, false).await?;
                 Ok(DataAnswer::Done)
             }
             DataCall::Invalidate {
@@ -100,6 +101,16 @@ impl FileSystem {
             }
             DataCall::Abandon { ino } => {
                 self.orphaned(ino);
+                Ok(DataAnswer::Done)
+            }
+            DataCall::Peers {
+                me,
+                file_system,
+                peers,
+            } => {
+                if let Some(tier) = self.inner.peers.get() {
+                    tier.set(me, file_system, &peers);
+                }
                 Ok(DataAnswer::Done)
             }
             DataCall::Stats => Ok(DataAnswer::Stats(Box::new(self.stats()))),
@@ -370,6 +381,7 @@ impl FileSystem {
             arena_slots: u64::try_from(arena.slots()).unwrap_or(0),
             arena_free: u64::try_from(arena.free()).unwrap_or(0),
             fetching_chunks: u64::try_from(self.inner.flights.count()).unwrap_or(0),
+            peers: self.peer_stats(),
             fuse_requests: Vec::new(),
             fuse_latency: Vec::new(),
             transport: String::new(),

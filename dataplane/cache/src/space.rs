@@ -79,6 +79,7 @@ impl FileSystem {
             if tick.is_multiple_of(AGE_TICKS) {
                 let fs = self.clone();
                 fastcache_reactor::spawn(async move {
+                    fs.expire_holds();
                     fs.seal_aged().await;
                     fs.reap_orphans().await;
                 })
@@ -130,6 +131,9 @@ impl FileSystem {
             let Some(id) = lock(&self.inner.space.victims).pop_front() else {
                 break;
             };
+            if self.is_held(id) {
+                continue;
+            }
             if let Some((key, n)) = self.inner.store.evict(id) {
                 self.lost_ahead(id);
                 freed += n;
@@ -147,6 +151,9 @@ impl FileSystem {
 
     /// Evicts one chunk by name, if it is clean.
     pub(crate) fn evict_one(&self, id: ChunkId) -> Option<u64> {
+        if self.is_held(id) {
+            return None;
+        }
         let (key, bytes) = self.inner.store.evict(id)?;
         self.lost_ahead(id);
         count(&self.inner.counters.evicted_chunks, 1);

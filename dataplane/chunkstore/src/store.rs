@@ -183,6 +183,21 @@ impl Store {
         self.inner.index.get(id)
     }
 
+    /// This version of a chunk, sealed, also when a later one that waits for its file's SEAL record stands in front of it.
+    /// No I/O.
+    #[must_use]
+    pub fn find(&self, key: ChunkKey) -> Option<Arc<ChunkBody>> {
+        let id = key.id();
+        let stripe = self.inner.index.of(key.ino);
+        let prior = stripe.pending.get(&id).and_then(Option::as_ref);
+        let current = stripe.current.get(&id);
+        current
+            .into_iter()
+            .chain(prior)
+            .find(|body| body.key() == key)
+            .cloned()
+    }
+
     /// One contiguous extent of exactly `blocks`, or `None`: then evict and [`Store::reclaim`].
     #[must_use]
     pub fn allocate(&self, blocks: u32) -> Option<Extent> {

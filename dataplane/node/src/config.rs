@@ -5,7 +5,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use fastcache_api::settings::{AGENT_KEYS, unknown_key};
 use fastcache_fuse::Wish;
+use fastcache_peer::Token;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The data plane of a fastcache node: serves the FUSE mount from local NVMe, and moves bytes for the agent.
@@ -37,9 +39,27 @@ struct Flags {
     /// Control socket, on which the agent connects [default: /run/fastcache/data.sock].
     #[arg(long, env = "FASTCACHE_SOCKET", value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// Address for peers [default: 0.0.0.0:8082]. Peer transfers come in a later version: nothing listens yet.
+    /// Address for other nodes, which read chunks from here [default: 0.0.0.0:8082 with a cluster token; without one nothing
+    /// listens].
     #[arg(long, env = "FASTCACHE_LISTEN", value_name = "ADDR:PORT")]
     listen: Option<String>,
+    /// Secret that the nodes of a cluster share, at least 16 characters; better in the environment or a file, where the
+    /// process list does not show it.
+    #[arg(
+        long,
+        env = "FASTCACHE_CLUSTER_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true
+    )]
+    cluster_token: Option<String>,
+    /// File that holds the cluster token.
+    #[arg(
+        long,
+        env = "FASTCACHE_CLUSTER_TOKEN_FILE",
+        value_name = "FILE",
+        conflicts_with = "cluster_token"
+    )]
+    cluster_token_file: Option<PathBuf>,
     /// Processors to use, as in 0-3,8; one thread and one ring each [default: all].
     #[arg(long, env = "FASTCACHE_CORES", value_name = "LIST")]
     cores: Option<String>,
@@ -70,11 +90,22 @@ struct File {
     mount: Option<PathBuf>,
     socket: Option<PathBuf>,
     listen: Option<String>,
+    cluster_token: Option<String>,
+    cluster_token_file: Option<PathBuf>,
     cores: Option<String>,
     fuse_transport: Option<String>,
     read_ahead: Option<String>,
     memory: Option<String>,
     checksum_memory: Option<String>,
+}
+
+/// How this node and others reach each other.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// What they share.
+    pub token: Token,
 }
 
 /// What the data plane runs with.
@@ -104,6 +135,8 @@ pub struct Config {
     pub memory_bytes: Option<u64>,
     /// Bound of the checksums in it, bytes.
     pub checksum_memory_bytes: Option<u64>,
+    /// Other nodes; `None`: there is nothing to do with them.
+    pub peers: Option<Peers>,
 }
 
 impl Config {
@@ -126,13 +159,12 @@ impl Config {
         let capacity = flags.nvme_capacity.or(file.nvme_capacity);
         let capacity_bytes =
             parse_size(capacity.as_deref().unwrap_or("10GiB")).context("--nvme-capacity")?;
-        let listen = flags
-            .listen
-            .or(file.listen)
-            .unwrap_or_else(|| "0.0.0.0:8082".to_owned());
-        listen
-            .parse::<std::net::SocketAddr>()
-            .with_context(|| format!("--listen {listen:?} is not ADDRESS:PORT"))?;
+        // Of one place: a flag or a variable is not mixed with the file.
+        let (token, token_file) = match (flags.cluster_token, flags.cluster_token_file) {
+            (None, None) => (file.cluster_token, file.cluster_token_file),
+            given => given,
+        };
+        let peers = peers_of(flags.listen.or(file.listen), token, token_file)?;
         let cpus = match flags.cores.or(file.cores) {
             Some(list) => parse_cores(&list).context("--cores")?,
             None => allowed_cpus()?,
@@ -167,6 +199,7 @@ impl Config {
             read_ahead_bytes,
             memory_bytes,
             checksum_memory_bytes,
+            peers,
         })
     }
 }
@@ -178,6 +211,8 @@ const KEYS: &[&str] = &[
     "mount",
     "socket",
     "listen",
+    "cluster-token",
+    "cluster-token-file",
     "cores",
     "fuse-transport",
     "read-ahead",
@@ -208,6 +243,38 @@ fn parse_file(text: &str) -> Result<File, String> {
     }
     table.retain(|key, _| KEYS.contains(&key));
     table.try_into().map_err(message)
+}
+
+/// Whether, where and how other nodes are served. Messages never quote the token.
+fn peers_of(
+    listen: Option<String>,
+    token: Option<String>,
+    token_file: Option<PathBuf>,
+) -> Result<Option<Peers>> {
+    let address = listen.as_deref().unwrap_or("0.0.0.0:8082");
+    let address: SocketAddr = address
+        .parse()
+        .with_context(|| format!("--listen {address:?} is not ADDRESS:PORT"))?;
+    let (token, from) = match (token, token_file) {
+        (Some(_), Some(_)) => {
+            bail!("cluster-token and cluster-token-file: one of them")
+        }
+        (Some(token), None) => (token.into_bytes(), "--cluster-token".to_owned()),
+        (None, Some(path)) => {
+            let from = format!("--cluster-token-file {}", path.display());
+            let token = std::fs::read(&path).with_context(|| format!("{from} cannot be read"))?;
+            (token, from)
+        }
+        (None, None) if listen.is_some() => bail!(
+            "--listen is for other nodes, which have to show the cluster token: give --cluster-token-file FILE (the same on every node), or leave --listen out"
+        ),
+        (None, None) => return Ok(None),
+    };
+    let token = Token::new(&token).map_err(|why| anyhow::anyhow!("{from}: {why}"))?;
+    Ok(Some(Peers {
+        listen: address,
+        token,
+    }))
 }
 
 /// A size as people write it: `10GiB`, `512 MiB`, `4096`. Binary units only, so that nobody guesses.
@@ -292,6 +359,35 @@ mod tests {
         assert!(parse(&["--rebuild-index"]).unwrap().rebuild_index);
         let both = parse(&["--rebuild-index", "--format"]).unwrap_err();
         assert!(both.to_string().contains("cannot be used with"));
+    }
+
+    #[test]
+    fn other_nodes_are_served_with_a_token_or_not_at_all() {
+        let text = |t: &str| Some(t.to_owned());
+        assert!(peers_of(None, None, None).unwrap().is_none());
+        let token = "0123456789abcdef";
+        let peers = peers_of(None, text(token), None).unwrap().unwrap();
+        assert_eq!(peers.listen.to_string(), "0.0.0.0:8082");
+        assert!(!format!("{peers:?}").contains(token));
+        let peers = peers_of(text("[::1]:0"), text(token), None).unwrap();
+        assert_eq!(peers.unwrap().listen.to_string(), "[::1]:0");
+        let refused =
+            |listen, token, file| format!("{:#}", peers_of(listen, token, file).unwrap_err());
+        assert!(refused(text("here"), text(token), None).contains("ADDRESS:PORT"));
+        assert!(refused(text("0.0.0.0:1"), None, None).contains("--cluster-token-file"));
+        let short = refused(None, text("hunter2"), None);
+        assert!(
+            short.contains("16") && !short.contains("hunter2"),
+            "{short}"
+        );
+        assert!(refused(None, None, Some("/nowhere/at/all".into())).contains("cannot be read"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        std::fs::write(&path, format!("{token}\n")).unwrap();
+        assert!(peers_of(None, None, Some(path.clone())).unwrap().is_some());
+        std::fs::write(&path, "\n").unwrap();
+        assert!(refused(None, None, Some(path)).contains("has 0 bytes"));
+        assert!(refused(None, text(token), Some("/t".into())).contains("one of them"));
     }
 
     #[test]

@@ -64,12 +64,20 @@ pub fn bind(path: &Path) -> Result<UnixListener> {
     Ok(listener)
 }
 
+/// What every agent is told about this node.
+pub struct Greeting {
+    /// Capacity of the store for chunks, bytes.
+    pub capacity_bytes: u64,
+    /// Where it listens for other nodes.
+    pub peer_listen: Option<String>,
+}
+
 /// Accepts connections for ever, on the core that calls. `remotes[i]` is the core of lane `i`.
 pub async fn listen(
     fs: FileSystem,
     listener: UnixListener,
     remotes: Vec<Remote>,
-    capacity_bytes: u64,
+    greeting: Greeting,
 ) {
     let data: u64 = rand::random();
     let listener = Fd::from(OwnedFd::from(listener));
@@ -102,7 +110,8 @@ pub async fn listen(
             data,
             lanes: u32::try_from(remotes.len()).unwrap_or(1),
             slots: u32::try_from(arena.slots()).unwrap_or(0),
-            capacity_bytes,
+            capacity_bytes: greeting.capacity_bytes,
+            peer_listen: greeting.peer_listen.clone(),
         };
         let shaken =
             fastcache_reactor::timeout(HELLO_SECONDS, shake(&stream, &hello, &arena)).await;
@@ -350,6 +359,7 @@ mod tests {
                 lanes: 1,
                 slots: 1,
                 capacity_bytes: 1,
+                peer_listen: None,
             };
             shake(&stream, &server, &arena).await.unwrap()
         })

@@ -5,6 +5,8 @@
 mod config;
 mod control;
 mod memory;
+mod peers;
+mod replicate;
 mod watchdog;
 
 use anyhow::{Context, Result};
@@ -82,6 +84,7 @@ fn run(config: Config) -> Result<()> {
         checksums_bytes: config.checksum_memory_bytes,
         cores: config.cpus.len(),
         is_uring: transport.is_uring(),
+        has_peers: config.peers.is_some(),
         capacity_bytes: 0,
         machine_bytes: memory::of_machine()?,
     };
@@ -154,6 +157,10 @@ async fn bring_up(
     tracing::info!(target: "control", memory_bytes = budget.total, fixed_bytes = budget.total - budget.limits.tables_bytes, chunks_most = budget.limits.chunks, inodes_bytes = budget.limits.inodes_bytes, "memory");
     let watched = watchdog::start(&remotes)?;
     let listener = control::bind(&config.socket)?;
+    let for_peers = match &config.peers {
+        Some(at) => Some((peers::bind(at.listen)?, at.token.clone())),
+        None => None,
+    };
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
@@ -161,11 +168,23 @@ async fn bring_up(
     let keeper = memory::Keeper::new(budget, &fs);
     fastcache_reactor::spawn(Arc::clone(&keeper).tend(fs.clone())).detach();
     fs.set_cores(remotes.clone());
+    let mut peer_listen = None;
+    if let Some((listener, token)) = for_peers {
+        // The port, where any was asked for.
+        let address = listener.local_addr()?;
+        tracing::info!(target: "peer", %address, "listening for other nodes");
+        peer_listen = Some(address.to_string());
+        peers::start(&fs, listener, token, remotes.clone());
+    }
+    let greeting = control::Greeting {
+        capacity_bytes: usage.capacity_bytes,
+        peer_listen,
+    };
     fastcache_reactor::spawn(control::listen(
         fs.clone(),
         listener,
         remotes.clone(),
-        usage.capacity_bytes,
+        greeting,
     ))
     .detach();
     {

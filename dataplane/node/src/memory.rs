@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
-/// The program, its libraries and stacks, rings, the journal's queue, names known not to exist, and what malloc keeps.
-const PROCESS_BYTES: u64 = 40 * MIB;
+/// The program, its libraries and stacks, rings, the journal's queue, names of other nodes' folders and names known not to
+/// exist, and what malloc keeps.
+const PROCESS_BYTES: u64 = 64 * MIB;
 /// Least that the tables are given, bytes.
 const INDEX_LEAST: u64 = 4 * MIB;
 const INODES_LEAST: u64 = 8 * MIB;
@@ -41,6 +42,8 @@ pub struct Needs {
     pub cores: usize,
     /// Requests come over io_uring.
     pub is_uring: bool,
+    /// Chunks are given to other nodes, and taken from them.
+    pub has_peers: bool,
     /// Of the store; 0: not known yet.
     pub capacity_bytes: u64,
     /// Of the machine, or of the container.
@@ -60,6 +63,8 @@ pub struct Budget {
     pub entries: u64,
     /// The memory that both planes share.
     pub shared: u64,
+    /// What other nodes are given, and give to be kept here.
+    pub peers: u64,
     /// Everything else that is bounded by itself.
     pub process: u64,
     /// The tables.
@@ -77,10 +82,12 @@ pub fn divide(needs: &Needs) -> Result<Budget> {
     let buffers = cores * crate::pool_bytes();
     let requests = cores * fastcache_fuse::REQUESTS_BYTES;
     let shared = crate::control::ARENA_SLOTS as u64 * SLOT_BYTES as u64;
+    let peers_of_core = fastcache_peer::CORE_BYTES + crate::replicate::CORE_BYTES;
+    let peers = u64::from(needs.has_peers) * cores * peers_of_core;
     let entries_least = u64::from(needs.is_uring) * cores * ENTRIES_LEAST;
     let index_most = needs.capacity_bytes / CHUNK_LEAST * CHUNK_BYTES;
     let index_least = (needs.capacity_bytes / CHUNK_SIZE * CHUNK_BYTES).max(INDEX_LEAST);
-    let fixed = buffers + requests + shared + PROCESS_BYTES;
+    let fixed = buffers + requests + shared + peers + PROCESS_BYTES;
     let tables = index_least + INODES_LEAST + WRITES_LEAST + CHECKSUMS_LEAST;
     let least = fixed + entries_least + tables;
 
@@ -95,7 +102,7 @@ pub fn divide(needs: &Needs) -> Result<Budget> {
         .unwrap_or(default - entries_least + entries_default);
     let Some(spare) = total.checked_sub(least) else {
         bail!(
-            "--memory {} is too little: {} is the least for {}{} ({} for buffers, {} for requests that wait, {} shared with the agent, {} for the process, {} for tables); give it more, or fewer processors with --cores",
+            "--memory {} is too little: {} is the least for {}{} ({} for buffers, {} for requests that wait, {} shared with the agent, {} for other nodes, {} for the process, {} for tables); give it more, or fewer processors with --cores",
             mib(total),
             mib(least),
             count(needs.cores, "processor"),
@@ -106,6 +113,7 @@ pub fn divide(needs: &Needs) -> Result<Budget> {
             mib(buffers),
             mib(requests + entries_least),
             mib(shared),
+            mib(peers),
             mib(PROCESS_BYTES),
             mib(tables),
         );
@@ -132,6 +140,7 @@ pub fn divide(needs: &Needs) -> Result<Budget> {
         requests,
         entries,
         shared,
+        peers,
         process: PROCESS_BYTES,
         limits,
         index,
@@ -231,6 +240,7 @@ impl Keeper {
             part("buffers", budget.buffers, Some(budget.buffers)),
             part("requests", budget.requests + budget.entries, None),
             part("shared", budget.shared, None),
+            part("peers", budget.peers, None),
             part("process", budget.process, None),
             part("index", budget.index, Some(now.index_bytes)),
         ];

@@ -93,7 +93,7 @@ impl Fd {
         .await
     }
 
-    async fn transfer(
+    pub(crate) async fn transfer(
         &self,
         buf: IoBuf,
         make: impl FnOnce(types::Fd, *mut u8, u32) -> squeue::Entry,

@@ -38,6 +38,7 @@ mod executor;
 pub mod faults;
 mod fd;
 mod memory;
+mod net;
 mod op;
 #[cfg(feature = "race")]
 pub mod race;

@@ -1,8 +1,6 @@
 //! What comes from a device, from the kernel or from the other plane, and is read before anything vouches for it: a
 //! function for each, which takes any bytes and asserts what has to hold for them. cargo-fuzz calls them (`make test-fuzz`),
 //! and so does `tests/short.rs`, which needs no nightly (`make test-unit`).
-//!
-//! There is no frame between nodes yet, and so no target for one.
 
 use fastcache_api::control::{ClientHello, ServerHello, ToAgent, ToData};
 use fastcache_fuse::opcode::Opcode;
@@ -11,17 +9,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use fastcache_chunkstore::fuzz::{chunk_header, journal, superblock};
+pub use fastcache_peer::fuzz::peer_frame;
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("superblock", superblock),
     ("journal", journal),
     ("chunk_header", chunk_header),
     ("fuse_request", fuse_request),
     ("control_message", control_message),
+    ("peer_frame", peer_frame),
 ];
 
 /// Bytes of a request's header.
@@ -101,6 +101,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "fuse_request" => fuse_seeds(),
         "control_message" => control_seeds(),
+        "peer_frame" => fastcache_peer::fuzz::seeds(),
         _ => {
             let all = fastcache_chunkstore::fuzz::seeds();
             all.into_iter()
@@ -131,7 +132,7 @@ fn fuse_seeds() -> Vec<Vec<u8>> {
 
 fn control_seeds() -> Vec<Vec<u8>> {
     use fastcache_api::control::{
-        DataAnswer, DataCall, DataEvent, DataStats, LocalChunk, NodeAnswer, NodeCall,
+        DataAnswer, DataCall, DataEvent, DataStats, LocalChunk, NodeAnswer, NodeCall, PeerNode,
     };
     use fastcache_api::{ChunkKey, Errno, Ino, Version};
     fn of(kind: u8, message: &impl Serialize) -> Vec<u8> {
@@ -156,6 +157,20 @@ fn control_seeds() -> Vec<Vec<u8>> {
                 DataCall::ReadChunk {
                     key,
                     is_patient: true,
+                },
+            ),
+        ),
+        of(
+            0,
+            &ToData::Call(
+                7,
+                DataCall::Peers {
+                    me: "node-1".to_owned(),
+                    file_system: 7,
+                    peers: vec![PeerNode {
+                        id: "node-2".to_owned(),
+                        address: "10.0.0.2:8082".to_owned(),
+                    }],
                 },
             ),
         ),
@@ -215,7 +230,8 @@ fn control_seeds() -> Vec<Vec<u8>> {
         of(
             2,
             &ServerHello {
-                version: 4,
+                peer_listen: Some("0.0.0.0:8082".to_owned()),
+                version: 6,
                 data: 1,
                 lanes: 2,
                 slots: 40,
@@ -225,7 +241,7 @@ fn control_seeds() -> Vec<Vec<u8>> {
         of(
             3,
             &ClientHello {
-                version: 4,
+                version: 6,
                 agent: 1,
                 lane: 0,
                 chunk_size: 4 << 20,

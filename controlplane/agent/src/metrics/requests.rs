@@ -57,32 +57,36 @@ pub(super) fn export(data: &DataStats) {
     }
 }
 
-/// The data plane's histograms, which come with their buckets.
-#[allow(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+/// How long requests of the kernel took.
 pub(super) fn fuse_durations(text: &mut String, latencies: &[Latency]) {
-    let help = METRICS
-        .iter()
-        .find(|m| m.name == FUSE_DURATION)
-        .map_or("", |m| m.help);
-    let mut lines = format!("# HELP {FUSE_DURATION} {help}\n# TYPE {FUSE_DURATION} histogram\n");
+    if let Some(metric) = METRICS.iter().find(|m| m.name == FUSE_DURATION) {
+        durations(text, metric, latencies);
+    }
+}
+
+/// A histogram of the data plane, which comes with its buckets.
+#[allow(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
+pub(super) fn durations(text: &mut String, metric: &Metric, latencies: &[Latency]) {
+    let (name, help, label) = (metric.name, metric.help, metric.label);
+    let mut lines = format!("# HELP {name} {help}\n# TYPE {name} histogram\n");
     for latency in latencies {
         let op = &latency.operation;
         let mut upto = 0;
         for (at, count) in latency.buckets.iter().enumerate() {
-            upto += risen(&format!("{FUSE_DURATION}/{op}/{at}"), *count).1;
+            upto += risen(&format!("{name}/{op}/{at}"), *count).1;
             let bound = LATENCY_BOUNDS_US
                 .get(at)
                 .map_or("+Inf".to_owned(), |us| (*us as f64 / 1e6).to_string());
             // Writing to a String cannot fail.
             let _ = writeln!(
                 lines,
-                "{FUSE_DURATION}_bucket{{operation=\"{op}\",le=\"{bound}\"}} {upto}"
+                "{name}_bucket{{{label}=\"{op}\",le=\"{bound}\"}} {upto}"
             );
         }
-        let sum = risen(&format!("{FUSE_DURATION}/{op}/sum"), latency.sum_us).1;
+        let sum = risen(&format!("{name}/{op}/sum"), latency.sum_us).1;
         let _ = writeln!(
             lines,
-            "{FUSE_DURATION}_sum{{operation=\"{op}\"}} {}\n{FUSE_DURATION}_count{{operation=\"{op}\"}} {upto}",
+            "{name}_sum{{{label}=\"{op}\"}} {}\n{name}_count{{{label}=\"{op}\"}} {upto}",
             sum as f64 / 1e6
         );
     }

@@ -92,7 +92,7 @@ pub(super) const METRICS: &[Metric] = &[
         "fastcache_hits_total",
         Counter,
         "tier",
-        "chunk reads answered by the tier: `nvme`, or `cloud` (one for each fetched chunk)",
+        "chunk reads answered by the tier: `nvme`, `peer` or `cloud` (one for each fetched chunk)",
     ),
     metric("fastcache_hit_bytes_total", Counter, "tier", "their bytes"),
     metric(
@@ -239,7 +239,18 @@ pub(super) fn export(data: &DataStats) {
     );
     let tiers = [
         ("nvme", data.nvme_hits, data.nvme_hit_bytes),
-        ("cloud", data.fetched_chunks, data.fetched_bytes),
+        (
+            "peer",
+            data.peers.peer_fetched_chunks,
+            data.peers.peer_fetched_bytes,
+        ),
+        (
+            "cloud",
+            data.fetched_chunks
+                .saturating_sub(data.peers.peer_fetched_chunks),
+            data.fetched_bytes
+                .saturating_sub(data.peers.peer_fetched_bytes),
+        ),
     ];
     for (tier, hits, bytes) in tiers {
         total("fastcache_hits_total", Some(("tier", tier)), hits);

@@ -98,9 +98,9 @@ impl Queue {
         }
     }
 
-    /// Uploads begin after this much quiet from now on, where that is less than they would.
-    pub(crate) fn be_quick(&mut self, quiet: Duration) {
-        if quiet >= self.pace.quiet {
+    /// Uploads begin after this much quiet from now on.
+    pub(crate) fn set_quiet(&mut self, quiet: Duration) {
+        if quiet == self.pace.quiet {
             return;
         }
         self.pace.quiet = quiet;

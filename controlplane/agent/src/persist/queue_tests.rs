@@ -71,6 +71,23 @@ fn a_chunk_rewritten_for_ever_is_uploaded_all_the_same() {
 }
 
 #[test]
+fn less_quiet_is_for_what_waits_too_and_more_is_for_all() {
+    let (mut q, t) = queue();
+    q.add(key(1, 1), 10, t);
+    q.add(key(2, 2), 10, t);
+    assert_eq!(q.next(t + S, false), Next::Take(key(1, 1)));
+    q.add(key(3, 3), 10, t + S);
+    q.set_quiet(S / 20);
+    assert_eq!(q.next(t + S, false), Next::Take(key(2, 2)));
+    assert_eq!(q.next(t + S, false), Next::At(t + S + S / 20));
+    q.set_quiet(S);
+    assert_eq!(q.next(t + S, false), Next::At(t + 2 * S));
+    q.done(key(1, 1));
+    q.done(key(2, 2));
+    assert_eq!(q.next(t + 2 * S, false), Next::Take(key(3, 3)));
+}
+
+#[test]
 fn a_file_that_is_being_written_waits_as_a_whole_but_not_for_ever() {
     let (mut q, t) = queue();
     let chunk = |index| ChunkKey { index, ..key(5, 1) };

@@ -86,6 +86,7 @@ impl DataPlane {
 
     fn hello(&self, stream: UnixStream) {
         let hello = ServerHello {
+            peer_listen: None,
             version: CONTROL_VERSION,
             data: 1,
             lanes: LANES,

@@ -112,6 +112,9 @@ pub const SECRET_FLAGS: [(&str, &str); 8] = [
     ("--s3-customer-key", "FASTCACHE_S3_CUSTOMER_KEY"),
 ];
 
+/// The flag and the variable of the data plane's secret.
+pub const CLUSTER_TOKEN: (&str, &str) = ("--cluster-token", "FASTCACHE_CLUSTER_TOKEN");
+
 /// The same settings, decided. What only the clouds' own variables say is not here: the agent reads those itself.
 #[derive(Clone, Debug)]
 pub struct CloudSettings {

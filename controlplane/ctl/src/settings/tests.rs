@@ -281,6 +281,25 @@ fn memory_is_a_size_and_the_flag_wins_over_the_file() {
     assert!(wrong.contains("--checksum-memory"), "{wrong}");
 }
 
+#[test]
+fn the_cluster_token_is_of_one_place_and_never_shown() {
+    let file = FileConfig::parse("cluster-token = \"of the file, in words\"").unwrap();
+    let resolve = |flags: DataFlags| {
+        let data = DataSettings::resolve(&flags, &file, Path::new("/d")).unwrap();
+        assert!(!format!("{data:?}").contains("words"), "{data:?}");
+        let token = data.cluster_token.map(|t| t.expose().to_owned());
+        (token, data.cluster_token_file)
+    };
+    let of_file = Some("of the file, in words".to_owned());
+    assert_eq!(resolve(DataFlags::default()), (of_file, None));
+    let path = Some(std::path::PathBuf::from("/token"));
+    let flags = DataFlags {
+        cluster_token_file: path.clone(),
+        ..DataFlags::default()
+    };
+    assert_eq!(resolve(flags), (None, path));
+}
+
 /// The data plane accepts a file that it shares with the agent: it must know these keys.
 #[test]
 fn the_shared_list_of_keys_is_complete() {
@@ -290,6 +309,8 @@ fn the_shared_list_of_keys_is_complete() {
         "nvme",
         "nvme-capacity",
         "listen",
+        "cluster-token",
+        "cluster-token-file",
         "cores",
         "fuse-transport",
         "read-ahead",

@@ -6,6 +6,7 @@ use crate::agent::Stop;
 use crate::client::Api;
 use crate::node_file::{NodeFile, Phase};
 use crate::output::{bytes, say};
+use crate::settings::cloud::CLUSTER_TOKEN;
 use anyhow::{Context, bail};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -184,6 +185,12 @@ impl Supervisor {
                 command.arg("--socket").arg(&self.plan.agent.socket);
                 if let Some(listen) = &data.listen {
                     command.arg("--listen").arg(listen);
+                }
+                if let Some(token) = &data.cluster_token {
+                    command.env(CLUSTER_TOKEN.1, token.expose());
+                }
+                if let Some(path) = &data.cluster_token_file {
+                    command.arg("--cluster-token-file").arg(path);
                 }
                 if let Some(cores) = &data.cores {
                     command.arg("--cores").arg(cores);

@@ -8,6 +8,7 @@
 //! - `misses`: one fetch for everybody, and never wrong bytes.
 //! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `names`: what cannot exist is not asked for, and what others make is found.
+//! - `peers`: who is asked for what is not here, and what is kept for others.
 //! - `space`: writers wait for room, and go on.
 
 #![allow(
@@ -24,6 +25,7 @@ mod memory;
 mod misses;
 mod names;
 mod node;
+mod peers;
 mod sick;
 mod space;
 mod truncation;

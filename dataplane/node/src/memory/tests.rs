@@ -11,6 +11,7 @@ fn needs() -> Needs {
         checksums_bytes: None,
         cores: 2,
         is_uring: false,
+        has_peers: false,
         capacity_bytes: 10 * GIB,
         machine_bytes: 4 * GIB,
     }
@@ -33,7 +34,7 @@ fn least(of: Needs) -> u64 {
 
 fn check(budget: &Budget) {
     let limits = &budget.limits;
-    let fixed = budget.buffers + budget.requests + budget.shared + budget.process;
+    let fixed = budget.buffers + budget.requests + budget.shared + budget.peers + budget.process;
     assert_eq!(
         fixed + budget.entries + limits.tables_bytes,
         budget.total,
@@ -56,6 +57,7 @@ fn the_parts_add_up() {
                 let of = Needs {
                     cores,
                     is_uring,
+                    has_peers: is_uring,
                     capacity_bytes,
                     ..needs()
                 };
@@ -100,6 +102,19 @@ fn without_a_word_it_is_a_part_of_the_machine_or_what_is_needed() {
         ..large
     };
     assert_eq!(divide(&uring).unwrap().entries, 8 * GIB);
+}
+
+#[test]
+fn other_nodes_take_their_part() {
+    let of = Needs {
+        has_peers: true,
+        ..needs()
+    };
+    let (alone, with_peers) = (divide(&needs()).unwrap(), divide(&of).unwrap());
+    assert_eq!(alone.peers, 0);
+    assert!(with_peers.peers >= 2 * 16 * MIB);
+    let more = least(of) - least(needs());
+    assert!(more.abs_diff(with_peers.peers) <= MIB);
 }
 
 #[test]

@@ -1,0 +1,187 @@
+//! Replicas: chunks of other nodes that are not in the cloud yet. They are in the store as cached chunks are, and a *hold* keeps
+//! each from eviction until its owner says that it is in the cloud, or nothing any more.
+//!
+//! Holds are in RAM. After a restart of this node its replicas can be evicted until their owners, who notice, hold them again.
+//! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
+//! word got lost. An owner that is gone may come back: its replicas are kept.
+
+use crate::{FileSystem, lock};
+use fastcache_api::{ChunkKey, Errno, Version};
+use fastcache_chunkstore::{SealChunk, SealData};
+use fastcache_reactor::sync::Mutex;
+use fastcache_reactor::{Instant, IoBuf, now};
+use fastcache_types::{ChunkId, blocks_of};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Replicas take at most this share of the store: with what may be dirty there is room left for reads.
+const REPLICA_PERCENT: u64 = 15;
+/// A hold that its owner, who is there, has not confirmed for so long is over. Owners confirm ten times as often.
+const CONFIRMED_FOR: Duration = Duration::from_secs(600);
+
+struct Hold {
+    version: Version,
+    owner: String,
+    len: u32,
+    confirmed: Instant,
+}
+
+/// Chunks that are kept for other nodes.
+#[derive(Default)]
+pub(crate) struct Holds {
+    map: Mutex<HashMap<ChunkId, Hold>>,
+}
+
+impl Holds {
+    /// Whether this version of a chunk is kept for another node.
+    pub(crate) fn keeps(&self, key: ChunkKey) -> bool {
+        lock(&self.map)
+            .get(&key.id())
+            .is_some_and(|hold| hold.version == key.version)
+    }
+
+    /// Whether another version of the chunk is kept, which a cached one must not replace.
+    fn keeps_other(&self, key: ChunkKey) -> bool {
+        lock(&self.map)
+            .get(&key.id())
+            .is_some_and(|hold| hold.version != key.version)
+    }
+
+    /// Chunks and bytes.
+    pub(crate) fn levels(&self) -> (u64, u64) {
+        let map = lock(&self.map);
+        let bytes = map.values().map(|hold| u64::from(hold.len)).sum();
+        (map.len() as u64, bytes)
+    }
+}
+
+impl FileSystem {
+    /// Whether a chunk that was fetched may be put into the store.
+    pub(crate) fn may_cache(&self, key: ChunkKey) -> bool {
+        !self.inner.holds.keeps_other(key)
+    }
+
+    /// Whether the chunk that is in the store under this id is kept for another node.
+    pub(crate) fn is_held(&self, id: ChunkId) -> bool {
+        let here = self.inner.store.get(id);
+        here.is_some_and(|body| self.inner.holds.keeps(body.key()))
+    }
+
+    fn note_hold(&self, owner: &str, key: ChunkKey, len: u32) {
+        let hold = Hold {
+            version: key.version,
+            owner: owner.to_owned(),
+            len,
+            confirmed: now(),
+        };
+        lock(&self.inner.holds.map).insert(key.id(), hold);
+    }
+
+    /// Keeps a replica that may be here; its length, when it is. What is held already is on stable storage; what is only cached
+    /// may not be, and has to be given again.
+    pub fn hold_for_peer(&self, owner: &str, key: ChunkKey) -> Option<usize> {
+        if !self.inner.holds.keeps(key) {
+            return None;
+        }
+        let len = self.inner.store.find(key)?.len();
+        self.note_hold(owner, key, len);
+        Some(len as usize)
+    }
+
+    /// A replica need not be kept any more.
+    pub fn release_for_peer(&self, owner: &str, key: ChunkKey) {
+        let mut map = lock(&self.inner.holds.map);
+        let is_same = |hold: &Hold| hold.version == key.version && hold.owner == owner;
+        if map.get(&key.id()).is_some_and(is_same) {
+            map.remove(&key.id());
+        }
+    }
+
+    /// Takes in a replica: whole blocks, padded with zeros. On stable storage when this returns. EAGAIN when there is no room for
+    /// it, or something in its place that must stay: a later version, or this node's own.
+    pub async fn put_for_peer(
+        &self,
+        owner: &str,
+        key: ChunkKey,
+        len: usize,
+        buf: IoBuf,
+    ) -> crate::Result<()> {
+        let len = u32::try_from(len).map_err(|_| Errno::EINVAL)?;
+        let before = {
+            let map = lock(&self.inner.holds.map);
+            map.get(&key.id()).map(|hold| hold.version)
+        };
+        if before.is_some_and(|version| version > key.version) {
+            return Err(Errno::EAGAIN);
+        }
+        if self.inner.store.find(key).is_none() {
+            let most = self.inner.store.usage().capacity_bytes / 100 * REPLICA_PERCENT;
+            let (_, held) = self.inner.holds.levels();
+            if held + u64::from(len) > most || !self.make_room_now(blocks_of(len) + 3).await {
+                return Err(Errno::EAGAIN);
+            }
+            let seal = SealChunk {
+                key,
+                len,
+                is_dirty: false,
+                is_pending: false,
+                data: SealData::Inline { buf },
+            };
+            let sealed = self.inner.store.seal(vec![seal], None).await;
+            let sealed = sealed.map_err(|error| {
+                tracing::warn!(target: "nvme", %key, owner, %error, "a replica could not be kept");
+                Errno::EAGAIN
+            })?;
+            self.tell_stored(&sealed.bodies, &sealed.replaced);
+        }
+        // Held from here on, unless it was evicted in between or something else is in its place.
+        self.note_hold(owner, key, len);
+        if self.inner.store.find(key).is_none() {
+            self.release_for_peer(owner, key);
+            return Err(Errno::EAGAIN);
+        }
+        let flushed = self.inner.store.flush().await;
+        flushed.map_err(|error| {
+            tracing::warn!(target: "nvme", %key, owner, %error, "a replica is not on stable storage");
+            self.release_for_peer(owner, key);
+            Errno::EIO
+        })
+    }
+
+    /// Ends holds that nobody confirms. Called now and then.
+    pub(crate) fn expire_holds(&self) {
+        let Some(tier) = self.inner.peers.get() else {
+            return;
+        };
+        let now = now();
+        lock(&self.inner.holds.map).retain(|id, hold| {
+            let key = ChunkKey {
+                ino: id.ino,
+                index: id.index,
+                version: hold.version,
+            };
+            let is_old = now.duration_since(hold.confirmed) > CONFIRMED_FOR;
+            let is_gone = self.inner.store.find(key).is_none();
+            !(is_gone || (is_old && tier.is_live(&hold.owner)))
+        });
+    }
+
+    /// These versions were sealed and are not in the cloud: they are to be copied to other nodes.
+    pub(crate) fn replicate(&self, mut keys: Vec<ChunkKey>) {
+        if let Some(tier) = self.inner.peers.get() {
+            // Those that were sealed ahead of their file may be in the cloud by now.
+            keys.retain(|key| {
+                let here = self.inner.store.find(*key);
+                here.is_some_and(|body| body.is_dirty())
+            });
+            tier.sealed(keys);
+        }
+    }
+
+    /// These versions are in the cloud, or nothing any more: their copies need not be kept.
+    pub(crate) fn need_no_replicas(&self, keys: &[ChunkKey]) {
+        if let Some(tier) = self.inner.peers.get() {
+            tier.settled(keys);
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! Where a chunk comes from that is not here: other nodes in the order of its homes; then the cloud, through its first home,
+//! which fetches it once for everybody, or through the agent; and last of all any other node.
+//!
+//! Each is asked when the one before has nothing or takes longer than usual (a hedge); the first that has the bytes wins, and
+//! the others are told that nobody waits for them any more.
+
+use crate::{FileSystem, Result, count, lock, lock_read};
+use fastcache_api::control::{PeerNode, PeersStats};
+use fastcache_api::{ChunkKey, Errno};
+use fastcache_chunkstore::StoreError;
+use fastcache_reactor::{Instant, IoBuf, now, sleep, spawn, timeout};
+use fastcache_types::{BLOCK, CHUNK_MAX, ChunkId};
+use futures_channel::oneshot;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A source that is asked because another one takes long needs a slot of its own: so many stay free for others.
+const SLOTS_SPARED: usize = 8;
+
+/// Least patience with a node for what nobody waits for yet: a hedge may cost a read of the cloud.
+const AHEAD_PATIENCE: Duration = Duration::from_millis(200);
+/// How long the first home of a chunk may take to fetch it from the cloud before this node does it itself.
+const BRING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a chunk that is not in the cloud is tried for while nodes that may have it cannot be reached.
+const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
+/// First pause between two tries; doubled after each.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why another node gave no chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PeerMiss {
+    /// It does not have it.
+    Absent,
+    /// It could not be asked, or did not answer.
+    Failed,
+}
+
+/// Another node, to be asked for chunks.
+pub trait PeerSource {
+    /// Its id.
+    fn name(&self) -> &str;
+
+    /// How long it may take before somebody else is asked, too.
+    fn patience(&self) -> Duration;
+
+    /// Has it fetch a chunk from the cloud and keep it, for everybody. Bounded in time.
+    fn bring(&self, key: ChunkKey) -> LocalBoxFuture<'_, std::result::Result<(), PeerMiss>>;
+
+    /// The whole chunk into `buf`, which has room for the largest: the buffer, and how many bytes there are. `expected` is
+    /// how many there should be. Bounded in time. What comes is verified as it was sent.
+    fn fetch(
+        &self,
+        key: ChunkKey,
+        expected: usize,
+        buf: IoBuf,
+    ) -> LocalBoxFuture<'_, std::result::Result<(IoBuf, usize), PeerMiss>>;
+}
+
+/// The other nodes.
+pub trait PeerTier: Send + Sync {
+    /// Who this node is and which others there are, as the agent says.
+    fn set(&self, me: String, file_system: u64, peers: &[PeerNode]);
+
+    /// The homes of a chunk but for this node, in the order in which they are to be asked.
+    fn homes(&self, id: ChunkId) -> Vec<Box<dyn PeerSource>>;
+
+    /// Who fetches a chunk from the cloud for everybody: its first home. `None` when that is this node.
+    fn keeper(&self, id: ChunkId) -> Option<Box<dyn PeerSource>>;
+
+    /// Asks all nodes but the homes whether they have a chunk, and answers one that does. `Failed` when none does, but not
+    /// all could be asked. Bounded in time.
+    fn search(
+        &self,
+        key: ChunkKey,
+    ) -> LocalBoxFuture<'_, std::result::Result<Box<dyn PeerSource>, PeerMiss>>;
+
+    /// Whether a node is one of the others now.
+    fn is_live(&self, id: &str) -> bool;
+
+    /// These versions were sealed and are not in the cloud.
+    fn sealed(&self, keys: Vec<ChunkKey>);
+
+    /// These versions are in the cloud, or dropped.
+    fn settled(&self, keys: &[ChunkKey]);
+
+    /// Counters.
+    fn stats(&self) -> PeersStats;
+}
+
+/// One of those that are asked.
+enum Source {
+    Peer(Box<dyn PeerSource>),
+    /// A node that is to fetch it first.
+    Keeper(Box<dyn PeerSource>),
+    Agent,
+}
+
+type Fetched<E> = std::result::Result<(IoBuf, usize), E>;
+
+/// Why one of them gave nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Miss {
+    /// It has nothing.
+    Absent,
+    /// A node that may have it could not be asked.
+    Unreachable,
+    /// The agent failed.
+    Agent(Errno),
+}
+
+impl From<PeerMiss> for Miss {
+    fn from(miss: PeerMiss) -> Miss {
+        match miss {
+            PeerMiss::Absent => Miss::Absent,
+            PeerMiss::Failed => Miss::Unreachable,
+        }
+    }
+}
+
+impl FileSystem {
+    /// Brings the bytes of a chunk from the first tier that has them; padded with zeros to whole blocks.
+    /// `is_ahead`: nobody waited for it when it was begun.
+    pub(crate) async fn fetch(&self, key: ChunkKey, is_ahead: bool) -> Result<(IoBuf, usize)> {
+        let until = now() + UNREACHABLE_MAX;
+        let mut pause = UNREACHABLE_PAUSE;
+        loop {
+            let tier = self.inner.peers.get();
+            let homes = tier.map(|tier| tier.homes(key.id())).unwrap_or_default();
+            let Some(tier) = tier.filter(|_| !homes.is_empty()) else {
+                match self.fetch_from_agent(key).await {
+                    // The list of nodes is another one for the agent, which leaves it to them to say so.
+                    Err(Errno::ENOENT) if self.may_be_elsewhere(key) && now() + pause < until => {
+                        sleep(pause).await;
+                        pause *= 2;
+                        continue;
+                    }
+                    Err(Errno::ENOENT) => return Err(Errno::EIO),
+                    fetched => return fetched,
+                }
+            };
+            let mut sources: VecDeque<Source> = homes.into_iter().map(Source::Peer).collect();
+            sources.extend(tier.keeper(key.id()).map(Source::Keeper));
+            sources.push_back(Source::Agent);
+            let miss = match self.race(key, sources, is_ahead).await {
+                Ok(fetched) => return Ok(fetched),
+                Err(miss) => miss,
+            };
+            // Neither its homes nor the cloud: whoever wrote it may have it still.
+            let found = match tier.search(key).await {
+                Ok(source) => self.fetch_from_peer(&*source, key).await,
+                Err(miss) => Err(miss.into()),
+            };
+            let is_unreachable = match (found, miss) {
+                (Ok(fetched), _) => return Ok(fetched),
+                (_, Miss::Agent(error)) => return Err(error),
+                (found, miss) => {
+                    miss == Miss::Unreachable || matches!(found, Err(Miss::Unreachable))
+                }
+            };
+            if !(is_unreachable || self.may_be_elsewhere(key)) || now() + pause >= until {
+                return Err(Errno::EIO);
+            }
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    /// Whether a node may have a chunk that this one does not know yet, or that does not listen: then it is in the cloud before
+    /// long. Not when the file may have other contents by now.
+    fn may_be_elsewhere(&self, key: ChunkKey) -> bool {
+        self.is_shared()
+            && self.inner.inodes.get(key.ino).is_some_and(|inode| {
+                let state = lock(&inode.state);
+                let chunk_size = state.attr.as_ref().map_or(0, |attr| attr.chunk_size);
+                let named = state.layout.as_ref().filter(|_| chunk_size > 0);
+                self.is_trusted(&state)
+                    && named
+                        .and_then(|layout| layout.chunk(key.index, chunk_size))
+                        .is_some_and(|(version, _)| version == key.version)
+            })
+    }
+
+    /// Asks one source after the other, each when the one before has failed or takes long.
+    async fn race(
+        &self,
+        key: ChunkKey,
+        mut sources: VecDeque<Source>,
+        is_ahead: bool,
+    ) -> Fetched<Miss> {
+        let least = match is_ahead {
+            true => AHEAD_PATIENCE,
+            false => Duration::ZERO,
+        };
+        let mut running = FuturesUnordered::new();
+        let mut miss = Miss::Absent;
+        let mut next_at: Option<Instant> = None;
+        loop {
+            if running.is_empty() || next_at.is_some_and(|at| now() >= at) {
+                let is_hedge = !running.is_empty();
+                let slots = lock_read(&self.inner.arena).free();
+                if is_hedge && slots <= SLOTS_SPARED {
+                    next_at = None;
+                } else if let Some(source) = sources.pop_front() {
+                    if is_hedge {
+                        count(&self.inner.counters.peer_hedges, 1);
+                    }
+                    next_at = match &source {
+                        Source::Peer(peer) => Some(now() + peer.patience().max(least)),
+                        Source::Keeper(_) => Some(now() + BRING_PATIENCE),
+                        Source::Agent => None,
+                    };
+                    running.push(self.ask(source, key));
+                } else if running.is_empty() {
+                    return Err(miss);
+                } else {
+                    next_at = None;
+                }
+            }
+            let left = next_at.map(|at| at.duration_since(now()));
+            let done = match left {
+                Some(left) => timeout(left, running.next()).await.ok(),
+                None => Some(running.next().await),
+            };
+            match done {
+                Some(Some(Ok(fetched))) => return Ok(fetched),
+                Some(Some(Err(why))) => {
+                    // What the agent says counts more than that a node could not be asked, and that more than nothing.
+                    if !matches!((miss, why), (Miss::Agent(_), _) | (_, Miss::Absent)) {
+                        miss = why;
+                    }
+                    // The next one at once.
+                    next_at = Some(now());
+                }
+                // None is running any more, or one takes long.
+                Some(None) | None => {}
+            }
+        }
+    }
+
+    async fn ask(&self, source: Source, key: ChunkKey) -> Fetched<Miss> {
+        match source {
+            Source::Peer(peer) => self.fetch_from_peer(&*peer, key).await,
+            Source::Keeper(peer) => {
+                peer.bring(key).await.map_err(Miss::from)?;
+                self.fetch_from_peer(&*peer, key).await
+            }
+            Source::Agent => {
+                // Goes on when nobody waits: the agent writes into the slot until it has answered.
+                let (send, receive) = oneshot::channel();
+                let fs = self.clone();
+                spawn(async move {
+                    let _ = send.send(fs.fetch_from_agent(key).await);
+                })
+                .detach();
+                match receive.await.unwrap_or(Err(Errno::EIO)) {
+                    Err(Errno::ENOENT) => Err(Miss::Absent),
+                    fetched => fetched.map_err(Miss::Agent),
+                }
+            }
+        }
+    }
+
+    async fn fetch_from_peer(&self, peer: &dyn PeerSource, key: ChunkKey) -> Fetched<Miss> {
+        let arena = lock_read(&self.inner.arena).clone();
+        let mut slot = arena.take().await;
+        let buf = std::mem::replace(&mut slot.buf, IoBuf::alloc(0));
+        match peer.fetch(key, self.expected_len(key), buf).await {
+            Ok((mut buf, len)) if len > 0 && len <= buf.len().min(CHUNK_MAX) => {
+                let whole = len.next_multiple_of(BLOCK);
+                buf[len..whole].fill(0);
+                count(&self.inner.counters.peer_chunks, 1);
+                count(&self.inner.counters.peer_bytes, len as u64);
+                Ok((buf, len))
+            }
+            Ok((_, len)) => {
+                tracing::error!(target: "peer", %key, len, node = peer.name(), "another node has a chunk of an impossible length");
+                Err(Miss::Unreachable)
+            }
+            Err(miss) => {
+                if miss == PeerMiss::Absent {
+                    count(&self.inner.counters.peer_absent, 1);
+                }
+                Err(miss.into())
+            }
+        }
+    }
+
+    /// Bytes that a chunk should have, as far as is known here; a chunk that was cut has more.
+    fn expected_len(&self, key: ChunkKey) -> usize {
+        let known = self.inner.inodes.get(key.ino).and_then(|inode| {
+            let state = lock(&inode.state);
+            let chunk_size = state.attr.as_ref()?.chunk_size;
+            state.layout.as_ref()?.chunk(key.index, chunk_size)
+        });
+        match known {
+            Some((version, valid)) if version == key.version => valid as usize,
+            _ => CHUNK_MAX,
+        }
+    }
+
+    pub(crate) fn peer_stats(&self) -> PeersStats {
+        let c = &self.inner.counters;
+        let get = |n: &fastcache_reactor::sync::AtomicU64| n.load(Ordering::Relaxed);
+        let (held_chunks, held_bytes) = self.inner.holds.levels();
+        PeersStats {
+            held_chunks,
+            held_bytes,
+            peer_fetched_chunks: get(&c.peer_chunks),
+            peer_fetched_bytes: get(&c.peer_bytes),
+            peer_absent: get(&c.peer_absent),
+            peer_hedges: get(&c.peer_hedges),
+            ..self
+                .inner
+                .peers
+                .get()
+                .map(|tier| tier.stats())
+                .unwrap_or_default()
+        }
+    }
+
+    /// For other nodes: the length of a chunk, when this version of it is in the store.
+    pub fn chunk_len(&self, key: ChunkKey) -> Option<usize> {
+        let body = self.inner.store.find(key)?;
+        Some(body.len() as usize)
+    }
+
+    /// For other nodes, as the first home of a chunk: fetches it into the store, with one flight for all who ask. Its length,
+    /// when it is here then.
+    pub async fn bring_for_peer(&self, key: ChunkKey) -> Option<usize> {
+        if self.chunk_len(key).is_none()
+            && let Err(error) = self.promote_now(key, true).await
+        {
+            tracing::debug!(target: "peer", %key, %error, "a chunk could not be fetched for another node");
+        }
+        self.chunk_len(key)
+    }
+
+    /// For other nodes: fills `buf` (whole blocks) from block `first` of a chunk on, verified; the chunk's length. ENOENT when
+    /// this version is not here (any more), EIO when it cannot be read and is nowhere else.
+    pub async fn read_for_peer(
+        &self,
+        key: ChunkKey,
+        first: u32,
+        buf: IoBuf,
+    ) -> (Result<usize>, IoBuf) {
+        let Some(body) = self.inner.store.find(key) else {
+            return (Err(Errno::ENOENT), buf);
+        };
+        let (result, buf) = self.inner.store.read(&body, first, buf).await;
+        match result {
+            Ok(()) => {
+                self.inner.space.accessed(key.id());
+                (Ok(body.len() as usize), buf)
+            }
+            Err(error @ StoreError::Invalid(_)) => {
+                tracing::error!(target: "peer", %key, first, %error, "another node's request cannot be read");
+                (Err(Errno::EIO), buf)
+            }
+            Err(error) => match self.drop_unreadable(&body, &error).await {
+                true => (Err(Errno::ENOENT), buf),
+                false => (Err(Errno::EIO), buf),
+            },
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Goal: what is not here comes from the first that has it, nobody waits for a node that stands still, and what is kept for other
+//! nodes stays as long as they need it and harms nothing of this one. Method: other nodes by a script, an agent with the cloud.
+
+use crate::agent::Agent;
+use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start};
+use fastcache_api::control::{PeerNode, PeersStats};
+use fastcache_api::{ChunkId, ChunkKey, Errno, Ino, Version};
+use fastcache_cache::{PeerMiss, PeerSource, PeerTier};
+use fastcache_reactor::{IoBuf, now, sleep};
+use futures_util::future::LocalBoxFuture;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What a node does when it is asked for a chunk.
+#[derive(Clone, Copy, PartialEq)]
+enum Does {
+    Has,
+    Absent,
+    Failed,
+    Nothing,
+}
+
+#[derive(Default)]
+struct Script {
+    /// Homes, by their names.
+    homes: Vec<(&'static str, Does)>,
+    /// Who is to bring a chunk, and whether it can.
+    keeper: Option<(&'static str, Does)>,
+    /// Who has it beyond the homes.
+    far: Option<&'static str>,
+    contents: Vec<(ChunkKey, Vec<u8>)>,
+    /// Who was asked, in order.
+    asked: Vec<String>,
+    /// Requests that were given up.
+    given_up: usize,
+    sealed: Vec<ChunkKey>,
+    settled: Vec<ChunkKey>,
+}
+
+#[derive(Clone, Default)]
+struct Others(Arc<Mutex<Script>>);
+
+struct Other {
+    name: &'static str,
+    does: Does,
+    others: Others,
+}
+
+struct GivenUp(Others, bool);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        if self.1 {
+            self.0.0.lock().unwrap().given_up += 1;
+        }
+    }
+}
+
+impl PeerSource for Other {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_millis(20)
+    }
+
+    fn bring(&self, _key: ChunkKey) -> LocalBoxFuture<'_, Result<(), PeerMiss>> {
+        let mut script = self.others.0.lock().unwrap();
+        script.asked.push(format!("{} brings", self.name));
+        let done = match self.does {
+            Does::Has => Ok(()),
+            Does::Absent => Err(PeerMiss::Absent),
+            Does::Failed | Does::Nothing => Err(PeerMiss::Failed),
+        };
+        Box::pin(async move { done })
+    }
+
+    fn fetch(
+        &self,
+        key: ChunkKey,
+        expected: usize,
+        mut buf: IoBuf,
+    ) -> LocalBoxFuture<'_, Result<(IoBuf, usize), PeerMiss>> {
+        self.others
+            .0
+            .lock()
+            .unwrap()
+            .asked
+            .push(self.name.to_owned());
+        Box::pin(async move {
+            let mut given_up = GivenUp(self.others.clone(), true);
+            match self.does {
+                Does::Absent => Err(PeerMiss::Absent),
+                Does::Failed => Err(PeerMiss::Failed),
+                Does::Nothing => {
+                    sleep(Duration::from_secs(3600)).await;
+                    Err(PeerMiss::Failed)
+                }
+                Does::Has => {
+                    let script = self.others.0.lock().unwrap();
+                    let (_, bytes) = script.contents.iter().find(|(k, _)| *k == key).unwrap();
+                    assert_eq!(expected, bytes.len());
+                    // What was in the buffer must not matter.
+                    buf.fill(0xdd);
+                    buf[..bytes.len()].copy_from_slice(bytes);
+                    Ok((buf, bytes.len()))
+                }
+            }
+            .inspect(|_| given_up.1 = false)
+            .inspect_err(|_| given_up.1 = false)
+        })
+    }
+}
+
+impl Others {
+    fn source(&self, name: &'static str, does: Does) -> Box<dyn PeerSource> {
+        Box::new(Other {
+            name,
+            does,
+            others: self.clone(),
+        })
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap().asked)
+    }
+}
+
+impl PeerTier for Others {
+    fn set(&self, _me: String, _file_system: u64, _peers: &[PeerNode]) {}
+
+    fn homes(&self, _id: ChunkId) -> Vec<Box<dyn PeerSource>> {
+        let homes = self.0.lock().unwrap().homes.clone();
+        homes.iter().map(|(n, d)| self.source(n, *d)).collect()
+    }
+
+    fn keeper(&self, _id: ChunkId) -> Option<Box<dyn PeerSource>> {
+        let keeper = self.0.lock().unwrap().keeper;
+        keeper.map(|(name, does)| self.source(name, does))
+    }
+
+    fn search(&self, _key: ChunkKey) -> LocalBoxFuture<'_, Result<Box<dyn PeerSource>, PeerMiss>> {
+        let far = self.0.lock().unwrap().far;
+        let found = far.map(|name| self.source(name, Does::Has));
+        Box::pin(async move { found.ok_or(PeerMiss::Absent) })
+    }
+
+    fn is_live(&self, _id: &str) -> bool {
+        true
+    }
+
+    fn sealed(&self, keys: Vec<ChunkKey>) {
+        self.0.lock().unwrap().sealed.extend(keys);
+    }
+
+    fn settled(&self, keys: &[ChunkKey]) {
+        self.0.lock().unwrap().settled.extend(keys);
+    }
+
+    fn stats(&self) -> PeersStats {
+        PeersStats::default()
+    }
+}
+
+/// A node with such others, and a file of one chunk that is not here: in the cloud, or nowhere but on other nodes.
+async fn with_others(node: &Node, is_in_cloud: bool) -> (Others, Ino, Vec<u8>) {
+    let others = Others::default();
+    node.fs.set_peers(Box::new(others.clone()));
+    let data = pattern(5, CHUNK - 100);
+    let ino = node.create("file").await;
+    node.write(ino, 0, &data).await.unwrap();
+    node.fsync(ino).await.unwrap();
+    node.upload().await;
+    assert_eq!(node.evict(ino).await, 1);
+    let key = node.agent.cloud.borrow().keys().copied().next().unwrap();
+    others.0.lock().unwrap().contents.push((key, data.clone()));
+    if !is_in_cloud {
+        node.agent.cloud.borrow_mut().clear();
+    }
+    (others, ino, data)
+}
+
+/// Reads a file that is not here, with these others: who was asked, and whether the agent was.
+fn who_is_asked(is_in_cloud: bool, set: impl FnOnce(&mut Script)) -> (Vec<String>, usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (others, ino, data) = with_others(&node, is_in_cloud).await;
+        set(&mut others.0.lock().unwrap());
+        let got = node.read(ino, 0, data.len()).await.unwrap();
+        assert_same("what was read", &got, &data);
+        let slots = || node.arena.free() == node.arena.slots();
+        crate::node::until("every slot came back", slots).await;
+        let asked = others.asked();
+        // It is kept: nobody is asked again.
+        let kept = || !node.fs.store().chunks_of(ino).is_empty();
+        crate::node::until("it is kept", kept).await;
+        node.read(ino, 0, data.len()).await.unwrap();
+        assert!(others.asked().is_empty());
+        (asked, agent.fetches.borrow().len())
+    })
+}
+
+#[test]
+fn homes_are_asked_in_order_and_the_cloud_only_after_them() {
+    use Does::{Absent, Failed, Has};
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("a", Absent), ("b", Failed), ("c", Has)];
+        s.keeper = Some(("a", Has));
+    });
+    assert_eq!(
+        (asked, fetches),
+        (vec!["a".into(), "b".into(), "c".into()], 0)
+    );
+    let (asked, fetches) = who_is_asked(true, |s| s.homes = vec![("a", Absent), ("b", Failed)]);
+    assert_eq!((asked, fetches), (vec!["a".into(), "b".into()], 1));
+    // Nobody there.
+    let (asked, fetches) = who_is_asked(true, |_| {});
+    assert_eq!((asked, fetches), (vec![], 1));
+}
+
+#[test]
+fn the_first_home_brings_it_from_the_cloud_when_it_can() {
+    use Does::{Absent, Has};
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("b", Absent)];
+        s.keeper = Some(("a", Has));
+    });
+    let brought: Vec<String> = ["b", "a brings", "a"].map(str::to_owned).to_vec();
+    assert_eq!((asked, fetches), (brought, 0));
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("b", Absent)];
+        s.keeper = Some(("a", Absent));
+    });
+    assert_eq!((asked.len(), fetches), (2, 1));
+}
+
+#[test]
+fn what_neither_homes_nor_the_cloud_have_is_looked_for_everywhere() {
+    let (asked, fetches) = who_is_asked(false, |s| {
+        s.homes = vec![("a", Does::Absent)];
+        s.far = Some("z");
+    });
+    assert_eq!((asked, fetches), (vec!["a".into(), "z".into()], 1));
+}
+
+#[test]
+fn a_node_that_stands_still_is_not_waited_for() {
+    let since = std::time::Instant::now();
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("a", Does::Nothing), ("b", Does::Has)];
+    });
+    assert_eq!((asked, fetches), (vec!["a".into(), "b".into()], 0));
+    let (asked, fetches) = who_is_asked(true, |s| s.homes = vec![("a", Does::Nothing)]);
+    assert_eq!((asked, fetches), (vec!["a".into()], 1));
+    assert!(since.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn what_nobody_has_is_an_error_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (others, ino, _) = with_others(&node, false).await;
+        others.0.lock().unwrap().homes = vec![("a", Does::Absent), ("b", Does::Failed)];
+        let since = now();
+        assert_eq!(node.read(ino, 0, 100).await, Err(Errno::EIO));
+        assert!(since.elapsed() < Duration::from_secs(15));
+        assert_eq!(node.fs.stats().peers.peer_absent, 1);
+    });
+}
+
+fn key_of(ino: u64, version: u64) -> ChunkKey {
+    ChunkKey {
+        ino: Ino(ino),
+        index: 0,
+        version: Version(version),
+    }
+}
+
+/// Gives a node a replica of `len` bytes.
+async fn give(node: &Node, key: ChunkKey, len: usize) -> Result<(), Errno> {
+    let mut buf = IoBuf::alloc(len.next_multiple_of(4096));
+    buf[..len].copy_from_slice(&pattern(key.version.0, len));
+    soon("put", node.fs.put_for_peer("other", key, len, buf)).await
+}
+
+#[test]
+fn replicas_stay_until_they_are_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let key = key_of(77, 5);
+        assert_eq!(node.fs.hold_for_peer("other", key), None);
+        give(&node, key, 5000).await.unwrap();
+        assert_eq!(node.fs.hold_for_peer("other", key), Some(5000));
+        let held = || {
+            let stats = node.fs.stats();
+            (
+                stats.peers.held_chunks,
+                stats.peers.held_bytes,
+                stats.dirty_chunks,
+            )
+        };
+        assert_eq!(held(), (1, 5000, 0));
+        assert_eq!(node.evict(Ino(77)).await, 0, "it is kept");
+        let (read, buf) = node.fs.read_for_peer(key, 0, IoBuf::alloc(8192)).await;
+        assert_eq!(read, Ok(5000));
+        assert_same("a replica", &buf[..5000], &pattern(5, 5000));
+        // A later version takes its place, an earlier one does not.
+        give(&node, key_of(77, 6), 100).await.unwrap();
+        assert_eq!(give(&node, key, 5000).await, Err(Errno::EAGAIN));
+        assert_eq!(held(), (1, 100, 0));
+        node.fs.release_for_peer("other", key);
+        node.fs.release_for_peer("somebody else", key_of(77, 6));
+        assert_eq!(node.evict(Ino(77)).await, 0, "neither of them may");
+        node.fs.release_for_peer("other", key_of(77, 6));
+        assert_eq!(held(), (0, 0, 0));
+        assert_eq!(node.evict(Ino(77)).await, 1);
+    });
+}
+
+#[test]
+fn a_replica_harms_nothing_of_this_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let data = pattern(1, CHUNK);
+        let ino = node.create("own").await;
+        node.write(ino, 0, &data).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        // Whatever version comes, what is not in the cloud stays.
+        let own = node.fs.store().chunks_of(ino)[0].key().version.0;
+        for version in [own + 1, 1 << 40] {
+            let got = give(&node, key_of(ino.0, version), 4096).await;
+            assert_eq!(got, Err(Errno::EAGAIN));
+        }
+        assert_same("own", &node.read(ino, 0, CHUNK).await.unwrap(), &data);
+        // And they do not take all the room.
+        let mut taken = 0;
+        while give(&node, key_of(1 << 20 | taken, 1), 4 << 20)
+            .await
+            .is_ok()
+        {
+            taken += 1;
+        }
+        assert!(
+            (1..=3).contains(&taken),
+            "{taken} of 4 MiB in a store of 64"
+        );
+    });
+}
+
+#[test]
+fn what_is_sealed_is_to_be_copied_until_the_cloud_has_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let others = Others::default();
+        node.fs.set_peers(Box::new(others.clone()));
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 3 * CHUNK)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let here: Vec<ChunkKey> = node
+            .fs
+            .store()
+            .chunks_of(ino)
+            .iter()
+            .map(|b| b.key())
+            .collect();
+        let mut sealed = std::mem::take(&mut others.0.lock().unwrap().sealed);
+        sealed.sort();
+        assert_eq!(sealed, here);
+        // Written again: the version before needs no copies any more.
+        node.write(ino, 0, b"new").await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let (sealed, settled) = {
+            let mut script = others.0.lock().unwrap();
+            (
+                std::mem::take(&mut script.sealed),
+                std::mem::take(&mut script.settled),
+            )
+        };
+        assert_eq!((sealed.len(), settled), (1, vec![here[0]]));
+        node.upload().await;
+        assert_eq!(others.0.lock().unwrap().settled.len(), 3);
+    });
+}

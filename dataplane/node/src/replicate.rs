@@ -1,0 +1,284 @@
+//! Copies what is not in the cloud yet to its homes on other nodes, in the background, and keeps the copies there until it is.
+//!
+//! A chunk is known here from its seal until it is in the cloud or dropped. It is due at once, again after a failure, when a home
+//! may have been started again, when the nodes are others, and once a minute to confirm that it is still needed: one request a
+//! home then, which a home that lost it answers so, and is given it anew.
+
+use crate::peers::homes_among;
+use fastcache_api::ChunkKey;
+use fastcache_api::control::PeersStats;
+use fastcache_cache::FileSystem;
+use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer};
+use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep};
+use fastcache_types::BLOCK;
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Chunks that each core copies at once.
+const WORKERS: usize = 2;
+/// What they take on a core, bytes.
+pub const CORE_BYTES: u64 = (WORKERS * (PAGE + PAYLOAD_MAX)) as u64;
+/// Most chunks that are known; further ones have no copies, and are counted.
+const CHUNKS_MAX: usize = 1 << 18;
+/// How long a home may take for a part, or to say that it has a chunk.
+const GIVE_MAX: Duration = Duration::from_secs(10);
+/// Pauses after a failure; doubled after each.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// How often a home is told that a copy is still needed.
+const CONFIRM: Duration = Duration::from_secs(60);
+/// How often it is looked for what is due.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What is known of a chunk's copies.
+struct Copies {
+    /// Homes that have one, and their number of changed connections then.
+    done: Vec<(String, u64)>,
+    /// Homes that should have one.
+    wanted: usize,
+    failures: u32,
+    due: Instant,
+    /// It is in the queue, or being copied.
+    is_busy: bool,
+}
+
+#[derive(Default)]
+struct State {
+    chunks: HashMap<ChunkKey, Copies>,
+    due: VecDeque<ChunkKey>,
+    /// The others when it was last looked, and their numbers.
+    nodes: Vec<(String, u64)>,
+    /// Whether what was dirty at the start is known.
+    has_looked: bool,
+}
+
+/// Copies chunks to other nodes. Shared by all cores.
+pub struct Replicator {
+    cluster: Arc<Cluster>,
+    state: Mutex<State>,
+    changed: event_listener::Event,
+    given: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Replicator {
+    /// Nothing to copy yet.
+    pub fn new(cluster: Arc<Cluster>) -> Arc<Replicator> {
+        Arc::new(Replicator {
+            cluster,
+            state: Mutex::default(),
+            changed: event_listener::Event::new(),
+            given: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+        })
+    }
+
+    /// Begins copying, on all cores.
+    pub fn start(self: &Arc<Self>, fs: &FileSystem, cores: &[Remote]) {
+        for core in cores {
+            for _ in 0..WORKERS {
+                let (this, fs) = (Arc::clone(self), fs.clone());
+                core.spawn(move || async move { this.work(&fs).await });
+            }
+        }
+        if let Some(core) = cores.first() {
+            let (this, fs) = (Arc::clone(self), fs.clone());
+            core.spawn(move || async move { this.look_after(&fs).await });
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// These were sealed and are not in the cloud.
+    pub fn add(&self, keys: Vec<ChunkKey>) {
+        {
+            let mut state = self.state();
+            for key in keys {
+                if state.chunks.len() >= CHUNKS_MAX {
+                    self.errors.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
+                let copies = Copies {
+                    done: Vec::new(),
+                    wanted: 0,
+                    failures: 0,
+                    due: now(),
+                    is_busy: true,
+                };
+                if state.chunks.insert(key, copies).is_none() {
+                    state.due.push_back(key);
+                }
+            }
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// These are in the cloud, or dropped: the homes may forget them.
+    pub fn remove(&self, keys: &[ChunkKey]) {
+        let peers = self.cluster.peers();
+        for key in keys {
+            let copies = self.state().chunks.remove(key);
+            for (id, _) in copies.map(|c| c.done).unwrap_or_default() {
+                if let Some(peer) = peers.iter().find(|p| p.id == id) {
+                    self.cluster.release(peer, *key);
+                }
+            }
+        }
+    }
+
+    /// Completes the counters.
+    pub fn fill(&self, stats: &mut PeersStats) {
+        let has_others = !self.cluster.peers().is_empty();
+        let state = self.state();
+        let is_whole = |c: &&Copies| c.wanted > 0 && c.done.len() >= c.wanted;
+        let whole = state.chunks.values().filter(is_whole).count();
+        stats.replicated_chunks = whole as u64;
+        if has_others {
+            stats.under_replicated_chunks = (state.chunks.len() - whole) as u64;
+        }
+        stats.given_replicas = self.given.load(Ordering::Relaxed);
+        stats.replica_errors = self.errors.load(Ordering::Relaxed);
+    }
+
+    /// Puts into the queue what is due, for ever.
+    async fn look_after(&self, fs: &FileSystem) {
+        loop {
+            sleep(LOOK).await;
+            if self.cluster.me().is_none() {
+                continue;
+            }
+            let has_looked = std::mem::replace(&mut self.state().has_looked, true);
+            if !has_looked {
+                self.add(dirty_chunks(fs));
+            }
+            let peers = self.cluster.peers();
+            let nodes: Vec<(String, u64)> =
+                peers.iter().map(|p| (p.id.clone(), p.changes())).collect();
+            let now = now();
+            {
+                let mut state = self.state();
+                let state = &mut *state;
+                let is_changed = std::mem::replace(&mut state.nodes, nodes.clone()) != nodes;
+                for (key, copies) in &mut state.chunks {
+                    let is_moved = is_changed && !copies.done.iter().all(|at| nodes.contains(at));
+                    let is_lacking = is_changed && copies.done.len() < copies.wanted.max(1);
+                    if !copies.is_busy && (now >= copies.due || is_moved || is_lacking) {
+                        copies.is_busy = true;
+                        state.due.push_back(*key);
+                    }
+                }
+            }
+            self.changed.notify(usize::MAX);
+        }
+    }
+
+    async fn work(&self, fs: &FileSystem) {
+        loop {
+            let listener = self.changed.listen();
+            let next = self.state().due.pop_front();
+            match next {
+                Some(key) => self.copy(fs, key).await,
+                None => listener.await,
+            }
+        }
+    }
+
+    /// Gives a chunk to those of its homes that do not have it.
+    async fn copy(&self, fs: &FileSystem, key: ChunkKey) {
+        let here = fs.store().find(key).filter(|body| body.is_dirty());
+        let Some(total) = here.map(|body| body.len() as usize) else {
+            // Dropped meanwhile, or in the cloud.
+            self.remove(&[key]);
+            return;
+        };
+        let peers = self.cluster.peers();
+        let me = self.cluster.me();
+        let homes = homes_among(key.id(), &peers, me.as_ref());
+        let mut done = Vec::new();
+        for at in &homes {
+            let peer = &peers[*at];
+            match self.give(fs, peer, key, total).await {
+                Ok(()) => done.push((peer.id.clone(), peer.changes())),
+                Err(error) => {
+                    self.errors.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(target: "peer", ?peer, %key, %error, "a home did not take a copy; it is tried again");
+                }
+            }
+        }
+        let is_known = {
+            let mut state = self.state();
+            match state.chunks.get_mut(&key) {
+                Some(copies) => {
+                    let pause = if done.len() == homes.len() {
+                        copies.failures = 0;
+                        CONFIRM
+                    } else {
+                        copies.failures = copies.failures.saturating_add(1);
+                        (RETRY.0 * 2u32.saturating_pow(copies.failures.min(10))).min(RETRY.1)
+                    };
+                    copies.done.clone_from(&done);
+                    copies.wanted = homes.len();
+                    copies.due = now() + pause;
+                    copies.is_busy = false;
+                    true
+                }
+                None => false,
+            }
+        };
+        if !is_known {
+            // It went to the cloud, or was dropped, while it was copied.
+            for at in homes {
+                self.cluster.release(&peers[at], key);
+            }
+        }
+    }
+
+    async fn give(
+        &self,
+        fs: &FileSystem,
+        peer: &Arc<Peer>,
+        key: ChunkKey,
+        total: usize,
+    ) -> Result<(), AskError> {
+        match self.cluster.hold(peer, key, GIVE_MAX).await {
+            Ok(_) => return Ok(()),
+            Err(AskError::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+        let mut at = 0;
+        while at < total {
+            let len = (total - at).min(PAYLOAD_MAX);
+            let mut front = IoBuf::alloc(PAGE + len.next_multiple_of(BLOCK));
+            let bytes = front.split_off(PAGE);
+            let first = u32::try_from(at / BLOCK).map_err(|_| AskError::Nonsense)?;
+            let (read, mut bytes) = fs.read_for_peer(key, first, bytes).await;
+            read.map_err(|_| AskError::Failed)?;
+            drop(bytes.split_off(len));
+            let mut frame = front.split_off(PAGE - HEADER_BYTES);
+            assert!(frame.unsplit(bytes).is_ok(), "two halves of one buffer");
+            self.cluster
+                .put(peer, key, total, at, frame, GIVE_MAX)
+                .await?;
+            at += len;
+        }
+        self.given.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What is in the store and not in the cloud.
+fn dirty_chunks(fs: &FileSystem) -> Vec<ChunkKey> {
+    let mut keys = Vec::new();
+    let mut from = 0;
+    loop {
+        let (bodies, next) = fs.store().inventory(from);
+        keys.extend(bodies.iter().filter(|b| b.is_dirty()).map(|b| b.key()));
+        match next {
+            Some(next) => from = next,
+            None => return keys,
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! Answering other nodes, from what is on this one.
+
+use crate::client::keep_alive;
+use crate::cluster::{Cluster, Peer};
+use crate::frame::{FrameError, HEADER_BYTES, Header, Kind, PAYLOAD_MAX, Status};
+use crate::handshake::{self, Identity};
+use crate::stream::{Broken, Held, Incoming, Out, Outbox, hang_up};
+use async_lock::Semaphore;
+use fastcache_reactor::{Fd, IoBuf, PAGE, Remote, Task, pool, spawn, timeout};
+use fastcache_types::{BLOCK, CHUNK_MAX, ChunkKey};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How long the handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
+/// Connections at once; more are closed at once. A cluster of 1000 nodes with 16 cores each has 16,000 of them.
+const CONNECTIONS_MAX: u64 = 20_000;
+/// Requests of one connection in service; the next is read when one of them is answered.
+const SERVING_MAX: usize = 64;
+/// Chunks that one connection may have fetched from the cloud at once; further ones are refused, and who asks fetches them.
+const BRINGING_MAX: usize = 32;
+/// Replicas that come in on one connection at once; further ones are refused.
+const REPLICAS_MAX: usize = 8;
+/// Bytes of one core that are read for others, or wait to be sent to them, in parts of [`PAYLOAD_MAX`]: few enough to leave
+/// most of the core's buffers to its own programs.
+const PARTS_MAX: usize = 16;
+/// What the server of one core takes for chunks, bytes: parts that go out, and the replicas that one connection brings at once.
+pub const CORE_BYTES: u64 = (PARTS_MAX * PAYLOAD_MAX + REPLICAS_MAX * CHUNK_MAX) as u64;
+/// Pause after a failed accept, so that a lasting error does not burn the core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A part of a chunk that was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Part {
+    /// Bytes of the whole chunk.
+    pub total: usize,
+}
+
+/// The chunks of this node.
+pub trait Chunks: Clone + Send + 'static {
+    /// Bytes of a chunk, when this version of it is here.
+    fn find(&self, key: ChunkKey) -> Option<usize>;
+
+    /// Fetches a chunk from the next tier and keeps it; its bytes, when it is here then. Bounded in time.
+    fn bring(&self, key: ChunkKey) -> impl Future<Output = Option<usize>>;
+
+    /// Keeps a chunk of `len` bytes (in `buf`, padded with zeros to whole blocks) for the node `owner` until it is released, and
+    /// returns when it is on stable storage.
+    ///
+    /// The error is `Busy` (no room, or something else in its place) or `Failed`.
+    fn put(
+        &self,
+        owner: &str,
+        key: ChunkKey,
+        len: usize,
+        buf: IoBuf,
+    ) -> impl Future<Output = Result<(), Status>>;
+
+    /// Keeps a replica that may be here until it is released; its bytes, when it is on stable storage here.
+    fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize>;
+
+    /// A replica need not be kept any more.
+    fn release(&self, owner: &str, key: ChunkKey);
+
+    /// Fills `buf` (whole blocks) with the verified bytes of a chunk from `offset` (whole blocks) on; zeros past its end.
+    ///
+    /// The error is `NotFound` or `Failed`.
+    fn read(
+        &self,
+        key: ChunkKey,
+        offset: usize,
+        buf: IoBuf,
+    ) -> impl Future<Output = (Result<Part, Status>, IoBuf)>;
+}
+
+thread_local! {
+    /// Parts that this core may still read for others.
+    static PARTS: Arc<Semaphore> = Arc::new(Semaphore::new(PARTS_MAX));
+}
+
+/// Accepts connections for ever, on the core that calls, and serves them on all of `cores` in turn.
+pub async fn listen<C: Chunks>(cluster: Arc<Cluster>, listener: Fd, cores: Vec<Remote>, chunks: C) {
+    let mut next = 0;
+    loop {
+        let stream = match listener.accept().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::error!(target: "peer", %error, "accept failed");
+                fastcache_reactor::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let open = cluster.served.connections.fetch_add(1, Ordering::Relaxed);
+        let counted = Counted(Arc::clone(&cluster));
+        if open >= CONNECTIONS_MAX {
+            tracing::warn!(target: "peer", open, "too many connections: one is closed at once");
+            continue;
+        }
+        keep_alive(&stream);
+        let chunks = chunks.clone();
+        next += 1;
+        if let Some(core) = cores.get(next % cores.len().max(1)) {
+            core.spawn(move || async move {
+                serve(&counted.0, stream, chunks).await;
+                drop(counted);
+            });
+        }
+    }
+}
+
+/// A connection that is open.
+struct Counted(Arc<Cluster>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.served.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn name_of(stream: &Fd) -> String {
+    match rustix::net::getpeername(stream.as_fd()) {
+        Ok(Some(address)) => std::net::SocketAddr::try_from(address)
+            .map_or_else(|_| "?".to_owned(), |a| a.to_string()),
+        _ => "?".to_owned(),
+    }
+}
+
+/// One connection, from its handshake to its end.
+pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks: C) {
+    let from = name_of(&stream);
+    let mut incoming = Incoming::new(stream.clone());
+    let me = cluster.me();
+    let shaken = timeout(
+        HANDSHAKE_TIME,
+        handshake::accept(&stream, &mut incoming, &cluster.token, me.as_ref()),
+    );
+    let other = match shaken.await {
+        Ok(Ok(other)) => other,
+        Ok(Err(error)) => {
+            cluster.served.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "peer", from, %error, "a connection was refused");
+            hang_up(&stream);
+            return;
+        }
+        Err(_) => {
+            cluster.served.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "peer", from, "a connection did not say who it is: closed");
+            hang_up(&stream);
+            return;
+        }
+    };
+    tracing::info!(target: "peer", node = other.id, from, "a node connected");
+    let connection = Rc::new(Serving {
+        cluster: Arc::clone(cluster),
+        other,
+        chunks,
+        outbox: Arc::default(),
+        tasks: RefCell::default(),
+        turns: Arc::new(Semaphore::new(SERVING_MAX)),
+        bringing: Arc::new(Semaphore::new(BRINGING_MAX)),
+        replicas: RefCell::default(),
+    });
+    let outbox = Arc::clone(&connection.outbox);
+    let sends = stream.clone();
+    let _writer = spawn(async move {
+        if let Err(error) = outbox.run(&sends).await {
+            tracing::debug!(target: "peer", %error, "answers cannot be sent");
+        }
+        hang_up(&sends);
+    });
+    let ended = connection.receive(&mut incoming).await;
+    if let Err(error) = ended {
+        cluster.served.broken.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(target: "peer", node = connection.other.id, from, %error, "the connection of a node broke");
+    } else {
+        tracing::info!(target: "peer", node = connection.other.id, from, "a node closed its connection");
+    }
+    connection.outbox.close();
+    connection.tasks.take();
+    hang_up(&stream);
+}
+
+struct Serving<C> {
+    cluster: Arc<Cluster>,
+    other: Identity,
+    chunks: C,
+    outbox: Arc<Outbox>,
+    /// What is in service, by its request; dropped when it is cancelled.
+    tasks: RefCell<HashMap<u64, Task<()>>>,
+    turns: Arc<Semaphore>,
+    bringing: Arc<Semaphore>,
+    /// Those of which parts came.
+    replicas: RefCell<HashMap<ChunkKey, Replica>>,
+}
+
+/// A replica that comes in.
+struct Replica {
+    buf: IoBuf,
+    total: usize,
+    /// Bytes of it that came.
+    got: usize,
+}
+
+impl<C: Chunks> Serving<C> {
+    async fn receive(self: &Rc<Self>, incoming: &mut Incoming) -> Result<(), Broken> {
+        while let Some(header) = incoming.header().await? {
+            match header.kind {
+                Kind::Has => {
+                    let turn = self.turns.acquire_arc().await;
+                    let total = self.chunks.find(header.key);
+                    self.say(&header, total.ok_or(Status::NotFound), Some(Box::new(turn)));
+                }
+                Kind::Get => {
+                    let turn = self.turns.acquire_arc().await;
+                    let this = Rc::clone(self);
+                    self.serve(
+                        header,
+                        async move { this.get(&header, Box::new(turn)).await },
+                    )?;
+                }
+                Kind::Bring => match self.bringing.try_acquire_arc() {
+                    Some(turn) => {
+                        let this = Rc::clone(self);
+                        let bring = async move {
+                            let total = this.chunks.bring(header.key).await;
+                            let held: Held = Some(Box::new(turn));
+                            this.say(&header, total.ok_or(Status::NotFound), held);
+                        };
+                        self.serve(header, bring)?;
+                    }
+                    None => self.say(&header, Err(Status::Busy), None),
+                },
+                Kind::Put => self.part(incoming, header).await?,
+                Kind::Hold => {
+                    let total = self.chunks.hold(&self.other.id, header.key);
+                    self.say(&header, total.ok_or(Status::NotFound), None);
+                }
+                Kind::Release => self.chunks.release(&self.other.id, header.key),
+                Kind::Cancel => {
+                    let task = self.tasks.borrow_mut().remove(&header.request);
+                    drop(task);
+                }
+                _ => return Err(FrameError::Unknown.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a part of a replica out of the stream. The last one is answered when the device has the whole.
+    async fn part(self: &Rc<Self>, incoming: &mut Incoming, header: Header) -> Result<(), Broken> {
+        let turn = self.turns.acquire_arc().await;
+        let (offset, total) = (header.offset as usize, header.total as usize);
+        let known = self.replicas.borrow_mut().remove(&header.key);
+        let is_new = offset == 0;
+        let replica = match known {
+            Some(replica) if !is_new && replica.got == offset && replica.total == total => {
+                Some(replica)
+            }
+            _ if is_new && self.replicas.borrow().len() < REPLICAS_MAX => Some(Replica {
+                buf: IoBuf::alloc(total.next_multiple_of(BLOCK)),
+                total,
+                got: 0,
+            }),
+            // Given up meanwhile, or too many.
+            _ => None,
+        };
+        let Some(mut replica) = replica else {
+            incoming.skip(&header).await?;
+            self.say(&header, Err(Status::Busy), Some(Box::new(turn)));
+            return Ok(());
+        };
+        let payload = header.payload as usize;
+        let mut part = replica.buf.split_off(offset);
+        let rest = part.split_off(payload);
+        let mut part = incoming.payload(&header, part).await?;
+        crate::stream::join(&mut part, rest);
+        crate::stream::join(&mut replica.buf, part);
+        replica.got = offset + payload;
+        if replica.got < total {
+            self.replicas.borrow_mut().insert(header.key, replica);
+            self.say(&header, Ok(total), Some(Box::new(turn)));
+            return Ok(());
+        }
+        let this = Rc::clone(self);
+        let keep = async move {
+            let owner = &this.other.id;
+            let kept = this.chunks.put(owner, header.key, total, replica.buf);
+            let kept = kept.await.map(|()| total);
+            this.say(&header, kept, Some(Box::new(turn)));
+        };
+        self.serve(header, keep)?;
+        Ok(())
+    }
+
+    /// Serves a request in a task of its own, which its cancellation ends.
+    fn serve(
+        self: &Rc<Self>,
+        header: Header,
+        work: impl Future<Output = ()> + 'static,
+    ) -> Result<(), FrameError> {
+        if self.tasks.borrow().contains_key(&header.request) {
+            return Err(FrameError::Bounds("the number of a request"));
+        }
+        let this = Rc::clone(self);
+        let task = spawn(async move {
+            work.await;
+            // Itself, which is at its end.
+            let own = this.tasks.borrow_mut().remove(&header.request);
+            if let Some(own) = own {
+                own.detach();
+            }
+        });
+        self.tasks.borrow_mut().insert(header.request, task);
+        Ok(())
+    }
+
+    /// An answer without bytes.
+    fn say(&self, to: &Header, result: Result<usize, Status>, held: Held) {
+        let (status, total) = match result {
+            Ok(total) => (Status::Ok, total),
+            Err(status) => (status, 0),
+        };
+        if status == Status::NotFound {
+            self.cluster.served.absent.fetch_add(1, Ordering::Relaxed);
+        }
+        let header = Header {
+            status,
+            key: to.key,
+            offset: to.offset,
+            total: u32::try_from(total).unwrap_or(0),
+            ..Header::new(Kind::Answer, to.request)
+        };
+        self.outbox.push(Out::Header(header.encode()), held);
+    }
+
+    async fn get(&self, asked: &Header, turn: Box<async_lock::SemaphoreGuardArc>) {
+        let Some(total) = self.chunks.find(asked.key) else {
+            self.say(asked, Err(Status::NotFound), Some(turn));
+            return;
+        };
+        let (offset, length) = (asked.offset as usize, asked.length as usize);
+        let length = length.min(total.saturating_sub(offset));
+        if length == 0 {
+            self.say(asked, Ok(total), Some(turn));
+            return;
+        }
+        let room = PARTS.with(Arc::clone).acquire_arc().await;
+        let span = length.next_multiple_of(BLOCK);
+        // The header goes right in front of the bytes, which start on a page, so that both leave in one write.
+        let mut front = large_buffer(PAGE + span).await;
+        let mut bytes = front.split_off(PAGE);
+        let rest = bytes.split_off(span);
+        let (result, mut bytes) = self.chunks.read(asked.key, offset, bytes).await;
+        drop(rest);
+        match result {
+            Ok(part) if part.total == total => {}
+            Ok(_) => return self.say(asked, Err(Status::Failed), Some(turn)),
+            Err(status) => return self.say(asked, Err(status), Some(turn)),
+        }
+        drop(bytes.split_off(length));
+        let header = Header {
+            key: asked.key,
+            offset: asked.offset,
+            total: u32::try_from(total).unwrap_or(0),
+            ..Header::new(Kind::Answer, asked.request).with_payload(&bytes)
+        };
+        let mut frame = front.split_off(PAGE - HEADER_BYTES);
+        frame.copy_from_slice(&header.encode());
+        crate::stream::join(&mut frame, bytes);
+        let served = &self.cluster.served;
+        served.parts.fetch_add(1, Ordering::Relaxed);
+        served.bytes.fetch_add(length as u64, Ordering::Relaxed);
+        if let Some(peer) = self.peer() {
+            peer.counters
+                .out_bytes
+                .fetch_add(length as u64, Ordering::Relaxed);
+        }
+        self.outbox
+            .push(Out::Whole(frame), Some(Box::new((turn, room))));
+    }
+
+    /// The node in the list, when it is in it.
+    fn peer(&self) -> Option<Arc<Peer>> {
+        let peers = self.cluster.peers();
+        peers.iter().find(|p| p.id == self.other.id).cloned()
+    }
+}
+
+/// Memory for a part and its header: of the core's registered buffers, which are on large pages, where one fits.
+async fn large_buffer(len: usize) -> IoBuf {
+    debug_assert!(len <= PAGE + PAYLOAD_MAX);
+    match pool().try_get() {
+        Some(mut buf) if buf.len() >= len && buf.is_aligned() => {
+            drop(buf.split_off(len));
+            buf
+        }
+        _ => IoBuf::alloc(len),
+    }
+}

@@ -1,0 +1,258 @@
+//! Promise: what one node has, another one reads from it: at once, before the cloud has it, with equal bytes; and a node that
+//! is gone, slow or not let in costs time, never a wrong byte.
+
+use fastcache_tests::{
+    Bytes, Coordinator, Fault, FaultProxy, Node, Plane, S3, Setup, serial, wait_until,
+};
+use serde_json::Value;
+use std::io::Write as _;
+use std::time::Duration;
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+/// How long nodes may take to hear of each other: a heartbeat, and room.
+const HEARD_OF: Duration = Duration::from_secs(20);
+
+/// Two nodes, their coordinator, and a bucket into which no chunk goes until it is let.
+struct Two {
+    first: Node,
+    second: Node,
+    proxy: FaultProxy,
+    _coordinator: Coordinator,
+    _s3: S3,
+}
+
+fn setup(flags: &[String], token: &str) -> Setup {
+    Setup {
+        flags: [flags, &["--listen=127.0.0.1:0".to_owned()]].concat(),
+        env: vec![
+            ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+            ("FASTCACHE_CLUSTER_TOKEN", token.to_owned()),
+        ],
+        capacity: Some("1GiB"),
+        ..Setup::default()
+    }
+}
+
+impl Two {
+    fn start(tokens: [&str; 2]) -> Two {
+        let s3 = S3::start();
+        let proxy = FaultProxy::start(s3.port());
+        let bucket = [
+            "--cloud-provider",
+            "s3",
+            "--s3-region=us-east-1",
+            "--s3-bucket",
+            s3.bucket(),
+        ];
+        let straight = format!("--s3-endpoint={}", s3.endpoint());
+        let keys = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].map(|n| (n, "test".to_owned()));
+        let coordinator = Coordinator::start_in(&[&bucket[..], &[&straight]].concat(), &keys);
+        let mut flags: Vec<String> = bucket.iter().map(|f| (*f).to_owned()).collect();
+        flags.push(format!("--s3-endpoint={}", proxy.endpoint()));
+        flags.push(format!("--coordinator={}", coordinator.address()));
+        let first = Node::start(setup(&flags, tokens[0]));
+        let second = Node::start(setup(&flags, tokens[1]));
+        let two = Two {
+            first,
+            second,
+            proxy,
+            _coordinator: coordinator,
+            _s3: s3,
+        };
+        two.hold_uploads();
+        for node in [&two.first, &two.second] {
+            wait_until("the nodes know each other", HEARD_OF, || {
+                known(node).len() == 1
+            });
+        }
+        two
+    }
+
+    /// No chunk reaches the bucket from now on.
+    fn hold_uploads(&self) {
+        let fault = Fault::Status {
+            code: 503,
+            share: 1.0,
+            retry_after_s: None,
+        };
+        self.proxy
+            .set_where(fault, |r| r.is_put() && r.path.contains("/chunks/"));
+    }
+}
+
+/// The other nodes that a node's data plane knows.
+fn known(node: &Node) -> Vec<Value> {
+    let status = node.json(&["status"]);
+    let peers = &status["nvme"]["peers"]["peers"];
+    peers.as_array().cloned().unwrap_or_default()
+}
+
+/// Writes a file with these bytes; when this returns every node can see it.
+fn write(node: &Node, name: &str, number: u64, len: usize) {
+    let mut file = std::fs::File::create(node.at(name)).expect("create");
+    file.write_all(&Bytes::of(number).range(0, len))
+        .expect("write");
+    file.sync_all().expect("fsync");
+}
+
+#[track_caller]
+fn expect(node: &Node, name: &str, number: u64, len: usize) {
+    let got =
+        std::fs::read(node.at(name)).unwrap_or_else(|e| panic!("{name}: {e}\n{}", node.logs()));
+    assert_eq!(
+        (got.len(), Bytes::of(number).first_difference(0, &got)),
+        (len, None),
+        "{name}"
+    );
+}
+
+#[test]
+fn a_file_closed_on_one_node_is_read_on_another_before_the_cloud_has_it() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    let files = [
+        ("small", 100),
+        ("block", 4096),
+        ("odd", (4 << 20) + 12_345),
+        ("large", 40 << 20),
+    ];
+    for (n, (name, len)) in (1..).zip(files) {
+        write(&two.first, name, n, len);
+    }
+    for (n, (name, len)) in (1..).zip(files) {
+        expect(&two.second, name, n, len);
+    }
+    let bytes: usize = files.iter().map(|(_, len)| len).sum();
+    // Read, or copied before it was read.
+    let came = two.second.stat("peer_fetched_bytes") + two.second.stat("held_bytes");
+    assert!(came >= bytes as u64, "{came} of {bytes}");
+    assert_eq!(two.second.stat("gets"), 0, "the cloud has none of it");
+    assert_eq!(two.second.state_xattr("large"), "dirty");
+
+    // What came is kept: with the other node gone it is read from here.
+    two.first.kill(Plane::Supervisor);
+    two.first.kill(Plane::Data);
+    for (n, (name, len)) in (1..).zip(files) {
+        expect(&two.second, name, n, len);
+    }
+}
+
+/// Waits until everything that is not in the cloud has its copies.
+fn copied(node: &Node) {
+    wait_until("everything is copied", HEARD_OF, || {
+        node.stat("replicated_chunks") > 0 && node.stat("under_replicated_chunks") == 0
+    });
+}
+
+#[test]
+fn what_was_copied_outlives_the_node_that_wrote_it() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    let files = [("small", 100), ("large", 24 << 20)];
+    for (n, (name, len)) in (1..).zip(files) {
+        write(&two.first, name, n, len);
+    }
+    copied(&two.first);
+    let bytes: u64 = files.iter().map(|(_, len)| *len as u64).sum();
+    assert_eq!(two.second.stat("held_bytes"), bytes);
+    assert_eq!(
+        two.second.stat("dirty_chunks"),
+        0,
+        "another node uploads them"
+    );
+
+    // A home that was started again is asked, and keeps them on.
+    two.second.kill(Plane::Data);
+    two.second.wait_for_return();
+    wait_until("it holds them again", HEARD_OF, || {
+        two.second.stat("held_bytes") == bytes
+    });
+
+    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+        two.first.kill(plane);
+    }
+    two.second.evict();
+    for (n, (name, len)) in (1..).zip(files) {
+        expect(&two.second, name, n, len);
+    }
+    assert_eq!(two.second.stat("held_bytes"), bytes, "they are not evicted");
+    assert_eq!(two.second.stat("gets"), 0);
+}
+
+#[test]
+fn a_node_with_another_token_is_not_let_in_and_reads_from_the_cloud() {
+    let _one = serial();
+    let two = Two::start([TOKEN, "another token of the same length"]);
+    write(&two.first, "file", 7, 9 << 20);
+    let error = std::fs::read(two.second.at("file")).expect_err("nobody gives it these bytes");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    assert!(two.first.stat("refused_connections") > 0);
+    let said = two.first.logs();
+    assert!(
+        said.contains("does not know this cluster's token"),
+        "{said}"
+    );
+    two.proxy.set(Fault::Pass);
+    two.first.flush();
+    expect(&two.second, "file", 7, 9 << 20);
+    assert_eq!(two.second.stat("peer_fetched_bytes"), 0);
+    assert_eq!(two.first.stat("served_bytes"), 0);
+}
+
+#[test]
+fn what_two_nodes_read_at_once_comes_from_the_cloud_once() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    two.proxy.set(Fault::Pass);
+    const LEN: usize = 96 << 20;
+    write(&two.first, "large", 3, LEN);
+    two.first.flush();
+    wait_until("nothing is kept any more", HEARD_OF, || {
+        two.second.stat("held_chunks") == 0
+    });
+    two.first.evict();
+    two.second.evict();
+    std::thread::scope(|scope| {
+        scope.spawn(|| expect(&two.first, "large", 3, LEN));
+        scope.spawn(|| expect(&two.second, "large", 3, LEN));
+    });
+    let both = two.first.stat("get_bytes") + two.second.stat("get_bytes");
+    let most = LEN as u64 / 10 * 11;
+    assert!((LEN as u64..=most).contains(&both), "{both} bytes of {LEN}");
+}
+
+#[test]
+fn a_node_that_stands_still_costs_the_hedge_delay() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    two.proxy.set(Fault::Pass);
+    const LEN: usize = 16 << 20;
+    for n in 0..2 {
+        write(&two.first, &format!("file-{n}"), n, LEN);
+    }
+    two.first.flush();
+    wait_until("nothing is kept any more", HEARD_OF, || {
+        two.second.stat("held_chunks") == 0
+    });
+    two.second.evict();
+    // There is a connection, and what is usual is known.
+    expect(&two.second, "file-0", 0, LEN);
+    assert!(two.second.stat("peer_fetched_bytes") > 0);
+    std::fs::metadata(two.second.at("file-1")).expect("its layout is known");
+    let data = two.first.pid(Plane::Data).expect("it runs");
+    let signal = |signal| {
+        let pid = i32::try_from(data)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a pid"), signal).expect("kill");
+    };
+    signal(rustix::process::Signal::STOP);
+    let since = std::time::Instant::now();
+    let read = std::panic::catch_unwind(|| expect(&two.second, "file-1", 1, LEN));
+    let took = since.elapsed();
+    signal(rustix::process::Signal::CONT);
+    read.expect("the cloud has it");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(two.second.stat("peer_hedges") > 0);
+}
