@@ -54,7 +54,7 @@ CASES = [
     Case("open_read_close_cold", "the same, cold pages", "files/s", "ratio", 0.50, 0.80),
     Case("small_files", "new files of 16 KiB, 2 jobs", "files/s"),
     Case("mixed", "16 KiB random, 70 % reads, depth 16", "IOPS"),
-    Case("ingest", "4 GiB of new data, 1 MiB direct writes; beyond a quarter of the store its upload to the same disk goes on meanwhile", "MB/s"),
+    Case("ingest", "4 GiB of new data, 1 MiB direct writes, uploaded to the same disk meanwhile (from 2 GiB on)", "MB/s"),
 ]
 
 # Random writes scatter a file's blocks in the store, and new data needs a new file.

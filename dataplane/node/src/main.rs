@@ -21,8 +21,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
-/// glibc cannot put buffers that begin on a page where a small thing was between two of them: it took 4 KiB of RAM for
-/// each chunk of the index (docs/adr/0010-memory-of-the-data-plane.md).
+/// glibc cannot put buffers that begin on a page where a small thing was between two of them: it took 8 KiB of RAM for
+/// each new chunk (docs/adr/0010-memory-of-the-data-plane.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

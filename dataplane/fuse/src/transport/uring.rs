@@ -54,9 +54,9 @@ const HELPERS: usize = 16;
 /// Entries of the own core that are used before those, so that requests one by one wake no other processor.
 const TOP: usize = 4;
 /// Entries that a queue begins with, and gets at a time.
-const ENTRIES_STEP: usize = 256;
+const ENTRIES_STEP: usize = 512;
 /// A queue with fewer free entries than this gets further ones.
-const FREE_MIN: usize = 64;
+const FREE_MIN: usize = 128;
 
 /// One core's share of a mount, before it is served.
 #[derive(Debug)]
