@@ -5,6 +5,9 @@ use crate::machine::temp_dir;
 use crate::node::{Node, Setup};
 use tempfile::TempDir;
 
+/// What nodes that listen for each other show.
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
 /// A coordinator and its nodes, with a bucket that is a folder.
 #[derive(Debug)]
 pub struct Cluster {
@@ -13,28 +16,45 @@ pub struct Cluster {
     /// Their coordinator.
     pub coordinator: Coordinator,
     flags: Vec<String>,
+    /// They have chunks from each other, not from the bucket alone.
+    listen: bool,
     _bucket: TempDir,
 }
 
 impl Cluster {
-    /// A coordinator with further flags, and so many nodes with theirs.
+    /// A coordinator with further flags, and so many nodes that have chunks from each other.
     ///
     /// # Panics
     /// When one does not come up.
     #[track_caller]
-    pub fn start(count: usize, coordinator: &[&str], node: &[&str]) -> Cluster {
+    pub fn start(count: usize, coordinator: &[&str]) -> Cluster {
+        Cluster::of(count, coordinator, true)
+    }
+
+    /// The same with nodes that have chunks of others from the bucket alone.
+    ///
+    /// # Panics
+    /// When one does not come up.
+    #[track_caller]
+    pub fn start_apart(count: usize, coordinator: &[&str]) -> Cluster {
+        Cluster::of(count, coordinator, false)
+    }
+
+    #[track_caller]
+    fn of(count: usize, coordinator: &[&str], listen: bool) -> Cluster {
         let bucket = temp_dir("bucket");
         let folder = bucket.path().display().to_string();
         let cloud = ["--cloud-provider", "dir", "--cloud-dir", folder.as_str()];
         let coordinator = Coordinator::start_with(&[&cloud[..], coordinator].concat());
         let address = coordinator.address();
         let own = ["--coordinator", address.as_str()];
-        let flags = [&cloud[..], &own[..], node].concat();
+        let flags = [&cloud[..], &own[..]].concat();
         let flags = flags.into_iter().map(str::to_owned).collect();
         let mut cluster = Cluster {
             nodes: Vec::new(),
             coordinator,
             flags,
+            listen,
             _bucket: bucket,
         };
         for _ in 0..count {
@@ -49,10 +69,16 @@ impl Cluster {
     /// When it does not come up.
     #[track_caller]
     pub fn join(&mut self) {
-        self.nodes.push(Node::start(Setup {
+        let mut setup = Setup {
             capacity: Some("256MiB"),
             flags: self.flags.clone(),
             ..Setup::default()
-        }));
+        };
+        if self.listen {
+            setup.flags.push("--listen=127.0.0.1:0".to_owned());
+            let token = ("FASTCACHE_CLUSTER_TOKEN", TOKEN.to_owned());
+            setup.env.push(token);
+        }
+        self.nodes.push(Node::start(setup));
     }
 }

@@ -19,7 +19,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// A cluster of `count` nodes with short leases.
 fn short_leases(count: usize) -> Cluster {
     let lease = LEASE.to_string();
-    Cluster::start(count, &["--lease", &lease], &[])
+    Cluster::start(count, &["--lease", &lease])
 }
 
 /// Stops a process of a node; it goes on when this is dropped.
@@ -68,7 +68,7 @@ fn listed(path: PathBuf) -> Vec<String> {
 #[test]
 fn a_change_of_names_is_seen_by_the_other_node_whatever_it_had_cached() {
     let _one = serial();
-    let cluster = Cluster::start(2, &[], &[]);
+    let cluster = Cluster::start(2, &[]);
     let [a, b] = &cluster.nodes[..] else {
         panic!("two nodes")
     };
@@ -115,7 +115,7 @@ fn a_change_of_names_is_seen_by_the_other_node_whatever_it_had_cached() {
 #[test]
 fn contents_are_seen_when_they_are_closed_or_fsynced() {
     let _one = serial();
-    let cluster = Cluster::start(2, &[], &[]);
+    let cluster = Cluster::start(2, &[]);
     let [a, b] = &cluster.nodes[..] else {
         panic!("two nodes")
     };
@@ -158,7 +158,7 @@ fn contents_are_seen_when_they_are_closed_or_fsynced() {
 #[test]
 fn two_nodes_that_write_one_file_keep_what_both_wrote() {
     let _one = serial();
-    let cluster = Cluster::start(2, &[], &[]);
+    let cluster = Cluster::start(2, &[]);
     let [a, b] = &cluster.nodes[..] else {
         panic!("two nodes")
     };
@@ -190,8 +190,16 @@ fn two_nodes_that_write_one_file_keep_what_both_wrote() {
 #[test]
 fn appends_of_two_nodes_lose_nothing() {
     let _one = serial();
-    let cluster = Cluster::start(2, &[], &[]);
-    let each = 150;
+    appends(&Cluster::start(2, &[]), 150);
+}
+
+#[test]
+fn appends_of_two_nodes_with_only_a_bucket_between_them_lose_nothing() {
+    let _one = serial();
+    appends(&Cluster::start_apart(2, &[]), 40);
+}
+
+fn appends(cluster: &Cluster, each: usize) {
     fs::write(cluster.nodes[0].at("log"), b"").expect("write");
     let append = |node: &Node, who: u8| {
         let path = node.at("log");
@@ -243,7 +251,7 @@ fn appends_of_two_nodes_lose_nothing() {
 #[test]
 fn an_exclusive_create_has_one_winner() {
     let _one = serial();
-    let cluster = Cluster::start(3, &[], &[]);
+    let cluster = Cluster::start(3, &[]);
     let rounds = number("FASTCACHE_EXCL_ROUNDS", 40);
     for round in 0..rounds {
         let threads: Vec<_> = cluster
@@ -268,7 +276,7 @@ fn an_exclusive_create_has_one_winner() {
 #[test]
 fn within_a_lease_nothing_is_asked_beyond_the_node() {
     let _one = serial();
-    let cluster = Cluster::start(2, &[], &[]);
+    let cluster = Cluster::start(2, &[]);
     let [a, b] = &cluster.nodes[..] else {
         panic!("two nodes")
     };
@@ -438,7 +446,8 @@ def fails(lock, fd, *args):
         assert e.errno in (errno.EAGAIN, errno.EACCES), e
         return True
     return False
-def posix(fd, kind=fcntl.LOCK_EX, start=0, length=0): fcntl.lockf(fd, kind | fcntl.LOCK_NB, length, start)
+def posix(fd, kind=fcntl.LOCK_EX, start=0, length=0):
+    fcntl.lockf(fd, kind if kind == fcntl.LOCK_UN else kind | fcntl.LOCK_NB, length, start)
 def flock(fd, kind=fcntl.LOCK_EX): fcntl.flock(fd, kind | fcntl.LOCK_NB)
 def ofd(fd, kind=fcntl.F_WRLCK, start=0, length=0): fcntl.fcntl(fd, 37, struct.pack("hhqqi", kind, 0, start, length, 0))
 def until(what, condition, seconds=20):

@@ -392,21 +392,18 @@ impl Coordinator {
             .pending
             .get(&number)
             .is_some_and(|p| p.session == session)
-            && let Some(pending) = tables.pending.remove(&number)
+            && let Some(mut pending) = tables.pending.remove(&number)
         {
             if let Some(number) = pending.hand_over {
                 for ino in &pending.held {
                     if tables.leases.write_number(*ino) == number {
-                        tables.leases.take_write(*ino);
+                        tables.handed_over(*ino);
                     }
                 }
             } else {
                 tables.leases.release(session, &pending.held, pending.stamp);
             }
-            // Nobody may wait any more, and that is as well.
-            if let Some(done) = pending.done {
-                let _ = done.send(());
-            }
+            pending.answer();
         }
     }
 

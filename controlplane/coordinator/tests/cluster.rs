@@ -5,8 +5,8 @@
 
 use fastcache_api::grpc::Node;
 use fastcache_api::{
-    ApiKey, Attr, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
-    SetAttr, Time,
+    ApiKey, Attr, Commit, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
+    OpId, SetAttr, Time, Version,
 };
 use fastcache_coordinator::{
     Coordinator, Namespace, Notice, Options, RemoteError, RemoteNamespace, Revocation, serve,
@@ -313,6 +313,71 @@ async fn a_silent_node_delays_by_its_lease_and_is_fenced() {
     assert_eq!(entry(&within(b.call(lookup("f"))).await).mode, 0o600);
     assert_eq!(server.coordinator.stats().revocations_unanswered, 1);
     drop(revoked);
+    server.end().await;
+    acking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_who_wait_to_write_wait_for_one_hand_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 10_000, None).await;
+    let (a, mut a_revoked) = server.connect("a").await;
+    let second = async { within(a_revoked.recv()).await.unwrap().ack().await };
+    let ((b, b_revoked), ()) = tokio::join!(server.connect("b"), second);
+    let acking = acknowledge_all(b_revoked);
+    let (a, b) = (std::sync::Arc::new(a), std::sync::Arc::new(b));
+    let f = entry(&a.call(change(make("f"))).await).ino;
+    let open = |node: &std::sync::Arc<RemoteNamespace>| {
+        let node = std::sync::Arc::clone(node);
+        let open = read(NsOp::Open {
+            ino: f,
+            write: true,
+        });
+        tokio::spawn(async move { node.call(open).await })
+    };
+    let quiet = Duration::from_millis(200);
+    let first = open(&b);
+    let asked = within(a_revoked.recv()).await.unwrap();
+    assert_eq!(asked.hand_over, [f]);
+    // The second one of that node is not another question: a may have the lease again when it comes to it.
+    let second = open(&b);
+    assert!(tokio::time::timeout(quiet, a_revoked.recv()).await.is_err());
+    // Asked for anew meanwhile, it is another lease; when that is handed over, whoever waits for the one before goes on.
+    within(open(&a)).await.unwrap().result.unwrap();
+    let third = open(&b);
+    let again = within(a_revoked.recv()).await.unwrap();
+    assert_eq!(again.hand_over, [f]);
+    assert!(!first.is_finished() && !second.is_finished() && !third.is_finished());
+    again.ack().await;
+    for opened in [first, second, third] {
+        within(opened).await.unwrap().result.unwrap();
+    }
+    asked.ack().await;
+    // The late acknowledgement takes nothing away: b may write, a may not.
+    let version = match b
+        .call(change(NsOp::AllocVersions { count: 1 }))
+        .await
+        .result
+    {
+        Ok(NsAnswer::Versions { first, .. }) => first,
+        other => panic!("{other:?}"),
+    };
+    let commit = change(NsOp::Commit(Commit {
+        ino: f,
+        base: Version::NONE,
+        version,
+        truncate: None,
+        runs: Vec::new(),
+        size: 5,
+        mtime: Time::default(),
+        kill_suid: false,
+        conflict_file: true,
+    }));
+    let stale = within(a.call(commit.clone())).await;
+    assert_eq!(stale.result, Err(Errno::ESTALE));
+    let forgotten = async { within(a_revoked.recv()).await.unwrap().ack().await };
+    let (done, ()) = tokio::join!(within(b.call(commit)), forgotten);
+    assert_eq!(entry(&done).size, 5);
     server.end().await;
     acking.abort();
 }

@@ -28,6 +28,8 @@ const BRING_PATIENCE: Duration = Duration::from_secs(1);
 const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
 /// First pause between two tries; doubled after each.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between two tries.
+const UNREACHABLE_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Why another node gave no chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,7 +136,7 @@ impl FileSystem {
                     // The list of nodes is another one for the agent, which leaves it to them to say so.
                     Err(Errno::ENOENT) if self.may_be_elsewhere(key) && now() + pause < until => {
                         sleep(pause).await;
-                        pause *= 2;
+                        pause = UNREACHABLE_PAUSE_MAX.min(pause * 2);
                         continue;
                     }
                     Err(Errno::ENOENT) => return Err(Errno::EIO),
@@ -164,7 +166,7 @@ impl FileSystem {
                 return Err(Errno::EIO);
             }
             sleep(pause).await;
-            pause *= 2;
+            pause = UNREACHABLE_PAUSE_MAX.min(pause * 2);
         }
     }
 
@@ -176,7 +178,8 @@ impl FileSystem {
                 let state = lock(&inode.state);
                 let chunk_size = state.attr.as_ref().map_or(0, |attr| attr.chunk_size);
                 let named = state.layout.as_ref().filter(|_| chunk_size > 0);
-                self.is_trusted(&state)
+                // Who writes it knows its contents, whatever else of it was revoked.
+                (self.is_trusted(&state) || self.may_write(&state))
                     && named
                         .and_then(|layout| layout.chunk(key.index, chunk_size))
                         .is_some_and(|(version, _)| version == key.version)

@@ -20,14 +20,22 @@ pub(super) struct Pending {
     /// It asks for the lease on writing alone: this one. A node that has handed over may have asked for it again, and got it,
     /// before its acknowledgement is here.
     pub(super) hand_over: Option<u64>,
-    /// Dropped or used: the wait is over.
-    pub(super) done: Option<oneshot::Sender<()>>,
+    /// Those who wait. Dropped or used: the wait is over.
+    pub(super) done: Vec<oneshot::Sender<()>>,
 }
 
 impl Pending {
     /// Whether it is about this inode and nothing else: contents or attributes, no names.
     fn is_about(&self, ino: Ino) -> bool {
         self.held.len() == 1 && self.held.contains(&ino)
+    }
+
+    /// Ends the wait of all who wait.
+    pub(super) fn answer(&mut self) {
+        for done in self.done.drain(..) {
+            // Nobody may wait any more, and that is as well.
+            let _ = done.send(());
+        }
     }
 }
 
@@ -96,7 +104,7 @@ impl Tables {
             stamp,
             sent,
             hand_over: None,
-            done: Some(done),
+            done: vec![done],
         };
         self.pending.insert(revocation.number, pending);
         let is_sent = self
@@ -113,9 +121,22 @@ impl Tables {
         }
     }
 
-    /// Asks the writer of an inode to commit what it has, and to write no more. Asked once at a time; `None`: it is asked
-    /// already.
+    /// Asks the writer of an inode to commit what it has, and to write no more. Asked once for each lease on writing: a node
+    /// that was asked twice could have got the lease again when it comes to the second, and whoever waits for that would wait
+    /// for a node that waits for him.
     pub(super) fn ask_to_hand_over(&mut self, session: u64, ino: Ino, lease: Duration) -> Wait {
+        let number = self.leases.write_number(ino);
+        let is_it =
+            |p: &Pending| p.hand_over == Some(number) && p.session == session && p.is_about(ino);
+        if let Some(asked) = self.pending.values_mut().find(|p| is_it(p)) {
+            let (done, acknowledged) = oneshot::channel();
+            asked.done.push(done);
+            return Wait {
+                acknowledged,
+                session,
+                until: asked.sent + lease,
+            };
+        }
         let what: crate::revocation::What = (Vec::new(), Vec::new(), Vec::new(), vec![ino]);
         let revocation = match postcard::to_stdvec(&what) {
             Ok(what) => grpc::Revocation {
@@ -130,12 +151,22 @@ impl Tables {
                 }
             }
         };
-        let number = self.leases.write_number(ino);
         let wait = self.revoke(session, [ino].into(), revocation, lease);
         if let Some(pending) = self.pending.get_mut(&self.next_revocation) {
             pending.hand_over = Some(number);
         }
         wait
+    }
+
+    /// A node has handed an inode over: whoever waits for that looks again who may write it. One may have been asked for a
+    /// lease that it asked for anew since.
+    pub(super) fn handed_over(&mut self, ino: Ino) {
+        self.leases.take_write(ino);
+        let of_it = |p: &&mut Pending| p.hand_over.is_some() && p.is_about(ino);
+        self.pending
+            .values_mut()
+            .filter(of_it)
+            .for_each(Pending::answer);
     }
 
     /// Nobody waits any more for this node to give up an inode: it wants to write it, so it will ask for it anew, and it
@@ -145,9 +176,8 @@ impl Tables {
             if pending.hand_over.is_none()
                 && pending.is_about(ino)
                 && self.registry.is_same_node(pending.session, session)
-                && let Some(done) = pending.done.take()
             {
-                let _ = done.send(());
+                pending.answer();
             }
         }
     }

@@ -6,7 +6,7 @@ use fastcache_api::control::{
 };
 use fastcache_api::{
     Attr, ChunkKey, Commit, Errno, Ino, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
-    SetAttr, Time, Version,
+    Run, SetAttr, Time, Version,
 };
 use fastcache_cache::{FileSystem, Link};
 use fastcache_chunkstore::crc_all;
@@ -38,6 +38,8 @@ pub struct Agent {
     pub holds_fetches: Cell<bool>,
     /// Fetched bytes differ from what the checksum says.
     pub damages_fetches: Cell<bool>,
+    /// What is not in the cloud may be on another node.
+    pub has_peers: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
     /// Calls to bring something to the cloud now that are not answered yet.
     pub persists: RefCell<Vec<(u64, Option<Waited>)>>,
@@ -109,7 +111,11 @@ impl Agent {
 
     fn fetch(&self, link: &Link, arena: &Arena, id: u64, key: ChunkKey, slot: u32) {
         let Some(bytes) = self.cloud.borrow().get(&key).cloned() else {
-            link.answered(0, id, Err(Errno::EIO));
+            let is_lost = match self.has_peers.get() {
+                true => Errno::ENOENT,
+                false => Errno::EIO,
+            };
+            link.answered(0, id, Err(is_lost));
             return;
         };
         let mut sent = bytes.clone();
@@ -129,6 +135,11 @@ impl Agent {
     /// Answers the fetches that were held, and holds no more.
     pub fn let_fetches_go(&self, link: &Link, arena: &Arena) {
         self.holds_fetches.set(false);
+        self.answer_held(link, arena);
+    }
+
+    /// Answers the fetches that were held.
+    pub fn answer_held(&self, link: &Link, arena: &Arena) {
         for (id, key, slot) in self.held.take() {
             self.fetch(link, arena, id, key, slot);
         }
@@ -163,6 +174,29 @@ impl Agent {
         let (attr, layout) = table.file(ino).unwrap();
         layout.truncate(size, attr.chunk_size);
         (attr.size, attr.layout_version, attr.seq) = (size, version, seq);
+    }
+
+    /// Another node writes a file of one chunk anew: the chunk's key. This node is not told, and the cloud does not have it.
+    pub fn others_write(&self, ino: Ino, len: usize) -> ChunkKey {
+        let mut table = self.table.borrow_mut();
+        table.seq += 1;
+        table.next_version += 1;
+        let (seq, version) = (table.seq, Version(table.next_version));
+        let (attr, layout) = table.file(ino).unwrap();
+        let run = Run {
+            first: 0,
+            count: 1,
+            version,
+            valid: len as u32,
+        };
+        layout.truncate(0, attr.chunk_size);
+        layout.lay(&[run], attr.chunk_size);
+        (attr.size, attr.layout_version, attr.seq) = (len as u64, version, seq);
+        ChunkKey {
+            ino,
+            index: 0,
+            version,
+        }
     }
 
     /// Copies every dirty chunk in the store to the cloud, verified on the way. The store does not know yet.

@@ -8,6 +8,7 @@
 //! - `misses`: one fetch for everybody, and never wrong bytes.
 //! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `names`: what cannot exist is not asked for, and what others make is found.
+//! - `others`: what another node changes under a reader, and what is not where it should be yet.
 //! - `peers`: who is asked for what is not here, and what is kept for others.
 //! - `space`: writers wait for room, and go on.
 
@@ -25,6 +26,7 @@ mod memory;
 mod misses;
 mod names;
 mod node;
+mod others;
 mod peers;
 mod sick;
 mod space;

@@ -1,0 +1,122 @@
+//! Goal: a reader whose file another node changes meanwhile is told the new contents, not an error; and what the lease names
+//! but nobody has yet is waited for, within bounds. Method: an agent that holds its answers until the file was changed.
+
+use crate::agent::Agent;
+use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start, until};
+use fastcache_api::control::DataCall;
+use fastcache_api::{Errno, Ino};
+use fastcache_reactor::now;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Looks at a file whose lease is taken away under each of them: one, and three again.
+const LOOKS: usize = 4;
+
+/// A node that has other nodes, and a file of one chunk that is only in the cloud.
+async fn shared(node: &Node, data: &[u8]) -> Ino {
+    let ino = node.create("file").await;
+    node.write(ino, 0, data).await.unwrap();
+    node.fsync(ino).await.unwrap();
+    node.upload().await;
+    assert_eq!(node.evict(ino).await, 1);
+    let lease = DataCall::Lease {
+        until_ns: None,
+        is_shared: true,
+    };
+    node.fs.serve(lease).await.unwrap();
+    node.agent.has_peers.set(true);
+    ino
+}
+
+/// Another node writes the file anew `times` times, each time while it is fetched, and what was there before goes. The last one
+/// is in the cloud. What the reader gets.
+async fn changed_under_a_reader(node: &Node, ino: Ino, times: u64) -> Result<Vec<u8>, Errno> {
+    let agent = &node.agent;
+    agent.holds_fetches.set(true);
+    let before = agent.fetches.borrow().len();
+    let changes = async {
+        for n in 1..=times {
+            let asked = || agent.fetches.borrow().len() == before + n as usize;
+            until("it is asked for", asked).await;
+            let key = agent.others_write(ino, CHUNK);
+            agent.cloud.borrow_mut().clear();
+            if n == times {
+                agent.cloud.borrow_mut().insert(key, pattern(n, CHUNK));
+                agent.holds_fetches.set(false);
+            }
+            let revoked = DataCall::Invalidate {
+                touched: Vec::new(),
+                entries: Vec::new(),
+                inos: vec![ino],
+            };
+            node.fs.serve(revoked).await.unwrap();
+            agent.answer_held(&node.link, &node.arena);
+        }
+    };
+    let read = node.read(ino, 0, CHUNK);
+    soon("the read", futures_util::future::join(read, changes))
+        .await
+        .0
+}
+
+#[test]
+fn a_file_that_is_changed_under_its_reader_is_looked_at_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = shared(&node, &pattern(9, CHUNK)).await;
+        for times in [1, LOOKS as u64 - 1] {
+            let got = changed_under_a_reader(&node, ino, times).await.unwrap();
+            assert_same("the new contents", &got, &pattern(times, CHUNK));
+            let kept = || !node.fs.store().chunks_of(ino).is_empty();
+            until("it is kept", kept).await;
+            assert_eq!(node.evict(ino).await, 1);
+        }
+        // Within bounds: whoever writes faster than it can be read has it read in vain.
+        let got = changed_under_a_reader(&node, ino, LOOKS as u64).await;
+        assert_eq!(got, Err(Errno::EIO));
+        let slots = || node.arena.free() == node.arena.slots();
+        until("every slot came back", slots).await;
+    });
+}
+
+#[test]
+fn what_the_lease_names_and_nobody_has_yet_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let data = pattern(9, CHUNK);
+        let ino = shared(&node, &data).await;
+        let in_cloud = agent.cloud.take();
+        let before = agent.fetches.borrow().len();
+        let comes = async {
+            let asked = || agent.fetches.borrow().len() == before + 3;
+            until("it was asked for in vain", asked).await;
+            agent.cloud.replace(in_cloud);
+        };
+        let read = node.read(ino, 0, CHUNK);
+        let (got, ()) = soon("the read", futures_util::future::join(read, comes)).await;
+        assert_same("it came", &got.unwrap(), &data);
+
+        let kept = || !node.fs.store().chunks_of(ino).is_empty();
+        until("it is kept", kept).await;
+        assert_eq!(node.evict(ino).await, 1);
+        agent.cloud.borrow_mut().clear();
+        let since = now();
+        assert_eq!(node.read(ino, 0, CHUNK).await, Err(Errno::EIO));
+        let took = since.elapsed();
+        let usual = Duration::from_secs(8)..Duration::from_secs(20);
+        assert!(usual.contains(&took), "{took:?}");
+        // Alone, it is nowhere else.
+        let lease = DataCall::Lease {
+            until_ns: None,
+            is_shared: false,
+        };
+        node.fs.serve(lease).await.unwrap();
+        let since = now();
+        assert_eq!(node.read(ino, 0, CHUNK).await, Err(Errno::EIO));
+        assert!(since.elapsed() < Duration::from_secs(5));
+    });
+}
