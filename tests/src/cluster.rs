@@ -57,9 +57,14 @@ impl Cluster {
             listen,
             _bucket: bucket,
         };
-        for _ in 0..count {
-            cluster.join();
-        }
+        let all = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..count).map(|_| scope.spawn(|| cluster.node())).collect();
+            let joined = starting
+                .into_iter()
+                .map(|node| node.join().expect("a node"));
+            joined.collect::<Vec<_>>()
+        });
+        cluster.nodes = all;
         cluster
     }
 
@@ -69,6 +74,11 @@ impl Cluster {
     /// When it does not come up.
     #[track_caller]
     pub fn join(&mut self) {
+        let node = self.node();
+        self.nodes.push(node);
+    }
+
+    fn node(&self) -> Node {
         let mut setup = Setup {
             capacity: Some("256MiB"),
             flags: self.flags.clone(),
@@ -79,6 +89,21 @@ impl Cluster {
             let token = ("FASTCACHE_CLUSTER_TOKEN", TOKEN.to_owned());
             setup.env.push(token);
         }
-        self.nodes.push(Node::start(setup));
+        Node::start(setup)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // They tell what they did.
+            return self.nodes.clear();
+        }
+        // At once, as they were started: each waits for its own end.
+        std::thread::scope(|scope| {
+            for node in self.nodes.drain(..) {
+                scope.spawn(|| drop(node));
+            }
+        });
     }
 }

@@ -2,8 +2,8 @@
 //! what the documentation says.
 
 use fastcache_tests::{
-    Bytes, Cloud, Fault, FaultProxy, Node, Plane, S3, Setup, drop_page_cache, output_of, program,
-    repository, run, serial, wait_until,
+    Bytes, Cloud, Cluster, Fault, FaultProxy, Node, Plane, S3, Setup, drop_page_cache, output_of,
+    program, repository, run, serial, wait_until,
 };
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -231,17 +231,8 @@ fn documented() -> BTreeMap<String, String> {
         .collect()
 }
 
-#[test]
-fn metrics_are_what_the_documentation_says() {
-    let _one = serial();
-    let node = Node::start_default();
-    std::fs::write(node.at("a"), Bytes::of(1).range(0, 5_000_000)).expect("write");
-    node.flush();
-    node.evict();
-    std::fs::read(node.at("a")).expect("read");
-    // The first scrape is a request that the second one tells of.
-    get(&node, "/metrics");
-    let text = get(&node, "/metrics");
+/// Metrics with their types. Each has a value, and every value is announced.
+fn announced(text: &str) -> BTreeMap<String, String> {
     let told: BTreeMap<String, String> = text
         .lines()
         .filter_map(|l| l.strip_prefix("# TYPE "))
@@ -250,8 +241,6 @@ fn metrics_are_what_the_documentation_says() {
             (name.to_owned(), kind.to_owned())
         })
         .collect();
-    assert_eq!(told, documented());
-    // Every one has a value, and every value is announced.
     let named: BTreeSet<String> = text
         .lines()
         .filter(|l| !l.starts_with('#') && !l.is_empty())
@@ -266,6 +255,30 @@ fn metrics_are_what_the_documentation_says() {
         })
         .collect();
     assert_eq!(named, told.keys().cloned().collect());
+    told
+}
+
+#[test]
+fn metrics_are_what_the_documentation_says() {
+    let _one = serial();
+    let node = Node::start_default();
+    std::fs::write(node.at("a"), Bytes::of(1).range(0, 5_000_000)).expect("write");
+    node.flush();
+    node.evict();
+    std::fs::read(node.at("a")).expect("read");
+    // The first scrape is a request that the second one tells of.
+    get(&node, "/metrics");
+    let text = get(&node, "/metrics");
+    let alone = announced(&text);
+    // Some are about other nodes, each by its name.
+    let cluster = Cluster::start(2, &["--lease", "4"]);
+    let mut among = BTreeMap::new();
+    wait_until("it knows the other node", Duration::from_secs(30), || {
+        among = announced(&get(&cluster.nodes[0], "/metrics"));
+        among.contains_key("fastcache_peer_connections")
+    });
+    let told: BTreeMap<_, _> = alone.into_iter().chain(among).collect();
+    assert_eq!(told, documented());
     // One upload is counted once.
     let value = |line: &str| {
         let found = text.lines().find_map(|l| l.strip_prefix(line));

@@ -67,6 +67,9 @@ pub(super) fn fuse_durations(text: &mut String, latencies: &[Latency]) {
 /// A histogram of the data plane, which comes with its buckets.
 #[allow(clippy::cast_precision_loss, reason = "Prometheus values are doubles")]
 pub(super) fn durations(text: &mut String, metric: &Metric, latencies: &[Latency]) {
+    if latencies.is_empty() {
+        return;
+    }
     let (name, help, label) = (metric.name, metric.help, metric.label);
     let mut lines = format!("# HELP {name} {help}\n# TYPE {name} histogram\n");
     for latency in latencies {
