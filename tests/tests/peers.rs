@@ -53,8 +53,11 @@ impl Two {
         let mut flags: Vec<String> = bucket.iter().map(|f| (*f).to_owned()).collect();
         flags.push(format!("--s3-endpoint={}", proxy.endpoint()));
         flags.push(format!("--coordinator={}", coordinator.address()));
-        let first = Node::start(setup(&flags, tokens[0]));
-        let second = Node::start(setup(&flags, tokens[1]));
+        let [first, second] = std::thread::scope(|scope| {
+            let start = |token| Node::start(setup(&flags, token));
+            let starting = tokens.map(|token| scope.spawn(move || start(token)));
+            starting.map(|node| node.join().expect("a node"))
+        });
         let two = Two {
             first,
             second,
