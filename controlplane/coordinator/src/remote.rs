@@ -587,9 +587,14 @@ impl Keeper {
                 message = stream.message() => match message {
                     Ok(Some(revocation)) => {
                         // A heartbeat's answer may be from before the second node.
-                        last.1 |= revocation.everything;
+                        let everything = revocation.everything;
+                        last.1 |= everything;
                         if let Err(why) = self.hand_on(session, revocation) {
                             return why;
+                        }
+                        if everything {
+                            // The lease itself goes on: for what is learned from now on.
+                            told = self.tell_lease(last.0, last.1);
                         }
                     }
                     Ok(None) => return "the coordinator ended it".to_owned(),

@@ -25,6 +25,8 @@ const FAILED_KEEP: Duration = Duration::from_millis(250);
 /// How long a chunk that was read ahead stays in its slot for its readers, who then need not wait for the device nor read
 /// from it.
 const LINGER: Duration = Duration::from_millis(500);
+/// Pause before a chunk that could not be kept is fetched again.
+const KEEP_PAUSE: Duration = Duration::from_millis(10);
 /// Pause between them.
 const FETCH_PAUSE: Duration = Duration::from_millis(200);
 
@@ -219,7 +221,10 @@ impl FileSystem {
         if self.inner.store.get(id).is_some_and(|b| b.key() == key) {
             return Ok(());
         }
-        self.make_room(1024 + 3).await
+        self.make_room(1024 + 3).await?;
+        // There may be room, and something else in its place.
+        fastcache_reactor::sleep(KEEP_PAUSE).await;
+        Ok(())
     }
 
     /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none. `is_brought`: for
@@ -232,6 +237,9 @@ impl FileSystem {
         for _ in 0..FETCH_TRIES {
             if is_here() {
                 return Ok(());
+            }
+            if !self.may_cache(key) {
+                return Err(Errno::ENOSPC);
             }
             // Others took the room, or it was freed and needs a flush first.
             if self.fly_out(key, is_brought).await?

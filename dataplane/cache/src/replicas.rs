@@ -5,6 +5,7 @@
 //! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
 //! word got lost. An owner that is gone may come back: its replicas are kept.
 
+use crate::inode::Inode;
 use crate::{FileSystem, lock};
 use fastcache_api::{ChunkKey, Errno, Version};
 use fastcache_chunkstore::{SealChunk, SealData};
@@ -67,6 +68,39 @@ impl FileSystem {
         here.is_some_and(|body| self.inner.holds.keeps(body.key()))
     }
 
+    /// Takes away what keeps a chunk that is to be written from its place in the store: another version that is kept there for
+    /// another node, or that this node wrote before others wrote the file. For who has the lease on writing: the layout is what
+    /// it says, and no other version will become part of it. Versions tell nothing of it: those of different nodes have no order.
+    pub(crate) async fn give_way(&self, inode: &Inode, key: ChunkKey) {
+        if !self.is_shared() {
+            return;
+        }
+        {
+            let mut map = lock(&self.inner.holds.map);
+            if map.get(&key.id()).is_some_and(|h| h.version != key.version) {
+                map.remove(&key.id());
+            }
+        }
+        let here = self.inner.store.get(key.id());
+        let Some(own) = here.filter(|body| body.is_dirty() && body.key() != key) else {
+            return;
+        };
+        let is_superseded = {
+            let state = lock(&inode.state);
+            let named = state.attr.as_ref().zip(state.layout.as_ref());
+            let named = named.and_then(|(attr, layout)| layout.chunk(key.index, attr.chunk_size));
+            self.may_write(&state)
+                && state.commits.is_empty()
+                && !state.is_sealing
+                && !state.is_conflict
+                && state.unsealed.runs.is_empty()
+                && named.is_some_and(|(version, _)| version == key.version)
+        };
+        if is_superseded {
+            self.drop_keys(key.ino, &[own.key()]).await;
+        }
+    }
+
     fn note_hold(&self, owner: &str, key: ChunkKey, len: u32) {
         let hold = Hold {
             version: key.version,
@@ -109,7 +143,9 @@ impl FileSystem {
         let len = u32::try_from(len).map_err(|_| Errno::EINVAL)?;
         let before = {
             let map = lock(&self.inner.holds.map);
-            map.get(&key.id()).map(|hold| hold.version)
+            // Of one owner alone: versions of different nodes have no order.
+            let of_owner = map.get(&key.id()).filter(|hold| hold.owner == owner);
+            of_owner.map(|hold| hold.version)
         };
         if before.is_some_and(|version| version > key.version) {
             return Err(Errno::EAGAIN);

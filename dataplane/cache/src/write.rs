@@ -6,7 +6,7 @@ use crate::inode::Inode;
 use crate::open_chunk::{Closed, OpenChunk};
 use crate::seal::ready_for_early_seal;
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino, Version};
+use fastcache_api::{Attr, ChunkKey, Errno, FILE_SIZE_MAX, Ino, Version};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
@@ -340,6 +340,12 @@ impl FileSystem {
             let Some(Local { body, meta }) = self.chunk_here(id, version).await? else {
                 // Others may give the file a new version of the chunk while the old one is fetched, or drop the old one:
                 // look again, whatever came of the fetch.
+                let wanted = ChunkKey {
+                    ino: id.ino,
+                    index,
+                    version,
+                };
+                self.give_way(inode, wanted).await;
                 let fetched = self.promote(id, version).await;
                 let is_current = version_now(inode, index) == Some(version);
                 match fetched {

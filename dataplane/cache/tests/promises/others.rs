@@ -4,8 +4,8 @@
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start, until};
 use fastcache_api::control::DataCall;
-use fastcache_api::{Errno, Ino};
-use fastcache_reactor::now;
+use fastcache_api::{ChunkKey, Errno, Ino, Version};
+use fastcache_reactor::{IoBuf, now};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -78,6 +78,52 @@ fn a_file_that_is_changed_under_its_reader_is_looked_at_again() {
         assert_eq!(got, Err(Errno::ESTALE));
         let slots = || node.arena.free() == node.arena.slots();
         until("every slot came back", slots).await;
+    });
+}
+
+#[test]
+fn an_older_version_in_its_place_keeps_nobody_from_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = shared(&node, &pattern(9, CHUNK)).await;
+        // What this node wrote and nobody uploaded, and then what it keeps for another node, with a version of any number.
+        for (round, is_replica) in [(1, false), (2, true)] {
+            let own = pattern(20 + round, CHUNK);
+            if is_replica {
+                assert_eq!(node.evict(ino).await, 1);
+                let key = ChunkKey {
+                    ino,
+                    index: 0,
+                    version: Version(1 << 40),
+                };
+                let mut buf = IoBuf::alloc(CHUNK);
+                buf.copy_from_slice(&own);
+                let put = node.fs.put_for_peer("other", key, CHUNK, buf);
+                soon("put", put).await.unwrap();
+            } else {
+                node.write(ino, 0, &own).await.unwrap();
+                node.fsync(ino).await.unwrap();
+            }
+            let key = agent.others_write(ino, CHUNK);
+            let mut theirs = pattern(round, CHUNK);
+            agent.cloud.borrow_mut().insert(key, theirs.clone());
+            let revoked = DataCall::Invalidate {
+                touched: Vec::new(),
+                entries: Vec::new(),
+                inos: vec![ino],
+            };
+            node.fs.serve(revoked).await.unwrap();
+            node.write(ino, 5, b"new").await.unwrap();
+            theirs[5..8].copy_from_slice(b"new");
+            let got = node.read(ino, 0, CHUNK).await.unwrap();
+            assert_same("what both wrote", &got, &theirs);
+            node.fsync(ino).await.unwrap();
+            node.upload().await;
+            let got = node.read(ino, 0, CHUNK).await.unwrap();
+            assert_same("sealed", &got, &theirs);
+        }
     });
 }
 
