@@ -190,7 +190,7 @@ fn two_nodes_that_write_one_file_keep_what_both_wrote() {
 #[test]
 fn appends_of_two_nodes_lose_nothing() {
     let _one = serial();
-    appends(&Cluster::start(2, &[]), 150);
+    appends(&Cluster::start(2, &[]), 100);
 }
 
 #[test]

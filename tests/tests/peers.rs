@@ -136,8 +136,9 @@ fn a_file_closed_on_one_node_is_read_on_another_before_the_cloud_has_it() {
     assert_eq!(two.second.state_xattr("large"), "dirty");
 
     // What came is kept: with the other node gone it is read from here.
-    two.first.kill(Plane::Supervisor);
-    two.first.kill(Plane::Data);
+    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+        two.first.kill(plane);
+    }
     for (n, (name, len)) in (1..).zip(files) {
         expect(&two.second, name, n, len);
     }
