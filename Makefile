@@ -31,8 +31,9 @@ help:
 	@echo 'make dev-stop         stop all of that, added nodes too'
 	@echo 'make run-coordinator  its coordinator alone, in the foreground'
 	@echo 'make run-client-N     node N of it (1 to 9) on port 8080+N, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-memory | test-cluster | test-verbose'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-image | test-uring | test-tree | test-memory | test-cluster | test-verbose'
 	@echo 'make test-cluster     several nodes: coherence, locks, 100,000 operations against a model'
+	@echo 'make test-image       the container image, built without Docker, and run as the manifests say'
 	@echo 'make test-uring-long  every suite that has a mount, over io_uring'
 	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
 	@echo 'make test-memory      ten minutes of mixed load within a budget of memory'
@@ -201,6 +202,14 @@ test-clouds:
 	@tests/setup/install.sh clouds
 	@$(MAKE) --no-print-directory build
 	FASTCACHE_CLOUDS=s3s,identities $(E2E) --test clouds --test credentials -- --test-threads=1 --nocapture
+
+# The image of k8s/Dockerfile on a base made of Debian's packages, and what the manifests run in it. The first time it compiles
+# everything: a quarter of an hour on two cores.
+.PHONY: test-image
+test-image:
+	@tests/setup/install.sh image
+	tests/setup/image.sh
+	$(E2E) --test image -- --test-threads=1 --nocapture --ignored
 
 # A real Ceph object gateway of one node; 430 MB of memory.
 test-ceph:
