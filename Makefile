@@ -147,8 +147,9 @@ test-uring: setup build
 	fi
 
 # What uses the mount, over io_uring, in its short form. Left out is what asks of a mount only that it takes a file (clouds,
-# credentials, rest_coordinator, rest_contract), what starts its nodes itself (bad_input, front_door), what is about both
-# transports already (transport), and what only measures (cold_reads). TEST_ARGS as for test-e2e.
+# credentials, rest_coordinator, rest_contract), what starts its nodes itself (bad_input, front_door, dev_environment,
+# manifests, image), what is about both transports already (transport), and what only measures (cold_reads). TEST_ARGS as
+# for test-e2e.
 URING_SUITES := 'semantics_*' 'programs*' 'faults_*' bucket_history crash fsx gc_fsck interrupts larger_than_the_store \
 	load operating posix prefetch remote_coordinator rest rest_conditions rest_paths rest_transfers stress tree_copy
 .PHONY: test-uring-long

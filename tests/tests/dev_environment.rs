@@ -1,7 +1,7 @@
 //! Promise: `make dev-setup dev-start` gives three nodes with one file system, `run-client-N` adds one, `dev-stop` leaves
 //! nothing behind; and neither does a start that fails.
 
-use fastcache_tests::{output_of, program, repository, serial, temp_dir, wait_until};
+use fastcache_tests::{Http, output_of, program, repository, serial, temp_dir, wait_until};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -130,6 +130,11 @@ fn three_nodes_and_one_more_and_nothing_afterwards() {
     std::fs::write(dev.mount(1).join("hello"), b"hello").expect("write on node 1");
     for node in 2..=3 {
         assert_eq!(text(&dev.mount(node).join("hello")), "hello", "node {node}");
+    }
+    let peers = Http::on(dev.port).ask("GET", "/api/peers", &[], b"").text();
+    for node in 1..=3 {
+        let address = format!("\"peer_address\":\"127.0.0.1:{}\"", dev.port + 10 + node);
+        assert!(peers.contains(&address), "they have one token: {peers}");
     }
     let again = dev.done("dev-start");
     assert_eq!(again.matches("already running").count(), 4, "{again}");
