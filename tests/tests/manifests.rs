@@ -7,7 +7,7 @@ use fastcache_tests::{
     wait_until,
 };
 use rustix::process::{Pid, Signal, kill_process};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::time::Duration;
 
@@ -218,6 +218,28 @@ fn start(prefix: &[&str], container: &Container, log: &Path) -> Running {
     Running(child)
 }
 
+/// A folder whose mounts are seen from mounts that come from here, and the other way round.
+struct Shared(PathBuf);
+
+impl Shared {
+    fn new(path: &Path) -> Shared {
+        run(Command::new("mount").arg("--bind").args([path, path]));
+        let shared = Shared(path.to_owned());
+        run(Command::new("mount").arg("--make-rshared").arg(path));
+        shared
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        output_of(
+            Command::new("umount")
+                .args(["--recursive", "--lazy"])
+                .arg(&self.0),
+        );
+    }
+}
+
 /// Effective capabilities of a process.
 fn capabilities(pid: u64) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
@@ -273,8 +295,7 @@ fn what_they_run_works_with_the_rights_they_give() {
 
             // In mounts of its own, of which one is shared: bidirectional propagation.
             let shared = root.join("mnt/fastcache");
-            run(Command::new("mount").arg("--bind").args([&shared, &shared]));
-            run(Command::new("mount").arg("--make-rshared").arg(&shared));
+            let _shared = Shared::new(&shared);
             let mut running = start(
                 &["unshare", "--mount", "--propagation", "unchanged"],
                 &node,
