@@ -17,7 +17,7 @@ RACE_CACHE := cargo test -p fastcache-cache --features race --test race
 E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastcache-tests
 UNIT := cargo test --workspace --exclude fastcache-tests --exclude fastcache-benches --features fastcache-reactor/sim
 
-.PHONY: help build run stop run-coordinator run-client-1 setup test test-verbose test-unit test-e2e test-posix \
+.PHONY: help build run stop run-coordinator dev-setup dev-start dev-stop setup test test-verbose test-unit test-e2e test-posix \
         test-cluster test-faults test-race test-gc test-rest test-clouds test-ceph lint fmt bench bench-quick bench-store \
         bench-eviction bench-cold clean
 .DEFAULT_GOAL := help
@@ -27,10 +27,13 @@ help:
 	@echo 'make stop             stop that node: flush, unmount, upload what is left'
 	@echo 'make test             everything CI runs: lint, unit tests, end-to-end tests'
 	@echo 'make build            the two binaries, in target/release'
-	@echo 'make run-coordinator  a coordinator on :8080, in the foreground'
-	@echo 'make run-client-1     a node of that coordinator on :8081, in the foreground'
-	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-uring | test-tree | test-memory | test-cluster | test-verbose'
+	@echo 'make dev-setup dev-start   a coordinator on :8080 and three nodes, mounted at $(DEV_MOUNT)1 to 3 (again: starts what is down)'
+	@echo 'make dev-stop         stop all of that, added nodes too'
+	@echo 'make run-coordinator  its coordinator alone, in the foreground'
+	@echo 'make run-client-N     node N of it (1 to 9) on port 8080+N, in the foreground'
+	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-image | test-uring | test-tree | test-memory | test-cluster | test-verbose'
 	@echo 'make test-cluster     several nodes: coherence, locks, 100,000 operations against a model'
+	@echo 'make test-image       the container image, built without Docker, and run as the manifests say'
 	@echo 'make test-uring-long  every suite that has a mount, over io_uring'
 	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
 	@echo 'make test-memory      ten minutes of mixed load within a budget of memory'
@@ -58,18 +61,34 @@ run:
 stop:
 	@$(CTL) down --dir $(DIR)
 
+# The development environment: tests/setup/dev.sh says what is where. Files and bucket stay in $(DEV_DIR).
+#   make dev-setup dev-start DEV_DIR=/data/dev DEV_MOUNT=/mnt/node DEV_PORT=9000
+DEV_DIR      ?= dev
+DEV_MOUNT    ?= /tmp/fuse-client
+DEV_PORT     ?= 8080
+DEV_CAPACITY ?= 2GiB
+export DEV_DIR DEV_MOUNT DEV_PORT DEV_CAPACITY UP_FLAGS
+
+dev-setup:
+	@tests/setup/install.sh run
+	@$(MAKE) --no-print-directory build
+	@tests/setup/dev.sh setup
+
+dev-start:
+	@tests/setup/dev.sh start
+
+dev-stop:
+	@tests/setup/dev.sh stop
+
 run-coordinator:
 	@tests/setup/install.sh run
 	@$(MAKE) --no-print-directory build
-	@mkdir -p dev/coordinator dev/cloud
-	$(CTL) coordinator --listen 0.0.0.0:8080 --state-dir dev/coordinator --cloud-provider dir --cloud-dir dev/cloud
+	@tests/setup/dev.sh coordinator
 
-run-client-1:
+run-client-%:
 	@tests/setup/install.sh run
 	@$(MAKE) --no-print-directory build
-	@mkdir -p dev/client-1 dev/cloud
-	$(CTL) up --dir dev/client-1 --mount $(MOUNT) --port 8081 --coordinator localhost:8080 \
-		--cloud-provider dir --cloud-dir dev/cloud $(UP_FLAGS)
+	@tests/setup/dev.sh client $*
 
 # ---- test --------------------------------------------------------------------------------------------------------
 
@@ -128,8 +147,9 @@ test-uring: setup build
 	fi
 
 # What uses the mount, over io_uring, in its short form. Left out is what asks of a mount only that it takes a file (clouds,
-# credentials, rest_coordinator, rest_contract), what starts its nodes itself (bad_input, front_door), what is about both
-# transports already (transport), and what only measures (cold_reads). TEST_ARGS as for test-e2e.
+# credentials, rest_coordinator, rest_contract), what starts its nodes itself (bad_input, front_door, dev_environment,
+# manifests, image), what is about both transports already (transport), and what only measures (cold_reads). TEST_ARGS as
+# for test-e2e.
 URING_SUITES := 'semantics_*' 'programs*' 'faults_*' bucket_history crash fsx gc_fsck interrupts larger_than_the_store \
 	load operating posix prefetch remote_coordinator rest rest_conditions rest_paths rest_transfers stress tree_copy
 .PHONY: test-uring-long
@@ -183,6 +203,14 @@ test-clouds:
 	@tests/setup/install.sh clouds
 	@$(MAKE) --no-print-directory build
 	FASTCACHE_CLOUDS=s3s,identities $(E2E) --test clouds --test credentials -- --test-threads=1 --nocapture
+
+# The image of k8s/Dockerfile on a base made of Debian's packages, and what the manifests run in it. The first time it compiles
+# everything: a quarter of an hour on two cores.
+.PHONY: test-image
+test-image:
+	@tests/setup/install.sh image
+	tests/setup/image.sh
+	$(E2E) --test image -- --test-threads=1 --nocapture --ignored
 
 # A real Ceph object gateway of one node; 430 MB of memory.
 test-ceph:
@@ -248,5 +276,6 @@ bench-layers: build
 
 clean:
 	@if [ -x $(CTL) ] && [ -f $(DIR)/node.json ]; then $(CTL) down --dir $(DIR) || true; fi
+	@if [ -x $(CTL) ] && [ -d $(DEV_DIR) ]; then tests/setup/dev.sh stop; fi
 	cargo clean
 	rm -rf dev .venv

@@ -7,6 +7,7 @@
 #   install.sh bench   that of `run`, and fio
 #   install.sh clouds  that of `test`, and an S3 server that checks signatures (s3s-fs, two minutes of compiling)
 #   install.sh ceph    that of `test`, and a Ceph object gateway (65 MB of packages)
+#   install.sh image   that of `test`, and what builds and runs the image (buildah, mmdebstrap)
 #
 # What cannot be installed (root, /dev/fuse, io_uring) is checked, and its absence ends this with the reason.
 set -euo pipefail
@@ -14,16 +15,16 @@ cd "$(dirname "$0")/../.."
 
 what=${1:-test}
 case "$what" in
-run | test | bench | clouds | ceph) ;;
+run | test | bench | clouds | ceph | image) ;;
 *)
-    echo "usage: $0 run|test|bench|clouds|ceph" >&2
+    echo "usage: $0 run|test|bench|clouds|ceph|image" >&2
     exit 2
     ;;
 esac
 
 # What is wanted beyond the tests.
 extra=
-if [ "$what" = clouds ] || [ "$what" = ceph ]; then
+if [ "$what" = clouds ] || [ "$what" = ceph ] || [ "$what" = image ]; then
     extra=$what
     what=test
 fi
@@ -140,6 +141,11 @@ python_tools() {
         say "installing schemathesis"
         .venv/bin/python -m pip install --quiet 'schemathesis>=4.32,<5'
     fi
+    # The schemas of Kubernetes.
+    if [ ! -x .venv/bin/kubernetes-validate ]; then
+        say "installing kubernetes-validate"
+        .venv/bin/python -m pip install --quiet 'kubernetes-validate>=1.37,<2'
+    fi
 }
 
 # A real Azure Blob server.
@@ -181,5 +187,9 @@ if [ "$extra" = ceph ] && ! command -v radosgw >/dev/null; then
     say "installing Ceph"
     DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
         ceph-mon ceph-osd ceph-mgr ceph-common radosgw >/dev/null
+fi
+if [ "$extra" = image ] && ! { command -v buildah && command -v mmdebstrap; } >/dev/null; then
+    say "installing buildah and mmdebstrap"
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends buildah mmdebstrap >/dev/null
 fi
 say "everything is here"

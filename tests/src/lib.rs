@@ -18,6 +18,7 @@ mod island;
 pub mod load;
 mod loss;
 mod machine;
+mod manifest;
 mod mapping;
 mod node;
 mod s3;
@@ -43,6 +44,7 @@ pub use machine::{
     close, drop_page_cache, free_port, number, output_of, program, repository, run, seed, serial,
     temp_dir, wait_until,
 };
+pub use manifest::Container;
 pub use mapping::Mapping;
 pub use node::{Cloud, Node, Plane, Setup};
 pub use s3::S3;

@@ -108,6 +108,16 @@ impl FuseTransport {
     }
 }
 
+/// Where `up` has its planes log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogTo {
+    /// Files in DIR/log.
+    #[default]
+    Files,
+    /// Standard error of the supervisor, as containers want it.
+    Stderr,
+}
+
 /// What an `fsync` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -277,6 +287,9 @@ pub struct UpFlags {
     /// Return when the mount answers; the node goes on in the background
     #[arg(long)]
     pub detach: bool,
+    /// Where the planes log: files are in DIR/log [default: files]
+    #[arg(long, value_enum, value_name = "WHERE", env = "FASTCACHE_LOG_TO")]
+    pub log_to: Option<LogTo>,
     /// Settings of the data plane.
     #[command(flatten)]
     pub data: DataFlags,

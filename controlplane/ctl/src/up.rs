@@ -7,7 +7,7 @@
 //! DIR/cloud      the object store, unless --cloud-provider says otherwise
 //! DIR/state      peer id and namespace
 //! DIR/run        the control socket
-//! DIR/log        data.log, agent.log, and supervisor.log of --detach
+//! DIR/log        data.log, agent.log (unless --log-to says otherwise), and supervisor.log of --detach
 //! ```
 //!
 //! The planes are in process groups of their own: Ctrl-C on the terminal reaches the supervisor alone, which stops
@@ -19,7 +19,7 @@ mod process;
 mod stop;
 mod supervise;
 
-use crate::cli::{DownFlags, UpFlags};
+use crate::cli::{DownFlags, LogTo, UpFlags};
 use crate::client::Api;
 use crate::node_file::{Lock, NodeFile, Phase};
 use crate::output::{bytes, say};
@@ -31,6 +31,7 @@ use mount_point::MountPoint;
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,8 @@ pub struct Plan {
     pub agent: AgentSettings,
     /// Of the data plane.
     pub data: DataSettings,
+    /// Where both log.
+    pub log_to: LogTo,
 }
 
 /// `up`.
@@ -136,6 +139,7 @@ pub async fn run(flags: UpFlags) -> anyhow::Result<()> {
         mount,
         agent,
         data,
+        log_to: flags.log_to.unwrap_or_default(),
     })
     .await;
     drop(lock);
@@ -409,8 +413,9 @@ async fn kill_supervisor(dir: &Path, node: &NodeFile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A command in a process group of its own, without the settings of its environment: it gets everything by flags.
-fn plane(program: &Path, log: File) -> anyhow::Result<Command> {
+/// A command in a process group of its own, without the settings of its environment: it gets everything by flags. Without
+/// a log it writes to our standard error.
+fn plane(program: &Path, log: Option<File>) -> anyhow::Result<Command> {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
         let is_setting = name.to_str().is_some_and(|n| n.starts_with("FASTCACHE_"));
@@ -418,6 +423,10 @@ fn plane(program: &Path, log: File) -> anyhow::Result<Command> {
             command.env_remove(name);
         }
     }
+    let log = match log {
+        Some(log) => OwnedFd::from(log),
+        None => std::io::stderr().as_fd().try_clone_to_owned()?,
+    };
     command
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("log")?)

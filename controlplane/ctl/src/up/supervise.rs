@@ -3,6 +3,7 @@
 use super::mount_point::MountPoint;
 use super::{Plan, READY_BOUND, append, plane, print_ready, stop, tail};
 use crate::agent::Stop;
+use crate::cli::LogTo;
 use crate::client::Api;
 use crate::node_file::{NodeFile, Phase};
 use crate::output::{bytes, say};
@@ -171,8 +172,12 @@ impl Supervisor {
     fn spawn(&mut self, plane_of: &mut Plane) -> anyhow::Result<()> {
         let kind = plane_of.kind;
         let program = beside_us(kind.program())?;
-        let log = append(&self.plan.dir.join(kind.log()))?;
-        plane_of.log_from = log.metadata().map_or(0, |m| m.len());
+        let log = match self.plan.log_to {
+            LogTo::Files => Some(append(&self.plan.dir.join(kind.log()))?),
+            LogTo::Stderr => None,
+        };
+        let length = log.as_ref().and_then(|log| log.metadata().ok());
+        plane_of.log_from = length.map_or(0, |m| m.len());
         let mut command = plane(&program, log)?;
         match kind {
             Kind::Data => {
@@ -234,6 +239,25 @@ impl Supervisor {
         self.node.write(&self.plan.dir)
     }
 
+    /// What a plane logged last, from a byte on.
+    fn end_of_log(&self, kind: Kind, from: u64) -> String {
+        match self.plan.log_to {
+            LogTo::Files => {
+                let tail = tail(&self.plan.dir.join(kind.log()), from);
+                format!("The log {} ends with:\n{tail}", self.log_of(kind))
+            }
+            LogTo::Stderr => "What it logged is above".to_owned(),
+        }
+    }
+
+    /// Where a plane logs.
+    fn log_of(&self, kind: Kind) -> String {
+        match self.plan.log_to {
+            LogTo::Files => self.plan.dir.join(kind.log()).display().to_string(),
+            LogTo::Stderr => "stderr".to_owned(),
+        }
+    }
+
     /// Starts both, and waits until the mount answers and the node is healthy.
     async fn start(&mut self, data: &mut Plane, agent: &mut Plane) -> anyhow::Result<()> {
         self.spawn(data)?;
@@ -246,11 +270,10 @@ impl Supervisor {
                     && let Some(status) = child.try_wait()?
                 {
                     bail!(
-                        "{} did not start ({}). Its log {} ends with:\n{}",
+                        "{} did not start ({}). {}",
                         plane.kind.program(),
                         describe(status),
-                        self.plan.dir.join(plane.kind.log()).display(),
-                        tail(&self.plan.dir.join(plane.kind.log()), plane.log_from)
+                        self.end_of_log(plane.kind, plane.log_from)
                     );
                 }
             }
@@ -269,9 +292,8 @@ impl Supervisor {
                     (Kind::Data, data.log_from, "nothing is mounted")
                 };
                 bail!(
-                    "after {READY_BOUND:?} {what}. The log {} ends with:\n{}",
-                    self.plan.dir.join(kind.log()).display(),
-                    tail(&self.plan.dir.join(kind.log()), from)
+                    "after {READY_BOUND:?} {what}. {}",
+                    self.end_of_log(kind, from)
                 );
             }
             tokio::time::sleep(POLL).await;
@@ -309,7 +331,7 @@ impl Supervisor {
                         target: "supervisor",
                         program,
                         status = describe(status),
-                        log = %self.plan.dir.join(plane.kind.log()).display(),
+                        log = %self.log_of(plane.kind),
                         restart_in = ?pause,
                         "a plane died"
                     );
