@@ -71,6 +71,7 @@ impl Said {
                 Step::Written(number) => (1, number).hash(&mut *hasher),
                 Step::Flush(number) => (2, number).hash(&mut *hasher),
                 Step::Flushed(number) => (3, number).hash(&mut *hasher),
+                Step::Failed(number) => (4, number).hash(&mut *hasher),
             }
         }
     }

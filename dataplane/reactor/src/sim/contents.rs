@@ -89,6 +89,8 @@ pub enum Step {
     },
     /// That write ended: readers see it.
     Written(u64),
+    /// That write ended with an error: a power cut may show it, until something else is durable there.
+    Failed(u64),
     /// A flush began; it is about the writes that had ended.
     Flush(u64),
     /// That flush ended.
@@ -101,6 +103,39 @@ struct Write {
     offset: u64,
     bytes: Arc<[u8]>,
     is_done: bool,
+    /// How many writes had begun before this one, and when it failed.
+    begun: u64,
+    failed: Option<u64>,
+}
+
+impl Write {
+    fn end(&self) -> u64 {
+        self.offset + self.bytes.len() as u64
+    }
+
+    /// Whether this one had failed before `later` began.
+    fn is_before(&self, later: &Write) -> bool {
+        self.failed.is_some_and(|failed| failed <= later.begun)
+    }
+
+    /// What of it is outside of `other`.
+    #[allow(clippy::cast_possible_truncation, reason = "a write is in memory")]
+    fn without(&self, other: &Write) -> impl Iterator<Item = Write> {
+        let below = self.offset..self.end().min(other.offset);
+        let above = self.offset.max(other.end())..self.end();
+        let pieces = [below, above].map(|piece| {
+            (!piece.is_empty()).then(|| {
+                let from = (piece.start - self.offset) as usize;
+                let to = (piece.end - self.offset) as usize;
+                Write {
+                    offset: piece.start,
+                    bytes: self.bytes[from..to].into(),
+                    ..self.clone()
+                }
+            })
+        });
+        pieces.into_iter().flatten()
+    }
 }
 
 /// What a power cut takes of the writes that no flush has covered. A sector that several of them wrote has one of their
@@ -146,6 +181,8 @@ pub struct Contents {
     cached: Vec<Write>,
     /// Flushes under way, and the writes they are about.
     flushes: BTreeMap<u64, Vec<u64>>,
+    /// Writes that have begun.
+    begun: u64,
 }
 
 impl Contents {
@@ -156,6 +193,7 @@ impl Contents {
             durable: medium,
             cached: Vec::new(),
             flushes: BTreeMap::new(),
+            begun: 0,
         }
     }
 
@@ -177,16 +215,26 @@ impl Contents {
                 number,
                 offset,
                 bytes,
-            } => self.cached.push(Write {
-                number: *number,
-                offset: *offset,
-                bytes: bytes.clone(),
-                is_done: false,
-            }),
+            } => {
+                self.cached.push(Write {
+                    number: *number,
+                    offset: *offset,
+                    bytes: bytes.clone(),
+                    is_done: false,
+                    begun: self.begun,
+                    failed: None,
+                });
+                self.begun += 1;
+            }
             Step::Written(number) => {
                 if let Some(write) = self.cached.iter_mut().find(|w| w.number == *number) {
                     write.is_done = true;
                     self.now.write(write.offset, &write.bytes);
+                }
+            }
+            Step::Failed(number) => {
+                if let Some(write) = self.cached.iter_mut().find(|w| w.number == *number) {
+                    write.failed = Some(self.begun);
                 }
             }
             Step::Flush(number) => {
@@ -196,14 +244,30 @@ impl Contents {
             }
             Step::Flushed(number) => {
                 let covered = self.flushes.remove(number).unwrap_or_default();
-                let durable = &mut self.durable;
-                self.cached.retain(|write| {
-                    let is_covered = covered.contains(&write.number);
-                    if is_covered {
-                        durable.write(write.offset, &write.bytes);
-                    }
-                    !is_covered
-                });
+                let is_covered = |write: &Write| covered.contains(&write.number);
+                let (durable, left) = std::mem::take(&mut self.cached)
+                    .into_iter()
+                    .partition(is_covered);
+                self.cached = left;
+                for write in durable {
+                    self.make_durable(&write);
+                }
+            }
+        }
+    }
+
+    /// What failed before it, and would come to the same place, never does.
+    fn make_durable(&mut self, write: &Write) {
+        self.durable.write(write.offset, &write.bytes);
+        let is_superseded = |old: &Write| {
+            old.is_before(write) && old.offset < write.end() && write.offset < old.end()
+        };
+        let old = std::mem::take(&mut self.cached);
+        for old in old {
+            if is_superseded(&old) {
+                self.cached.extend(old.without(write));
+            } else {
+                self.cached.push(old);
             }
         }
     }

@@ -215,7 +215,10 @@ impl Device {
             wait(&moods.transfer_us).await;
             // What failed may have been written or not; a power cut has both.
             let result = match is_failing {
-                true => Err(io::Error::from_raw_os_error(libc::EIO)),
+                true => {
+                    device.lock().step(Step::Failed(number));
+                    Err(io::Error::from_raw_os_error(libc::EIO))
+                }
                 false => {
                     device.lock().step(Step::Written(number));
                     Ok(buf.len())

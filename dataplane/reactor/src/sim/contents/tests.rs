@@ -68,6 +68,51 @@ fn a_cut_leaves_what_was_flushed_and_some_of_the_rest() {
 }
 
 #[test]
+fn a_write_that_failed_is_there_or_not_until_another_is_durable_in_its_place() {
+    let mut contents = Contents::new(Medium::new(10_000));
+    // Two sectors from the first on; then one of them is written again, well.
+    for step in [
+        write(1, 0, 1),
+        Step::Failed(1),
+        write(2, SECTOR as u64, 2),
+        Step::Written(2),
+    ] {
+        contents.step(&step);
+    }
+    let sectors = |loss| {
+        let left = bytes(&contents.cut(loss, |_| 0));
+        [left[0], left[SECTOR], left[2 * SECTOR]]
+    };
+    assert_eq!(bytes(contents.now())[0], 0, "readers do not see it");
+    assert_eq!(sectors(Loss::None), [1, 2, 2]);
+    assert_eq!(sectors(Loss::One), [0, 2, 2], "the first is lost");
+    for step in [Step::Flush(3), Step::Flushed(3)] {
+        contents.step(&step);
+    }
+    let sectors = |loss| {
+        let left = bytes(&contents.cut(loss, |_| 0));
+        [left[0], left[SECTOR], left[2 * SECTOR]]
+    };
+    // Of the failed one only what nothing else took the place of may still come.
+    assert_eq!(sectors(Loss::None), [1, 2, 2]);
+    assert_eq!(sectors(Loss::All), [0, 2, 2]);
+    // One that failed while the other was under way may be the later one.
+    let mut contents = Contents::new(Medium::new(10_000));
+    for step in [
+        write(1, 0, 1),
+        write(2, 0, 2),
+        Step::Failed(1),
+        Step::Written(2),
+        Step::Flush(3),
+        Step::Flushed(3),
+    ] {
+        contents.step(&step);
+    }
+    assert_eq!(bytes(&contents.cut(Loss::None, |_| 0))[0], 1);
+    assert_eq!(bytes(&contents.cut(Loss::All, |_| 0))[0], 2);
+}
+
+#[test]
 fn a_medium_is_zeros_and_shares_what_is_not_changed() {
     let mut one = Medium::new(3 * PAGE as u64);
     one.write(PAGE as u64 - 2, &[1, 2, 3, 4]);
