@@ -181,6 +181,35 @@ fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
     });
 }
 
+#[test]
+fn a_truncation_that_fails_takes_nothing_from_what_is_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(6, 2 * CHUNK)).await.unwrap();
+        node.flush(ino).await.unwrap();
+        // Both chunks are open: the first with one block that does not need what it had before, the second anew.
+        node.write(ino, 0, &pattern(7, 4096)).await.unwrap();
+        let new = pattern(8, CHUNK);
+        node.write(ino, CHUNK as u64, &new).await.unwrap();
+        // The block in which the file is to end has to be read, and written with zeros.
+        sick.fail(Operation::Read);
+        assert_eq!(node.truncate(ino, 5 * 4096 + 13).await, Err(Errno::EIO));
+        clear(&sick.0);
+        let size = node.fs.getattr(ino).await.unwrap().0.size;
+        assert_eq!(size, 2 * CHUNK as u64);
+        node.fsync(ino).await.unwrap();
+        let got = node.read(ino, CHUNK as u64, CHUNK).await.unwrap();
+        assert_same("behind", &got, &new);
+        node.truncate(ino, 5 * 4096 + 13).await.unwrap();
+        let size = node.fs.getattr(ino).await.unwrap().0.size;
+        assert_eq!(size, 5 * 4096 + 13);
+    });
+}
+
 /// Writes and closes a file that the device refuses to take: it is safe when it is in the cloud.
 async fn close_refused(
     node: &Node,
