@@ -11,10 +11,15 @@ UP_FLAGS ?=
 TEST_ARGS ?=
 
 CTL := target/release/fastcache-ctl
-RACE_STORE := cargo test -p fastcache-reactor -p fastcache-chunkstore \
+# The two binaries go with whatever is tested: cargo chooses the features of what all depend on by the packages it is given,
+# and builds what has others once more. They have no library, and no test of a name that is asked for here.
+WITH_BINARIES := -p fastcache-ctl -p fastcache-data
+RACE_STORE := cargo test -p fastcache-reactor -p fastcache-chunkstore $(WITH_BINARIES) \
 	--features fastcache-reactor/race,fastcache-chunkstore/race --lib -- race::
-RACE_CACHE := cargo test -p fastcache-cache --features race --test race
-E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release cargo test --release -p fastcache-tests
+RACE_CACHE := cargo test -p fastcache-cache $(WITH_BINARIES) --features fastcache-cache/race --test race
+E2E_CARGO := cargo test --release -p fastcache-tests $(WITH_BINARIES)
+E2E := FASTCACHE_BIN_DIR=$(CURDIR)/target/release $(E2E_CARGO)
+E2E_ALL := --lib $(patsubst tests/tests/%.rs,--test %,$(wildcard tests/tests/*.rs))
 UNIT := cargo test --workspace --exclude fastcache-tests --exclude fastcache-benches --features fastcache-reactor/sim
 
 .PHONY: help build run stop run-coordinator dev-setup dev-start dev-stop setup test test-verbose test-unit test-e2e test-posix \
@@ -100,14 +105,16 @@ test: setup lint test-unit test-e2e
 test-verbose:
 	@$(MAKE) --no-print-directory test TEST_ARGS='--nocapture'
 
-# With debug assertions. They take two minutes; what takes fifteen hangs.
+# With debug assertions. They take a minute; what takes fifteen hangs. The object store's wait for faults and deadlines,
+# beside the others; what has bounds in milliseconds runs alone.
 test-unit:
 	$(UNIT) --no-run
-	tests/within.py 15 $(UNIT)
+	tests/within.py 15 tests/lanes.py --aside fastcache_cloud --alone 'executor warm_restart' $(UNIT)
+	$(UNIT) --doc
 	FASTCACHE_RACE_RUNS=100 $(RACE_STORE)
 	FASTCACHE_RACE_RUNS=50 $(RACE_CACHE)
 	$(FUZZ)
-	cargo test --release -p fastcache-chunkstore --test warm_restart -- --test-threads=1
+	cargo test --release -p fastcache-chunkstore $(WITH_BINARIES) --test warm_restart -- --test-threads=1
 
 # Every reader of bytes that nothing vouches for, a minute each: with coverage by cargo-fuzz where there is a nightly
 # toolchain, else by mutation alone. What it finds goes into tests/fuzz/regressions/TARGET/ with its fix.
@@ -129,10 +136,18 @@ test-fuzz:
 		FASTCACHE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(FUZZ) --release -- --nocapture; \
 	fi
 
-# Real processes, a real mount, a real S3 server. One at a time: they share the machine's disk and cores.
+# Suites that mostly wait, for graces, deadlines and outages: they run beside the others, the longest first.
+ASIDE := rest_transfers faults_cloud gc_fsck bucket_history operating rest_contract remote_coordinator faults_clock
+# Suites that measure, or change something that the whole machine has: nothing runs beside them.
+ALONE := credentials front_door memory prefetch transport
+
+# Real processes, a real mount, a real S3 server. In each of the two lanes one at a time: they share the machine's disk and
+# cores. A new suite needs no entry above: it runs among the others.
 test-e2e: setup build
-	$(E2E) --no-run
-	tests/within.py 40 env $(E2E) --no-fail-fast -- --test-threads=1 $(TEST_ARGS)
+	@$(E2E_CARGO) $(E2E_ALL) --no-run
+	@FASTCACHE_BIN_DIR=$(CURDIR)/target/release tests/within.py 40 tests/lanes.py --aside '$(ASIDE)' --alone '$(ALONE)' \
+		$(E2E_CARGO) $(E2E_ALL) -- --test-threads=1 $(TEST_ARGS)
+	$(E2E) --doc
 	@$(MAKE) --no-print-directory test-uring
 
 # What the mount promises, once more over io_uring, in its short form. The tests switch it on in the kernel and put that back.

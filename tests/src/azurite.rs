@@ -25,7 +25,7 @@ const KEY: &str =
 /// The container of the tests.
 const CONTAINER: &str = "fastcache-tests";
 /// How long the server may take to answer.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 impl Azurite {
     /// Starts a server on a free port and makes the container.

@@ -24,7 +24,7 @@ pub struct S3 {
 /// The bucket of the tests.
 const BUCKET: &str = "fastcache-tests";
 /// How long the server may take to answer.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 impl S3 {
     /// Starts a server on a free port and makes the bucket.

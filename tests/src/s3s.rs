@@ -21,7 +21,7 @@ const BUCKET: &str = "fastcache-tests";
 const ACCESS_KEY: &str = "AKIAS3S";
 const SECRET_KEY: &str = "s3s-secret";
 /// How long the server may take to answer.
-const START_LIMIT: Duration = Duration::from_secs(30);
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 impl S3s {
     /// Starts a server and makes the bucket.

@@ -4,7 +4,7 @@
 use crate::inode::{Inode, PendingCommit};
 use crate::link::{CALL_DEADLINE, expect_answer};
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{ChunkKey, Commit, Errno, NsAnswer, NsOp};
+use fastcache_api::{ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Run, Version};
 use fastcache_chunkstore::{ChunkBody, PendingSeal};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -189,7 +189,8 @@ impl FileSystem {
         }
     }
 
-    /// Of commits found on the device, those up to the one the coordinator has are done: only the note was missing.
+    /// Of commits found on the device, those up to the one the coordinator has are done: only the note was missing. So are
+    /// those up to one of which its layout names a chunk.
     async fn forget_committed(&self, inode: &Inode) {
         let ino = inode.ino;
         let answer = match self.inner.link.ns(NsOp::GetAttr { ino }).await {
@@ -199,12 +200,29 @@ impl FileSystem {
         let Ok(NsAnswer::Attr(attr)) = answer else {
             return;
         };
+        let version = attr.layout_version;
+        let is_refused = {
+            let state = lock(&inode.state);
+            let is_known = state.commits.iter().any(|c| c.commit.version == version);
+            !is_known
+                && state
+                    .commits
+                    .front()
+                    .is_some_and(|c| c.commit.base != version)
+        };
+        // A power cut can take the seal that the coordinator has, with the notes of those before it.
+        let layout = match is_refused {
+            true => self.named_layout(ino).await,
+            false => None,
+        };
+        let is_named = |commit: &Commit| {
+            let layout = layout.as_ref();
+            layout.is_some_and(|layout| names_a_run(layout, commit, attr.chunk_size))
+        };
         let done: Vec<u64> = {
             let mut state = lock(&inode.state);
-            let upto = state
-                .commits
-                .iter()
-                .rposition(|c| c.commit.version == attr.layout_version);
+            let is_done = |c: &PendingCommit| c.commit.version == version || is_named(&c.commit);
+            let upto = state.commits.iter().rposition(is_done);
             let upto = upto.map_or(0, |at| at + 1);
             state.commits.drain(..upto).map(|c| c.number).collect()
         };
@@ -218,4 +236,29 @@ impl FileSystem {
                 .fetch_sub(1, Ordering::Relaxed);
         }
     }
+
+    /// A file's layout as the coordinator has it now, if it answers.
+    async fn named_layout(&self, ino: Ino) -> Option<Layout> {
+        let write = false;
+        match self.inner.link.ns(NsOp::Open { ino, write }).await {
+            Ok(reply) => match reply.result {
+                Ok(NsAnswer::Opened { layout, .. }) => Some(layout),
+                _ => None,
+            },
+            Err(_) => None,
+        }
+    }
+}
+
+/// Whether a layout names a chunk that came with this commit and no other.
+fn names_a_run(layout: &Layout, commit: &Commit, chunk_size: u32) -> bool {
+    let is_named = |run: &Run| {
+        let mut chunks = run.first..run.first.saturating_add(run.count);
+        run.version != Version::NONE
+            && chunks.any(|index| {
+                let named = layout.chunk(index, chunk_size);
+                named.is_some_and(|(version, _)| version == run.version)
+            })
+    };
+    commit.runs.iter().any(is_named)
 }

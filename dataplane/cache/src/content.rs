@@ -63,16 +63,17 @@ impl FileSystem {
                 .range(keep..)
                 .map(|(_, c)| Arc::clone(c))
                 .collect();
-            for chunk in &beyond {
-                self.discard(chunk).await;
-                lock(&inode.state).open_chunks.remove(&chunk.index);
-            }
             let rest = locate(size, attr.chunk_size)?.1;
             if rest > 0 {
                 let boundary = lock(&inode.state).open_chunks.get(&(keep - 1)).cloned();
                 if let Some(chunk) = boundary {
                     self.trim(&chunk, rest).await?;
                 }
+            }
+            // Behind what may fail: then the file is as long as before, and what was written beyond is still in it.
+            for chunk in &beyond {
+                self.discard(chunk).await;
+                lock(&inode.state).open_chunks.remove(&chunk.index);
             }
             let mut state = lock(&inode.state);
             if let Some(layout) = &mut state.layout {

@@ -447,6 +447,12 @@ impl FileSystem {
         flight.changed.notify(usize::MAX);
     }
 
+    /// Whether the cloud gives a chunk, whole. In doubt it does not.
+    pub(crate) async fn is_in_cloud(&self, key: ChunkKey) -> bool {
+        let _slot = self.inner.flights.slots.acquire().await;
+        self.fetch_from_agent(key).await.is_ok()
+    }
+
     /// Asks the agent for a chunk; verified bytes in a slot. To be run to its end: the slot is lent meanwhile.
     pub(crate) async fn fetch_from_agent(&self, key: ChunkKey) -> Result<(IoBuf, usize)> {
         for _ in 0..FETCH_TRIES {

@@ -141,7 +141,11 @@ impl FileSystem {
         let len = body.len() as usize;
         let rest = buf.split_off(len.next_multiple_of(BLOCK).min(buf.len()));
         let (result, mut buf) = self.inner.store.read(&body, 0, buf).await;
-        result.map_err(|e| self.upload_error(&body, &e))?;
+        if let Err(error) = result {
+            // Whoever looks whether it is elsewhere needs a slot.
+            drop((slot, buf, rest));
+            return Err(self.upload_error(&body, &error).await);
+        }
         let crc32c = crc_all(&buf[..len]);
         buf.unsplit(rest).map_err(|_| Errno::EIO)?;
         Ok(DataAnswer::Slot {

@@ -103,10 +103,12 @@ impl FileSystem {
     }
 
     /// A chunk in the store cannot be read: when the cloud has it, it is dropped here and fetched again.
-    /// Answers whether that is so; a dirty chunk has no other copy, and stays for a later try.
-    pub(crate) async fn drop_unreadable(&self, body: &Arc<ChunkBody>, error: &StoreError) -> bool {
+    /// Answers whether that is so; a chunk that is nowhere else stays for a later try. One that is dirty may be in the cloud
+    /// all the same: the record that says so is lost with the journal, or by a power cut, and what the device had refused
+    /// is nowhere else then.
+    pub(crate) async fn drop_unreadable(&self, body: &ChunkBody, error: &StoreError) -> bool {
         let key = body.key();
-        if body.is_dirty() {
+        if body.is_dirty() && !self.is_in_cloud(key).await {
             self.note_unreadable(key, error);
             return false;
         }
@@ -116,7 +118,7 @@ impl FileSystem {
     }
 
     /// A dirty chunk cannot be read. Said once a chunk, and counted.
-    pub(crate) fn note_unreadable(&self, key: ChunkKey, error: &StoreError) {
+    fn note_unreadable(&self, key: ChunkKey, error: &StoreError) {
         let mut all = lock(&self.inner.unreadable.0);
         if all.len() < UNREADABLE_MAX && all.insert(key) {
             tracing::error!(target: "nvme", %key, %error, "a chunk that is not in the cloud yet cannot be read: its file gives EIO there; write it anew or restore it");
@@ -133,11 +135,13 @@ impl FileSystem {
         u64::try_from(all.len()).unwrap_or(u64::MAX)
     }
 
-    /// For uploads: the error of a dirty chunk's read.
-    pub(crate) fn upload_error(&self, body: &ChunkBody, error: &StoreError) -> Errno {
-        if body.is_dirty() {
-            self.note_unreadable(body.key(), error);
+    /// For uploads: the error of a dirty chunk's read. ENOENT when it need not be uploaded, because the cloud has it.
+    pub(crate) async fn upload_error(&self, body: &ChunkBody, error: &StoreError) -> Errno {
+        let is_dropped = body.is_dirty() && self.drop_unreadable(body, error).await;
+        if is_dropped {
+            Errno::ENOENT
+        } else {
+            Errno::EIO
         }
-        Errno::EIO
     }
 }

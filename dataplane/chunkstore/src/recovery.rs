@@ -13,7 +13,9 @@ use crate::record::{Record, seal_bytes};
 use crate::replay::{PendingSeal, Replay};
 use crate::space::Space;
 use crate::store::{Inner, Seal, Seals, Store, StoreOptions};
-use crate::superblock::{COPIES, Found, Geometry, HEAD_BLOCKS, Superblock, examine};
+use crate::superblock::{
+    COPIES, Found, Geometry, HEAD_BLOCKS, Superblock, encode_unfinished, examine,
+};
 use fastcache_reactor::{IoBuf, entropy, now, wall_clock_seconds};
 use fastcache_types::{BLOCK, BLOCK_U64, ChunkKey};
 use std::sync::Arc;
@@ -78,9 +80,10 @@ impl Store {
         let mut device = Device::open(&options.path, options.capacity_bytes)?;
         let found = look(&device).await?;
         let may_erase = match &found {
-            Found::Blank | Found::Store { .. } | Found::Refused(StoreError::Version { .. }) => {
-                options.format
-            }
+            Found::Blank
+            | Found::Unfinished
+            | Found::Store { .. }
+            | Found::Refused(StoreError::Version { .. }) => options.format,
             Found::Refused(_) => options.format && options.force,
         };
         let (superblock, first) = match found {
@@ -100,7 +103,7 @@ impl Store {
                 if may_erase {
                     device = device.resize(&options.path, options.capacity_bytes)?;
                 }
-                (format(&device).await?, 0)
+                (format(&device).await?, 1)
             }
         };
         let need = u64::from(superblock.geometry.total_blocks) * BLOCK_U64;
@@ -266,7 +269,8 @@ async fn check_same_store(device: &Device, superblock: &Superblock) -> Result<()
     Ok(())
 }
 
-/// Makes an empty store. The superblock is written by the caller, when everything else is there.
+/// Makes an empty store. The superblock is written by the caller, when everything else is there, the second copy first: until
+/// then the first one says that this has not ended, so that a start after a power cut or a kill does it again.
 async fn format(device: &Device) -> Result<Superblock, StoreError> {
     let geometry = Geometry::new(device.len())?;
     let mut uuid = [0; 16];
@@ -278,10 +282,12 @@ async fn format(device: &Device) -> Result<Superblock, StoreError> {
         formatted_at,
         geometry,
     };
-    device
-        .write(0, IoBuf::alloc(HEAD_BLOCKS as usize * BLOCK))
-        .await
-        .0?;
+    let mut mark = IoBuf::alloc(BLOCK);
+    encode_unfinished(&mut mark);
+    device.write(0, mark).await.0?;
+    device.sync().await?;
+    let rest = IoBuf::alloc((HEAD_BLOCKS as usize - 1) * BLOCK);
+    device.write(1, rest).await.0?;
     let mut first = IoBuf::alloc(BLOCK);
     let empty = CheckpointHeader {
         sequence: FIRST_SEQUENCE,

@@ -9,6 +9,9 @@ use fastcache_types::{BLOCK, BLOCK_U64, Extent};
 
 /// First bytes: "FASTCACH".
 const MAGIC: u64 = u64::from_le_bytes(*b"FASTCACH");
+/// First bytes, before zeros, of a device on which formatting has begun and not ended. They are in one sector: they are there
+/// or not, and a store that has been open never begins with them.
+const UNFINISHED: &[u8; 8] = b"FASTMADE";
 /// Version of the disk format. 1: first. 2: groups of the journal say up to where it has been flushed.
 pub(crate) const FORMAT: u32 = 2;
 /// The oldest that is read; opening a store makes it one of [`FORMAT`].
@@ -210,11 +213,19 @@ fn fields(g: &mut Get<'_>) -> Option<Result<Superblock, u32>> {
     }))
 }
 
+/// Writes, over the first copy, that the device is being formatted.
+pub(crate) fn encode_unfinished(block: &mut [u8]) {
+    block.fill(0);
+    block[..UNFINISHED.len()].copy_from_slice(UNFINISHED);
+}
+
 /// What a device is, from its first [`HEAD_BLOCKS`].
 #[derive(Debug)]
 pub(crate) enum Found {
     /// Zeros.
     Blank,
+    /// Somebody asked to format it, and it was not done to the end: nothing on it counts.
+    Unfinished,
     /// A store.
     Store {
         superblock: Superblock,
@@ -237,6 +248,9 @@ pub(crate) fn examine(head: &[u8]) -> Found {
     // begun to use the device.
     if let Some(signature) = signature::known(head) {
         return Found::Refused(StoreError::Foreign { signature });
+    }
+    if head.starts_with(UNFINISHED) {
+        return Found::Unfinished;
     }
     match (a, b) {
         // Also in one copy alone: a later version has begun to change the device.

@@ -116,7 +116,8 @@ fn moods() -> Moods {
     };
     match random(8) {
         0 => moods.read_eio = 50,
-        1 => moods.write_eio = 50,
+        // What is refused twice is in RAM alone, until the cloud has it.
+        1 => moods.write_eio = [4, 50][random(2) as usize],
         2 => moods.write_enospc = 50,
         3 => moods.flush_eio = 5,
         4 => moods.rot = 100,

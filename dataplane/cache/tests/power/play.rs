@@ -124,7 +124,7 @@ impl Actor {
             (file.ino, file.begin(&Change::Write(at, &data)))
         };
         let (result, buf) = self.node.fs.write(ino, 0, at as u64, buf, false).await;
-        assert!(buf[..] == *data, "a write changes its buffer");
+        assert!(buf[..] == data[..], "a write changes its buffer");
         let written = result?;
         assert_eq!(written as usize, len, "no short writes");
         self.file.borrow_mut().done(begun);

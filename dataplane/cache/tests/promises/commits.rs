@@ -3,8 +3,10 @@
 //! that is dropped without an end, then the next one on the same store.
 
 use crate::agent::Agent;
-use crate::node::{CHUNK, assert_same, on_reactor, pattern, start, start_detached, until};
-use fastcache_api::{Ino, NsOp};
+use crate::node::{
+    CHUNK, STORE_FILE, assert_same, on_reactor, pattern, start, start_detached, until,
+};
+use fastcache_api::{Errno, Ino, NsOp};
 use std::rc::Rc;
 
 #[test]
@@ -257,5 +259,40 @@ fn a_chunk_that_is_opened_under_a_seal_belongs_to_the_next_one() {
         let ino = node.fs.lookup(Ino::ROOT, b"file").await.unwrap().attr.ino;
         let got = node.read(ino, 0, 2 * CHUNK).await.unwrap();
         assert_same("after a kill", &got, &want);
+    });
+}
+
+/// A power cut took a file's last seal, which the coordinator has, and the note that the one before was committed.
+#[test]
+fn a_commit_that_was_overtaken_is_not_taken_for_one_that_was_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, before) = (dir.path().join(STORE_FILE), dir.path().join("before"));
+    let agent = Rc::new(Agent::default());
+    let (first, second) = (pattern(5, CHUNK), pattern(6, CHUNK));
+    let ino = on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &first).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        std::fs::copy(&store, &before).unwrap();
+        node.write(ino, CHUNK as u64, &second).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        ino
+    });
+    std::fs::rename(&before, &store).unwrap();
+    assert_eq!(agent.commits.take().len(), 2);
+    on_reactor(|| async {
+        let (node, pending) = start_detached(dir.path(), &agent, 2).await;
+        assert_eq!(pending.len(), 1, "the first is not known to be done");
+        agent.attach(&node.link, &node.arena, 1);
+        node.fs.recover(pending).await;
+        assert!(agent.commits.borrow().is_empty(), "it is not sent again");
+        assert_eq!(node.fs.stats().conflict_files, 0);
+        let got = node.read(ino, 0, CHUNK).await.unwrap();
+        assert_same("what the first one named", &got, &first);
+        let lost = node.read(ino, CHUNK as u64, CHUNK).await;
+        assert_eq!(lost.err(), Some(Errno::EIO), "the cut took it");
+        node.write(ino, CHUNK as u64, &first).await.unwrap();
+        node.fsync(ino).await.unwrap();
     });
 }

@@ -2,9 +2,9 @@
 //! back is fetched again, and is an error that is counted where nothing else has it.
 
 use crate::agent::Agent;
-use crate::node::{CHUNK, STORE_FILE, assert_same, on_reactor, pattern, start, until};
-use fastcache_api::Errno;
+use crate::node::{CHUNK, Node, STORE_FILE, assert_same, on_reactor, pattern, soon, start, until};
 use fastcache_api::control::Waited;
+use fastcache_api::{Errno, Ino};
 use fastcache_reactor::faults::{Operation, clear, inject};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -178,5 +178,116 @@ fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
         );
         node.upload().await;
         assert_eq!(node.fs.stats().unreadable_chunks, 0);
+    });
+}
+
+#[test]
+fn a_truncation_that_fails_takes_nothing_from_what_is_behind_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(6, 2 * CHUNK)).await.unwrap();
+        node.flush(ino).await.unwrap();
+        // Both chunks are open: the first with one block that does not need what it had before, the second anew.
+        node.write(ino, 0, &pattern(7, 4096)).await.unwrap();
+        let new = pattern(8, CHUNK);
+        node.write(ino, CHUNK as u64, &new).await.unwrap();
+        // The block in which the file is to end has to be read, and written with zeros.
+        sick.fail(Operation::Read);
+        assert_eq!(node.truncate(ino, 5 * 4096 + 13).await, Err(Errno::EIO));
+        clear(&sick.0);
+        let size = node.fs.getattr(ino).await.unwrap().0.size;
+        assert_eq!(size, 2 * CHUNK as u64);
+        node.fsync(ino).await.unwrap();
+        let got = node.read(ino, CHUNK as u64, CHUNK).await.unwrap();
+        assert_same("behind", &got, &new);
+        node.truncate(ino, 5 * 4096 + 13).await.unwrap();
+        let size = node.fs.getattr(ino).await.unwrap().0.size;
+        assert_eq!(size, 5 * 4096 + 13);
+    });
+}
+
+/// Writes and closes a file that the device refuses to take: it is safe when it is in the cloud.
+async fn close_refused(
+    node: &Node,
+    sick: &Sick,
+    bytes: &[u8],
+    when_asked: impl AsyncFnOnce(),
+) -> Ino {
+    sick.fail(Operation::Write);
+    let ino = node.create("file").await;
+    node.write(ino, 0, bytes).await.unwrap();
+    let closing = {
+        let fs = node.fs.clone();
+        fastcache_reactor::spawn(async move { fs.flush(ino, 0).await })
+    };
+    until("close asks for the cloud", || {
+        !node.agent.persists.borrow().is_empty()
+    })
+    .await;
+    when_asked().await;
+    node.upload().await;
+    node.agent.let_persists_go(&node.link, Ok(()));
+    soon("close", closing).await.unwrap();
+    clear(&sick.0);
+    ino
+}
+
+/// The records that say that a chunk is in the cloud are not on the device, its own is, and its bytes never were.
+#[test]
+fn what_was_brought_to_the_cloud_comes_from_there_after_a_power_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, before) = (dir.path().join(STORE_FILE), dir.path().join("before"));
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    let bytes = pattern(6, 2 * CHUNK + 777);
+    let ino = on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let copy = async || {
+            std::fs::copy(&store, &before).unwrap();
+        };
+        close_refused(&node, &sick, &bytes, copy).await
+    });
+    std::fs::rename(&before, &store).unwrap();
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 2).await;
+        // Nobody can upload them, and nobody has to.
+        assert_eq!(node.fs.stats().dirty_chunks, 3);
+        let read = node.read(ino, 0, bytes.len()).await.unwrap();
+        assert_same("read", &read, &bytes);
+        assert_eq!(node.fs.stats().unreadable_chunks, 0);
+    });
+}
+
+/// The same where the journal is lost before it could say so; the machine keeps its power.
+#[test]
+fn what_was_brought_to_the_cloud_comes_from_there_after_the_journal_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    let bytes = pattern(7, 2 * CHUNK + 777);
+    let ino = on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let lose = async || {
+            inject(&sick.0, Operation::Sync, 0..u64::MAX, libc::EIO, 1);
+            assert!(node.fs.store().flush().await.is_err());
+            assert!(node.fs.store().health().is_lost);
+        };
+        close_refused(&node, &sick, &bytes, lose).await
+    });
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 2).await;
+        // Part of a chunk is written anew: the rest comes from the cloud.
+        node.write(ino, CHUNK as u64 + 10, b"new").await.unwrap();
+        let mut bytes = bytes;
+        bytes[CHUNK + 10..CHUNK + 13].copy_from_slice(b"new");
+        let read = node.read(ino, 0, bytes.len()).await.unwrap();
+        assert_same("read", &read, &bytes);
+        node.flush(ino).await.unwrap();
+        node.upload().await;
+        assert_eq!(node.fs.stats().dirty_chunks, 0);
     });
 }

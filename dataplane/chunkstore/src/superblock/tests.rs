@@ -93,6 +93,24 @@ fn the_first_format_is_read() {
 }
 
 #[test]
+fn a_device_whose_formatting_did_not_end_is_known() {
+    for mut h in [
+        head(&superblock()),
+        vec![0; HEAD_BLOCKS as usize * BLOCK],
+        vec![7; HEAD_BLOCKS as usize * BLOCK],
+    ] {
+        encode_unfinished(&mut h[..BLOCK]);
+        assert!(matches!(examine(&h), Found::Unfinished));
+        // Somebody else has it now.
+        h[0x10040..0x10048].copy_from_slice(b"_BHRfS_M");
+        assert!(matches!(
+            examine(&h),
+            Found::Refused(StoreError::Foreign { .. })
+        ));
+    }
+}
+
+#[test]
 fn other_users_of_a_device_are_named() {
     let blank = vec![0; HEAD_BLOCKS as usize * BLOCK];
     assert!(matches!(examine(&blank), Found::Blank));

@@ -126,10 +126,6 @@ fn run(seed: u64, path: &Path) -> u64 {
                 if at > 0 {
                     contents.step(&log[at - 1]);
                 }
-                // Before the store is there, there is nothing to lose.
-                if at < history.made {
-                    continue;
-                }
                 let is_last = at == next;
                 let mut losses = Vec::new();
                 // A flush that begins or ends changes no prefix.
@@ -207,4 +203,52 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_flushed() {
         runs += 1;
     }
     println!("{tried} images of {runs} runs, {:?}", started.elapsed());
+}
+
+/// A store that is formatted again is the old one with all it has, or an empty one, and opens without being asked for more.
+#[test]
+fn a_power_cut_while_a_store_is_formatted_again_leaves_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("device");
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len(DEVICE_BYTES)
+        .unwrap();
+    let mut kinds = [0; 2];
+    for seed in 0..20 {
+        sim::run(seed, async || {
+            let device = Device::new(Medium::new(DEVICE_BYTES), Moods::default());
+            device.attach(&path);
+            let (store, _) = Store::open(options(&path, DEVICE_BYTES / MIB))
+                .await
+                .unwrap();
+            store
+                .seal(vec![chunk(key(7, 0, 1), 50_000)], None)
+                .await
+                .unwrap();
+            store.close().await.unwrap();
+            drop(store);
+            let old = look(&path).await;
+            let before = device.now();
+            device.record();
+            let again = StoreOptions {
+                format: true,
+                ..options(&path, DEVICE_BYTES / MIB)
+            };
+            drop(Store::open(again).await.unwrap());
+            let log = device.take_log();
+            let mut contents = Contents::new(before);
+            for at in 0..=log.len() {
+                for loss in Loss::EACH {
+                    let left = contents.cut(loss, sim::random);
+                    let (_, found) = recover(&path, left).await;
+                    let is_old = !found.chunks.is_empty();
+                    assert!(!is_old || found.chunks == old.chunks, "step {at}, {loss:?}");
+                    kinds[usize::from(is_old)] += 1;
+                }
+                log.get(at).inspect(|step| contents.step(step));
+            }
+        });
+    }
+    assert!(kinds.iter().all(|n| *n > 0), "{kinds:?}");
 }

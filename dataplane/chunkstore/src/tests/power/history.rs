@@ -29,8 +29,6 @@ pub(super) struct SealInfo {
 /// Everything that was done.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// When the store was open for the first time.
-    pub(super) made: usize,
     /// By file and index.
     pub(super) chunks: BTreeMap<(u64, u32), Vec<State>>,
     /// From when on a version may be clean.

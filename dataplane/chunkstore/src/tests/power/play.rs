@@ -52,8 +52,8 @@ pub(super) async fn play(
         .await
         .unwrap();
     if is_first {
-        history.made = device.recorded();
-        history.flushes.push((history.made, history.made));
+        let made = device.recorded();
+        history.flushes.push((made, made));
     }
     let free = (store.usage().free_bytes / 4096) as u32;
     let _ballast = store.allocate_pieces(free.saturating_sub(ROOM));
