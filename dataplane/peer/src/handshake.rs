@@ -15,7 +15,7 @@
 use crate::frame::{FrameError, HANDSHAKE_MAX, HEADER_BYTES, Header, Kind, Status, VERSION};
 use crate::stream::{Broken, Incoming};
 use fastcache_reactor::{Fd, IoBuf, entropy};
-use hmac::{Hmac, Mac};
+use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::fmt;
 
