@@ -46,6 +46,8 @@ pub const LEASE: Duration = Duration::from_secs(10);
 pub const STALE_AFTER: Duration = Duration::from_secs(60);
 /// Revocations that may wait for a node's watch stream; beyond, the node is waited for until its leases are over.
 pub const REVOCATIONS_QUEUED: usize = 1024;
+/// How often in one lease it is seen to that nodes are fenced.
+const FENCING_TICKS: u32 = 10;
 /// How often a read is made again because something changed meanwhile; then it is answered without a lease.
 const READ_TRIES: usize = 3;
 
@@ -206,7 +208,10 @@ impl Coordinator {
                 inner.settled.send_replace(Settled::Yes);
             });
         }
-        tokio::spawn(keep_tables(Arc::downgrade(&inner), options.lease / 10));
+        tokio::spawn(keep_tables(
+            Arc::downgrade(&inner),
+            options.lease / FENCING_TICKS,
+        ));
         Ok(Coordinator { inner })
     }
 

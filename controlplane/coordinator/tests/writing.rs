@@ -1,0 +1,135 @@
+//! Goal: one node at a time may write a file, whatever became of its session. Method: a coordinator without a network; the
+//! tests are the nodes.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use fastcache_api::grpc::{Node, Revocation};
+use fastcache_api::{
+    Attr, Cred, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time,
+};
+use fastcache_coordinator::{Coordinator, Options, Revocations, UnknownSession};
+use futures_util::StreamExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Nothing here takes this long unless it is broken.
+const BOUND: Duration = Duration::from_secs(20);
+/// A revocation that has not come by then does not come.
+const QUIET: Duration = Duration::from_millis(200);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.expect("in time")
+}
+
+/// A session of a node.
+struct Session {
+    number: u64,
+    revoked: Revocations,
+    coordinator: Coordinator,
+}
+
+impl Session {
+    async fn new(coordinator: &Coordinator, id: &str, previous: u64) -> Session {
+        let node = Node {
+            peer_id: id.to_owned(),
+            ..Default::default()
+        };
+        let registered = within(coordinator.register(node, NS_VERSION, previous)).await;
+        let number = registered.unwrap().session;
+        Session {
+            number,
+            revoked: coordinator.watch(number).unwrap(),
+            coordinator: coordinator.clone(),
+        }
+    }
+
+    /// Two nodes; the first one knows of the second.
+    async fn two(dir: &Path, lease: Duration) -> (Session, Session) {
+        let options = Options {
+            lease,
+            stale_after: 100 * lease,
+        };
+        let coordinator = Coordinator::open(dir, options).unwrap();
+        let mut a = Session::new(&coordinator, "a", 0).await;
+        let forgotten = async { a.obey().await };
+        let (b, all) = tokio::join!(Session::new(&coordinator, "b", 0), forgotten);
+        assert!(all.everything);
+        (a, b)
+    }
+
+    /// The next revocation, acknowledged.
+    async fn obey(&mut self) -> Revocation {
+        let next = within(self.revoked.next()).await.unwrap().unwrap();
+        self.coordinator.acknowledge(self.number, next.number);
+        next
+    }
+
+    async fn call(&self, op: NsOp) -> Result<NsReply, UnknownSession> {
+        static SEQ: AtomicU64 = AtomicU64::new(0);
+        let seq = SEQ.fetch_add(1, Ordering::Relaxed);
+        let request = NsRequest {
+            id: op.is_change().then_some(OpId { client: 9, seq }),
+            now: Time::default(),
+            op,
+        };
+        within(self.coordinator.call(self.number, request)).await
+    }
+
+    async fn make(&self, name: &str) -> Attr {
+        let new = NewInode {
+            kind: Kind::File,
+            mode: 0o644,
+            rdev: 0,
+            cred: Cred { uid: 1, gid: 1 },
+            target: Vec::new(),
+            chunk_size: 4096,
+        };
+        let at = Some((Ino::ROOT, name.into()));
+        match self.call(NsOp::Make { at, new }).await.unwrap().result {
+            Ok(NsAnswer::Entry(attr)) => attr,
+            other => panic!("no attributes: {other:?}"),
+        }
+    }
+
+    fn open_to_write(&self, ino: Ino) -> JoinHandle<Result<NsReply, UnknownSession>> {
+        let open = NsRequest {
+            id: None,
+            now: Time::default(),
+            op: NsOp::Open { ino, write: true },
+        };
+        let (coordinator, number) = (self.coordinator.clone(), self.number);
+        tokio::spawn(async move { coordinator.call(number, open).await })
+    }
+}
+
+/// B asks to write what A may write: A is asked first.
+async fn hands_over(a: &mut Session, b: &Session, ino: Ino) {
+    let opening = b.open_to_write(ino);
+    let asked = tokio::time::timeout(QUIET, a.revoked.next()).await;
+    let Ok(Some(Ok(asked))) = asked else {
+        panic!("the writer was not asked: {asked:?}");
+    };
+    assert!(!opening.is_finished() && !asked.everything);
+    a.coordinator.acknowledge(a.number, asked.number);
+    within(opening).await.unwrap().unwrap().result.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_write_is_asked_even_when_its_lease_had_run_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Duration::from_millis(600);
+    let (mut a, b) = Session::two(dir.path(), lease).await;
+    let f = a.make("f").await.ino;
+    // Its heartbeats come, but its data plane was not heard of: its lease ends.
+    a.coordinator.heartbeat(a.number, None, false).unwrap();
+    tokio::time::sleep(2 * lease).await;
+    within(a.open_to_write(f))
+        .await
+        .unwrap()
+        .unwrap()
+        .result
+        .unwrap();
+    hands_over(&mut a, &b, f).await;
+}
