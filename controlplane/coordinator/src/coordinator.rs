@@ -262,6 +262,7 @@ impl Coordinator {
             }
             let now = Instant::now();
             tables.renew(session, now, self.inner.options.lease);
+            tables.bequeath_writing(session);
             let (sender, receiver) = mpsc::channel(REVOCATIONS_QUEUED);
             tables.outlets.insert(
                 session,

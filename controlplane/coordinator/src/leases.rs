@@ -95,6 +95,17 @@ impl LeaseTable {
         Some(until)
     }
 
+    /// What these sessions may write, another one of the same node may from now on.
+    pub(crate) fn bequeath_writing(&mut self, earlier: &[u64], session: u64) {
+        let is_theirs = |g: &&Grant| g.write != 0 && earlier.contains(&g.session);
+        let grants = self.by_ino.iter();
+        let theirs = grants.filter_map(|(ino, of)| Some((*ino, of.iter().find(is_theirs)?.write)));
+        for (ino, write) in theirs.collect::<Vec<_>>() {
+            self.take_write(ino);
+            self.put(session, ino, write);
+        }
+    }
+
     fn put(&mut self, session: u64, ino: Ino, write: u64) {
         let grants = self.by_ino.entry(ino).or_default();
         let stamp = self.stamp;

@@ -133,3 +133,21 @@ async fn who_may_write_is_asked_even_when_its_lease_had_run_out() {
         .unwrap();
     hands_over(&mut a, &b, f).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_started_again_keeps_the_files_its_data_plane_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = Session::two(dir.path(), Duration::from_secs(10)).await;
+    let (f, g) = (a.make("f").await.ino, a.make("g").await.ino);
+    // B waits for the agent that is killed.
+    let waiting = b.open_to_write(g);
+    tokio::time::sleep(QUIET).await;
+    drop(a.revoked);
+    let mut again = Session::new(&a.coordinator, "a", a.number).await;
+    // It has forgotten what it read; what it wrote is not committed yet.
+    again.coordinator.acknowledge(again.number, 0);
+    assert!(!waiting.is_finished());
+    assert!(!again.obey().await.everything);
+    within(waiting).await.unwrap().unwrap().result.unwrap();
+    hands_over(&mut again, &b, f).await;
+}

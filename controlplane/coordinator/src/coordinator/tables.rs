@@ -216,6 +216,15 @@ impl Tables {
         }
     }
 
+    /// What the node of a new session may write it may write on: its data plane is not new, and what was written is committed
+    /// before another node writes. Whoever waits for the earlier sessions to hand over asks this one.
+    pub(super) fn bequeath_writing(&mut self, session: u64) {
+        let earlier = self.registry.earlier(session);
+        self.leases.bequeath_writing(&earlier, session);
+        self.pending
+            .retain(|_, p| p.hand_over.is_none() || !earlier.contains(&p.session));
+    }
+
     /// Ends a session. When it was last heard of, if it was live.
     pub(super) fn fence(&mut self, session: u64) -> Option<Instant> {
         let seen = self.registry.fence(session)?;
