@@ -22,6 +22,8 @@
 mod locking;
 mod revocations;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writing;
 
 pub use revocations::Revocations;
@@ -184,6 +186,7 @@ impl Coordinator {
             wanting: HashMap::new(),
             locks: Locks::default(),
             next_revocation: 0,
+            making_room: HashSet::new(),
             position: stats.log_position,
             is_stopping: false,
             revocations: 0,
@@ -447,6 +450,13 @@ impl Coordinator {
             if is_old && tries < READ_TRIES {
                 continue;
             }
+            if let Ok(NsAnswer::Opened { attr, .. }) = &reply.result
+                && attr.nlink == 0
+            {
+                // Open there: nobody is to reap it.
+                let now = Instant::now();
+                tables.leases.grant_needed(session, attr.ino, now);
+            }
             reply.lease_ms = match is_old {
                 true => Some(0),
                 false => Some(self.grant(&mut tables, session, &inos)),
@@ -458,6 +468,7 @@ impl Coordinator {
     fn grant(&self, tables: &mut Tables, session: u64, inos: &[Ino]) -> u32 {
         let now = Instant::now();
         let until = tables.leases.grant(session, inos, now);
+        tables.make_room(now, self.inner.options.lease);
         let left = until.map_or(Duration::ZERO, |until| until - now);
         u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
     }

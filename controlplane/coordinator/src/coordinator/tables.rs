@@ -47,6 +47,8 @@ pub(super) struct Tables {
     pub(super) wanting: HashMap<Ino, Vec<u64>>,
     pub(super) locks: Locks,
     pub(super) next_revocation: u64,
+    /// Revocations that make room in the table of leases; one for each node at a time.
+    pub(super) making_room: HashSet<u64>,
     /// Position of the last change: a reply with an earlier one repeats what was told before.
     pub(super) position: u64,
     pub(super) is_stopping: bool,
@@ -110,6 +112,41 @@ impl Tables {
             acknowledged,
             session,
             until: sent + lease,
+        }
+    }
+
+    /// Has the node that holds most give up its oldest leases, when the table is nearly full. Nobody waits for that.
+    pub(super) fn make_room(&mut self, now: Instant, lease: Duration) {
+        let pending = &self.pending;
+        self.making_room.retain(|n| pending.contains_key(n));
+        let asked = self.making_room.iter().filter_map(|n| pending.get(n));
+        let asked: HashSet<u64> = asked.map(|p| p.session).collect();
+        let oldest = self.leases.oldest_of_most(|s| asked.contains(&s), now);
+        let Some((session, inos)) = oldest.filter(|(_, inos)| !inos.is_empty()) else {
+            return;
+        };
+        // Those granted until now are older than this.
+        self.leases.changed();
+        // A name that is none: the names of these are to be forgotten, too.
+        let names = inos.iter().take(1).map(|ino| (*ino, Vec::new()));
+        let what: crate::revocation::What = (
+            inos.iter().copied().collect(),
+            names.collect(),
+            Vec::new(),
+            Vec::new(),
+        );
+        match postcard::to_stdvec(&what) {
+            Ok(what) => {
+                let revocation = grpc::Revocation {
+                    what,
+                    ..Default::default()
+                };
+                self.revoke(session, inos, revocation, lease);
+                self.making_room.insert(self.next_revocation);
+            }
+            Err(error) => {
+                tracing::error!(target: "leases", %error, "a revocation cannot be encoded: the table of leases stays full");
+            }
         }
     }
 
