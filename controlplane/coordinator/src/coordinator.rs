@@ -115,6 +115,29 @@ struct Inner {
     freed: watch::Sender<()>,
 }
 
+/// A change of a session waits for other nodes, until this is dropped.
+struct Excused<'c> {
+    coordinator: &'c Coordinator,
+    session: u64,
+}
+
+impl Excused<'_> {
+    fn new(coordinator: &Coordinator, session: u64) -> Excused<'_> {
+        coordinator.tables().begin_excuse(session, Instant::now());
+        Excused {
+            coordinator,
+            session,
+        }
+    }
+}
+
+impl Drop for Excused<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.coordinator.tables();
+        tables.end_excuse(self.session, Instant::now());
+    }
+}
+
 /// A cluster's registry, namespace and leases. Clones share it.
 #[derive(Clone)]
 pub struct Coordinator {
@@ -184,6 +207,7 @@ impl Coordinator {
             pending: HashMap::new(),
             outlets: HashMap::new(),
             wanting: HashMap::new(),
+            excuses: HashMap::new(),
             locks: Locks::default(),
             next_revocation: 0,
             making_room: HashSet::new(),
@@ -325,9 +349,18 @@ impl Coordinator {
             session,
             until: latest,
         } = wait;
+        let lease = self.inner.options.lease;
+        let before = self.tables().excused(session, Instant::now());
         loop {
             let now = Instant::now();
-            let until = self.tables().leases.until(session, now);
+            let (until, excused) = {
+                let tables = self.tables();
+                (
+                    tables.leases.until(session, now),
+                    tables.excused(session, now),
+                )
+            };
+            let latest = latest + excused.saturating_sub(before).min(lease);
             let Some(until) = until.filter(|_| now < latest) else {
                 return false;
             };
@@ -529,7 +562,10 @@ impl Coordinator {
             }
             (reply, waits)
         };
-        futures_util::future::join_all(waits.into_iter().map(|wait| self.given_up(wait))).await;
+        if !waits.is_empty() {
+            let _excused = Excused::new(self, session);
+            futures_util::future::join_all(waits.into_iter().map(|wait| self.given_up(wait))).await;
+        }
         if is_commit {
             self.settled_for(session).await;
         }

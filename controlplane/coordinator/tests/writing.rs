@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use fastcache_api::grpc::{Node, Revocation};
+use fastcache_api::locks::{LOCK_END, Lock, LockAnswer, LockOp};
 use fastcache_api::{
-    Attr, Cred, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time,
+    Attr, Commit, Cred, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
+    Time, Version,
 };
 use fastcache_coordinator::{Coordinator, Options, Revocations, UnknownSession};
 use futures_util::StreamExt;
@@ -150,4 +152,73 @@ async fn an_agent_that_was_started_again_keeps_the_files_its_data_plane_writes()
     assert!(!again.obey().await.everything);
     within(waiting).await.unwrap().unwrap().result.unwrap();
     hands_over(&mut again, &b, f).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stands_still_costs_the_writer_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Duration::from_secs(1);
+    let (mut a, b) = Session::two(dir.path(), lease).await;
+    let c = Session::new(&a.coordinator, "c", 0).await;
+    let f = a.make("f").await.ino;
+    let lock = Lock {
+        owner: 1,
+        is_flock: false,
+        start: 0,
+        end: LOCK_END,
+        is_exclusive: true,
+        pid: 1,
+    };
+    let set = LockOp::Set {
+        ino: f,
+        lock,
+        waits: false,
+    };
+    let locked = a.coordinator.lock(a.number, set).await.unwrap();
+    assert_eq!(locked, LockAnswer::Done);
+    c.call(NsOp::GetAttr { ino: f })
+        .await
+        .unwrap()
+        .result
+        .unwrap();
+    let hearts = {
+        let (coordinator, nodes) = (a.coordinator.clone(), [a.number, b.number]);
+        tokio::spawn(async move {
+            loop {
+                for node in nodes {
+                    coordinator.heartbeat(node, None, true).unwrap();
+                }
+                tokio::time::sleep(lease / 20).await;
+            }
+        })
+    };
+    let opening = b.open_to_write(f);
+    let asked = within(a.revoked.next()).await.unwrap().unwrap();
+    // It takes a while to seal what was written, and when it is committed another node has to forget the file and does not.
+    tokio::time::sleep(lease / 2).await;
+    let versions = a.call(NsOp::AllocVersions { count: 1 }).await.unwrap();
+    let Ok(NsAnswer::Versions { first, .. }) = versions.result else {
+        panic!("{versions:?}");
+    };
+    c.coordinator.heartbeat(c.number, None, true).unwrap();
+    let committed = a.call(NsOp::Commit(Commit {
+        ino: f,
+        base: Version::NONE,
+        version: first,
+        truncate: None,
+        runs: Vec::new(),
+        size: 5,
+        mtime: Time::default(),
+        kill_suid: false,
+        conflict_file: true,
+    }));
+    let committed = committed.await.unwrap();
+    assert!(committed.result.is_ok(), "{committed:?}");
+    a.coordinator.acknowledge(a.number, asked.number);
+    within(opening).await.unwrap().unwrap().result.unwrap();
+    // Until whoever is late is fenced.
+    tokio::time::sleep(lease / 2).await;
+    let stats = a.coordinator.stats();
+    assert_eq!((stats.peers_live, stats.locks), (2, 1), "only c is gone");
+    hearts.abort();
 }

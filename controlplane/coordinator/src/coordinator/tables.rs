@@ -17,6 +17,8 @@ pub(super) struct Pending {
     pub(super) held: HashSet<Ino>,
     pub(super) stamp: u64,
     pub(super) sent: Instant,
+    /// What its node was [excused](Tables::excused) then.
+    pub(super) excused: Duration,
     /// It asks for the lease on writing alone: this one. A node that has handed over may have asked for it again, and got it,
     /// before its acknowledgement is here.
     pub(super) hand_over: Option<u64>,
@@ -29,6 +31,16 @@ impl Pending {
     fn is_about(&self, ino: Ino) -> bool {
         self.held.len() == 1 && self.held.contains(&ino)
     }
+}
+
+/// How long the changes of a session waited for other nodes.
+#[derive(Default)]
+pub(super) struct Excuse {
+    /// Those that wait now.
+    changes: usize,
+    /// Since when any does.
+    since: Option<Instant>,
+    before: Duration,
 }
 
 /// The way to a node's watch stream.
@@ -45,6 +57,8 @@ pub(super) struct Tables {
     pub(super) outlets: HashMap<u64, Outlet>,
     /// Sessions that wait for the lease on writing of an inode. See `Coordinator::take_write`.
     pub(super) wanting: HashMap<Ino, Vec<u64>>,
+    /// By session.
+    pub(super) excuses: HashMap<u64, Excuse>,
     pub(super) locks: Locks,
     pub(super) next_revocation: u64,
     /// Revocations that make room in the table of leases; one for each node at a time.
@@ -68,14 +82,47 @@ impl Tables {
     /// A session was heard of, and with it its data plane: its lease goes on, when is the answer. A revocation that it
     /// has not acknowledged is an end to that: what waits for it waits for one lease at most.
     pub(super) fn renew(&mut self, session: u64, now: Instant, lease: Duration) -> Instant {
-        let oldest = self
-            .pending
-            .values()
-            .filter(|p| p.session == session)
-            .map(|p| p.sent)
-            .min();
+        let of_it = self.pending.values().filter(|p| p.session == session);
+        let oldest = of_it.map(|p| self.counts_from(p, now, lease)).min();
         let until = oldest.map_or(now, |sent| sent.min(now)) + lease;
         self.leases.renew(session, until, now)
+    }
+
+    /// How long a session's changes have waited for other nodes. A node may be unable to do what a revocation asks before its
+    /// own change is answered, which is not its fault.
+    pub(super) fn excused(&self, session: u64, now: Instant) -> Duration {
+        self.excuses.get(&session).map_or(Duration::ZERO, |excuse| {
+            let waits = excuse
+                .since
+                .map(|since| now.saturating_duration_since(since));
+            excuse.before + waits.unwrap_or_default()
+        })
+    }
+
+    /// From when the time to acknowledge a revocation counts: from when it was sent, and later by as long as the node was
+    /// excused since; but for one lease at most, for two nodes may wait for each other.
+    fn counts_from(&self, pending: &Pending, now: Instant, lease: Duration) -> Instant {
+        let excused = self.excused(pending.session, now);
+        pending.sent + excused.saturating_sub(pending.excused).min(lease)
+    }
+
+    /// A change of a session begins to wait for other nodes.
+    pub(super) fn begin_excuse(&mut self, session: u64, now: Instant) {
+        let excuse = self.excuses.entry(session).or_default();
+        excuse.changes += 1;
+        excuse.since.get_or_insert(now);
+    }
+
+    /// It waits no more.
+    pub(super) fn end_excuse(&mut self, session: u64, now: Instant) {
+        if let Some(excuse) = self.excuses.get_mut(&session) {
+            excuse.changes -= 1;
+            if excuse.changes == 0
+                && let Some(since) = excuse.since.take()
+            {
+                excuse.before += now.saturating_duration_since(since);
+            }
+        }
     }
 
     /// Sends a node a revocation.
@@ -97,6 +144,7 @@ impl Tables {
             held,
             stamp,
             sent,
+            excused: self.excused(session, sent),
             hand_over: None,
             done: Some(done),
         };
@@ -275,17 +323,12 @@ impl Tables {
         for session in self.registry.stale(now) {
             self.fence(session);
         }
-        let is_late = |p: &Pending| now >= p.sent + lease;
-        let late: HashSet<u64> = self
-            .pending
-            .values()
-            .filter(|p| is_late(p))
-            .map(|p| p.session)
-            .collect();
-        let before = self.pending.len();
-        self.pending.retain(|_, p| !is_late(p));
-        self.unanswered += (before - self.pending.len()) as u64;
-        for session in late {
+        let is_late = |p: &Pending| now >= self.counts_from(p, now, lease) + lease;
+        let late = self.pending.iter().filter(|(_, p)| is_late(p));
+        let late: Vec<(u64, u64)> = late.map(|(number, p)| (*number, p.session)).collect();
+        self.unanswered += late.len() as u64;
+        for (number, session) in late {
+            self.pending.remove(&number);
             self.fence(session);
         }
         for session in self.registry.ended() {
@@ -293,6 +336,7 @@ impl Tables {
                 self.leases.end(session);
                 self.registry.forget(session);
                 self.outlets.remove(&session);
+                self.excuses.remove(&session);
             }
         }
         let mut are_free = false;
