@@ -64,7 +64,11 @@ impl FileSystem {
                 self.set_lease(until_ns, is_shared);
                 Ok(DataAnswer::Done)
             }
-            DataCall::Locks => Ok(DataAnswer::Locks(self.inner.locks.all())),
+            DataCall::Locks => {
+                // What was granted in an answer that came before this call is noted by then.
+                self.answers_sent().await;
+                Ok(DataAnswer::Locks(self.inner.locks.all()))
+            }
             DataCall::Forget {
                 is_shared,
                 and_commit,
