@@ -29,7 +29,8 @@ pub(crate) struct Leases {
     now: Mutex<DataCall>,
     /// Held while the data plane is told of a lease or to forget everything, and while a session of it begins.
     turn: tokio::sync::Mutex<()>,
-    /// Shared by who asks for locks; taken alone to bring the coordinator all there are.
+    /// Shared by who asks for locks, until the answer is on its way to the data plane; taken alone to bring the coordinator
+    /// all there are.
     locks: tokio::sync::RwLock<()>,
     /// The coordinator's session is another one: it may not know the locks.
     is_new: AtomicBool,
@@ -143,10 +144,14 @@ impl Inner {
             return;
         }
         let _alone = self.leases.locks.write().await;
-        let held = match session.call(0, DataCall::Locks).await {
-            Ok(DataAnswer::Locks(held)) => held,
-            _ => return,
-        };
+        let mut held = Vec::new();
+        // On every lane: behind what was granted on it. The last one has all.
+        for lane in 0..session.lane_count() {
+            held = match session.call(lane, DataCall::Locks).await {
+                Ok(DataAnswer::Locks(held)) => held,
+                _ => return,
+            };
+        }
         let count = held.len();
         match self.namespace.lock(&LockOp::Restore { held }).await {
             Ok(LockAnswer::Held(lock)) => {

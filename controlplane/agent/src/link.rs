@@ -497,19 +497,28 @@ fn serve(inner: &Arc<Inner>, session: &Arc<Session>, lane: usize, id: u64, call:
     let is_full = serving.fetch_add(1, Ordering::Relaxed) >= SERVING_MAX;
     let (inner, session) = (inner.clone(), session.clone());
     tokio::spawn(async move {
+        // Until its answer is on its way: who brings the coordinator all locks has the data plane asked behind it.
+        let mut restored = None;
         let result: Result<NodeAnswer, Errno> = if is_full {
             Err(Errno::EAGAIN)
         } else if matches!(call, NodeCall::Ns(_)) {
             // Never dropped half-way: the question comes again, and then has its answer.
             inner.serve(&session, call).await
         } else {
+            let serving = async {
+                if matches!(call, NodeCall::Lock(_)) {
+                    restored = Some(inner.leases.locks().read().await);
+                }
+                inner.serve(&session, call).await
+            };
             tokio::select! {
-                result = inner.serve(&session, call) => result,
+                result = serving => result,
                 () = session.dead.cancelled() => return,
             }
         };
         let to = &session.lanes[lane];
         let _ = to.out.send(ToData::Answer(id, result)).await;
+        drop(restored);
         to.serving.fetch_sub(1, Ordering::Relaxed);
     });
 }

@@ -52,10 +52,7 @@ impl Inner {
             }
             NodeCall::Fsync { ino, waited } => self.fsync(ino, waited).await,
             NodeCall::Persist { ino, waited } => self.persist_now(ino, waited).await,
-            NodeCall::Lock(op) => {
-                let _restored = self.leases.locks().read().await;
-                self.namespace.lock(&op).await.map(NodeAnswer::Lock)
-            }
+            NodeCall::Lock(op) => self.namespace.lock(&op).await.map(NodeAnswer::Lock),
             NodeCall::State { ino } => Ok(NodeAnswer::State(
                 self.file_state(ino).await?.state.to_string(),
             )),

@@ -3,6 +3,7 @@
 //! namespace of a few closures.
 
 mod data_plane;
+mod locks;
 
 use crate::namespace::NamespaceHandle;
 use crate::persist::object_key;

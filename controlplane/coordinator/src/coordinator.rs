@@ -22,6 +22,8 @@
 mod locking;
 mod revocations;
 mod tables;
+#[cfg(test)]
+mod tests;
 mod writing;
 
 pub use revocations::Revocations;
@@ -46,6 +48,8 @@ pub const LEASE: Duration = Duration::from_secs(10);
 pub const STALE_AFTER: Duration = Duration::from_secs(60);
 /// Revocations that may wait for a node's watch stream; beyond, the node is waited for until its leases are over.
 pub const REVOCATIONS_QUEUED: usize = 1024;
+/// How often in one lease it is seen to that nodes are fenced.
+const FENCING_TICKS: u32 = 10;
 /// How often a read is made again because something changed meanwhile; then it is answered without a lease.
 const READ_TRIES: usize = 3;
 
@@ -109,6 +113,29 @@ struct Inner {
     locations: Mutex<Locations>,
     /// Locks may be free that were not.
     freed: watch::Sender<()>,
+}
+
+/// A change of a session waits for other nodes, until this is dropped.
+struct Excused<'c> {
+    coordinator: &'c Coordinator,
+    session: u64,
+}
+
+impl Excused<'_> {
+    fn new(coordinator: &Coordinator, session: u64) -> Excused<'_> {
+        coordinator.tables().begin_excuse(session, Instant::now());
+        Excused {
+            coordinator,
+            session,
+        }
+    }
+}
+
+impl Drop for Excused<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.coordinator.tables();
+        tables.end_excuse(self.session, Instant::now());
+    }
 }
 
 /// A cluster's registry, namespace and leases. Clones share it.
@@ -180,8 +207,10 @@ impl Coordinator {
             pending: HashMap::new(),
             outlets: HashMap::new(),
             wanting: HashMap::new(),
+            excuses: HashMap::new(),
             locks: Locks::default(),
             next_revocation: 0,
+            making_room: HashSet::new(),
             position: stats.log_position,
             is_stopping: false,
             revocations: 0,
@@ -206,7 +235,10 @@ impl Coordinator {
                 inner.settled.send_replace(Settled::Yes);
             });
         }
-        tokio::spawn(keep_tables(Arc::downgrade(&inner), options.lease / 10));
+        tokio::spawn(keep_tables(
+            Arc::downgrade(&inner),
+            options.lease / FENCING_TICKS,
+        ));
         Ok(Coordinator { inner })
     }
 
@@ -257,6 +289,7 @@ impl Coordinator {
             }
             let now = Instant::now();
             tables.renew(session, now, self.inner.options.lease);
+            tables.bequeath_writing(session);
             let (sender, receiver) = mpsc::channel(REVOCATIONS_QUEUED);
             tables.outlets.insert(
                 session,
@@ -316,9 +349,18 @@ impl Coordinator {
             session,
             until: latest,
         } = wait;
+        let lease = self.inner.options.lease;
+        let before = self.tables().excused(session, Instant::now());
         loop {
             let now = Instant::now();
-            let until = self.tables().leases.until(session, now);
+            let (until, excused) = {
+                let tables = self.tables();
+                (
+                    tables.leases.until(session, now),
+                    tables.excused(session, now),
+                )
+            };
+            let latest = latest + excused.saturating_sub(before).min(lease);
             let Some(until) = until.filter(|_| now < latest) else {
                 return false;
             };
@@ -438,6 +480,13 @@ impl Coordinator {
             if is_old && tries < READ_TRIES {
                 continue;
             }
+            if let Ok(NsAnswer::Opened { attr, .. }) = &reply.result
+                && attr.nlink == 0
+            {
+                // Open there: nobody is to reap it.
+                let now = Instant::now();
+                tables.leases.grant_needed(session, attr.ino, now);
+            }
             reply.lease_ms = match is_old {
                 true => Some(0),
                 false => Some(self.grant(&mut tables, session, &inos)),
@@ -449,6 +498,7 @@ impl Coordinator {
     fn grant(&self, tables: &mut Tables, session: u64, inos: &[Ino]) -> u32 {
         let now = Instant::now();
         let until = tables.leases.grant(session, inos, now);
+        tables.make_room(now, self.inner.options.lease);
         let left = until.map_or(Duration::ZERO, |until| until - now);
         u32::try_from(left.as_millis()).unwrap_or(u32::MAX)
     }
@@ -509,7 +559,10 @@ impl Coordinator {
             }
             (reply, waits)
         };
-        futures_util::future::join_all(waits.into_iter().map(|wait| self.given_up(wait))).await;
+        if !waits.is_empty() {
+            let _excused = Excused::new(self, session);
+            futures_util::future::join_all(waits.into_iter().map(|wait| self.given_up(wait))).await;
+        }
         if is_commit {
             self.settled_for(session).await;
         }

@@ -4,14 +4,23 @@
 //! There is one lease a session, which its heartbeats renew; what it holds it holds as long as that. What is held of a
 //! directory covers its entries, present and absent. A grant stays in the table until its session
 //! has acknowledged a revocation that was sent after it, or its lease is over: a change that is asked for again after
-//! its first caller went away finds the holders again.
+//! its first caller went away finds the holders again. Nodes do not say what they have forgotten, so the table fills; when it
+//! is nearly full, the session that holds most is to give up its oldest ([`LeaseTable::oldest_of_most`]).
 
 use fastcache_api::Ino;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Instant;
 
-/// Most leases at once; beyond, replies carry no lease, but for those on writing. About 40 bytes each.
-pub(crate) const LEASES_MAX: usize = 1_000_000;
+/// Most leases at once; beyond, replies carry no lease, but for those on writing and on what has no name. About 150 bytes
+/// each where nobody else holds one on the same inode.
+const LEASES_MAX: usize = 1_000_000;
+/// From this share of the most on, old ones are taken back.
+const NEARLY_FULL: (usize, usize) = (7, 8);
+/// Most that one session is to give up at once, and the share of all that this is at most.
+const GIVEN_UP_MAX: usize = 1024;
+const GIVEN_UP_SHARE: usize = 8;
+/// Places in the order of a session that need not be of anything it holds.
+const ORDER_SLACK: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
 struct Grant {
@@ -21,11 +30,21 @@ struct Grant {
     write: u64,
 }
 
-/// Who may have cached what.
+/// How much a session holds.
 #[derive(Debug, Default)]
+struct Held {
+    count: usize,
+    /// What it holds, oldest first, and what it has given up since.
+    order: VecDeque<Ino>,
+}
+
+/// Who may have cached what.
+#[derive(Debug)]
 pub(crate) struct LeaseTable {
     by_ino: HashMap<Ino, Vec<Grant>>,
+    by_session: HashMap<u64, Held>,
     len: usize,
+    max: usize,
     /// When each session's lease ends; a session without one holds nothing.
     until: HashMap<u64, Instant>,
     /// Rises with every change of the namespace.
@@ -34,7 +53,26 @@ pub(crate) struct LeaseTable {
     writes: u64,
 }
 
+impl Default for LeaseTable {
+    fn default() -> LeaseTable {
+        LeaseTable::with_max(LEASES_MAX)
+    }
+}
+
 impl LeaseTable {
+    /// For this many leases.
+    pub(crate) fn with_max(max: usize) -> LeaseTable {
+        LeaseTable {
+            by_ino: HashMap::new(),
+            by_session: HashMap::new(),
+            len: 0,
+            max,
+            until: HashMap::new(),
+            stamp: 0,
+            writes: 0,
+        }
+    }
+
     /// The number of the last change.
     pub(crate) fn stamp(&self) -> u64 {
         self.stamp
@@ -77,13 +115,61 @@ impl LeaseTable {
     /// Notes that a session holds leases on these inodes, as long as its own lasts: until when. `None`: it holds none.
     pub(crate) fn grant(&mut self, session: u64, inos: &[Ino], now: Instant) -> Option<Instant> {
         let until = self.until(session, now)?;
-        if self.len + inos.len() > LEASES_MAX {
+        let is_new = |ino: &&Ino| !self.is_held(session, **ino);
+        if self.len + inos.iter().filter(is_new).count() > self.max {
             return None;
         }
         for ino in inos {
             self.put(session, *ino, 0);
         }
         Some(until)
+    }
+
+    /// [`LeaseTable::grant`] of what the session cannot do without, also when the table is full.
+    pub(crate) fn grant_needed(&mut self, session: u64, ino: Ino, now: Instant) -> Option<Instant> {
+        let until = self.until(session, now)?;
+        self.put(session, ino, 0);
+        Some(until)
+    }
+
+    fn is_held(&self, session: u64, ino: Ino) -> bool {
+        let grants = self.by_ino.get(&ino);
+        grants.is_some_and(|grants| grants.iter().any(|g| g.session == session))
+    }
+
+    /// When the table is nearly full: the oldest of what the live session that holds most holds, unless it `is_asked` for some
+    /// already. They stay in the table until they are [released](LeaseTable::release).
+    pub(crate) fn oldest_of_most(
+        &mut self,
+        is_asked: impl Fn(u64) -> bool,
+        now: Instant,
+    ) -> Option<(u64, HashSet<Ino>)> {
+        if self.len < self.max / NEARLY_FULL.1 * NEARLY_FULL.0 {
+            return None;
+        }
+        let sessions = self.by_session.iter();
+        let live = sessions.filter(|(s, _)| self.is_live(**s, now));
+        let session = *live.max_by_key(|(_, held)| held.count)?.0;
+        if is_asked(session) {
+            return None;
+        }
+        let most = GIVEN_UP_MAX.min(self.max / GIVEN_UP_SHARE);
+        let mut held = self.by_session.remove(&session)?;
+        let mut oldest = HashSet::new();
+        for _ in 0..held.order.len() {
+            if oldest.len() == most {
+                break;
+            }
+            if let Some(ino) = held.order.pop_front()
+                && self.is_held(session, ino)
+                && oldest.insert(ino)
+            {
+                // It may be granted anew before it is given up.
+                held.order.push_back(ino);
+            }
+        }
+        self.by_session.insert(session, held);
+        Some((session, oldest))
     }
 
     /// Notes that a session alone may write an inode; whoever might before has given that up, or has no lease any more.
@@ -93,6 +179,17 @@ impl LeaseTable {
         self.writes += 1;
         self.put(session, ino, self.writes);
         Some(until)
+    }
+
+    /// What these sessions may write, another one of the same node may from now on.
+    pub(crate) fn bequeath_writing(&mut self, earlier: &[u64], session: u64) {
+        let is_theirs = |g: &&Grant| g.write != 0 && earlier.contains(&g.session);
+        let grants = self.by_ino.iter();
+        let theirs = grants.filter_map(|(ino, of)| Some((*ino, of.iter().find(is_theirs)?.write)));
+        for (ino, write) in theirs.collect::<Vec<_>>() {
+            self.take_write(ino);
+            self.put(session, ino, write);
+        }
     }
 
     fn put(&mut self, session: u64, ino: Ino, write: u64) {
@@ -110,8 +207,25 @@ impl LeaseTable {
                     write,
                 });
                 self.len += 1;
+                let held = self.by_session.entry(session).or_default();
+                held.count += 1;
+                held.order.push_back(ino);
+                if held.order.len() > 2 * held.count + ORDER_SLACK {
+                    self.tidy(session);
+                }
             }
         }
+    }
+
+    /// Takes out of the order of a session what it does not hold, and what is there twice.
+    fn tidy(&mut self, session: u64) {
+        let Some(mut held) = self.by_session.remove(&session) else {
+            return;
+        };
+        let mut seen = HashSet::new();
+        held.order
+            .retain(|ino| self.is_held(session, *ino) && seen.insert(*ino));
+        self.by_session.insert(session, held);
     }
 
     /// The session that may write an inode.
@@ -161,6 +275,7 @@ impl LeaseTable {
 
     /// A session gave up everything it held; its lease goes on.
     pub(crate) fn release_all(&mut self, session: u64) {
+        self.by_session.remove(&session);
         self.retain_all(|g| g.session != session);
     }
 
@@ -184,6 +299,8 @@ impl LeaseTable {
             .map(|(session, _)| *session)
             .collect();
         if !ended.is_empty() {
+            self.by_session
+                .retain(|session, _| !ended.contains(session));
             self.retain_all(|g| !ended.contains(&g.session));
             self.until.retain(|session, _| !ended.contains(session));
         }
@@ -194,7 +311,13 @@ impl LeaseTable {
             return;
         };
         let before = grants.len();
-        grants.retain(keep);
+        grants.retain(|grant| {
+            let is_kept = keep(grant);
+            if !is_kept && let Some(held) = self.by_session.get_mut(&grant.session) {
+                held.count -= 1;
+            }
+            is_kept
+        });
         self.len -= before - grants.len();
         if grants.is_empty() {
             self.by_ino.remove(&ino);
@@ -257,6 +380,43 @@ mod tests {
         assert_eq!(table.holders([Ino(5)], start + second).len(), 1);
         table.renew(1, start + 9 * second, start + 2 * second);
         assert!(table.holders([Ino(5)], start + 2 * second).is_empty());
+    }
+
+    #[test]
+    fn a_table_that_is_nearly_full_is_rid_of_its_oldest() {
+        let start = Instant::now();
+        let end = start + Duration::from_secs(10);
+        let mut table = LeaseTable::with_max(16);
+        table.renew(1, end, start);
+        table.renew(2, end, start);
+        table.grant(2, &[Ino(1), Ino(2)], start).unwrap();
+        for n in 1..=12 {
+            assert!(table.oldest_of_most(|_| false, start).is_none());
+            table.grant(1, &[Ino(n)], start).unwrap();
+        }
+        assert_eq!(table.len(), 14);
+        let (session, oldest) = table.oldest_of_most(|_| false, start).unwrap();
+        assert_eq!((session, &oldest), (1, &[Ino(1), Ino(2)].into()));
+        assert!(table.oldest_of_most(|s| s == 1, start).is_none());
+        // Meanwhile there is room for those that cannot do without, and for what is held already.
+        table.grant(1, &[Ino(20), Ino(21)], start).unwrap();
+        assert!(table.grant(2, &[Ino(20)], start).is_none());
+        table.grant(2, &[Ino(1), Ino(2)], start).unwrap();
+        table.grant_needed(2, Ino(20), start).unwrap();
+        table.grant_write(2, Ino(21), start).unwrap();
+        let stamp = table.changed();
+        table.release(session, &oldest, stamp);
+        assert_eq!(table.len(), 16);
+        let (session, next) = table.oldest_of_most(|_| false, start).unwrap();
+        assert_eq!((session, next), (1, [Ino(3), Ino(4)].into()));
+        for n in 0..10_000 {
+            table.grant_needed(2, Ino(100), start);
+            table.release(2, &[Ino(100)].into(), stamp + 1 + n);
+        }
+        assert!(table.by_session[&2].order.len() <= 2 * 16 + ORDER_SLACK);
+        table.end(1);
+        table.prune(end);
+        assert!(table.by_session.is_empty());
     }
 
     #[test]

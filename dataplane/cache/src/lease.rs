@@ -43,6 +43,8 @@ pub(crate) struct Lease {
     /// The last revocation of the inodes of each place.
     places: Box<[AtomicU64]>,
     is_shared: AtomicBool,
+    /// Until when a kernel that cannot be told to forget names may use those it was told; CLOCK_BOOTTIME, nanoseconds.
+    names_until: AtomicU64,
 }
 
 /// How many revocations there were when something was asked.
@@ -75,6 +77,7 @@ impl Default for Lease {
             floor: AtomicU64::new(0),
             places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
             is_shared: AtomicBool::new(false),
+            names_until: AtomicU64::new(0),
         }
     }
 }
@@ -108,6 +111,23 @@ impl Lease {
             ENDLESS => ENDLESS_LEASE,
             until => Duration::from_nanos(until.saturating_sub(boot_nanos())),
         }
+    }
+
+    /// The kernel is told a name for good until the lease ends: for how long that is.
+    pub fn tell_name(&self, notify: &dyn crate::KernelNotify) -> Duration {
+        let left = self.left();
+        if !notify.can_inval_names() {
+            let left = u64::try_from(left.as_nanos()).unwrap_or(ENDLESS);
+            let until = boot_nanos().saturating_add(left);
+            self.names_until.fetch_max(until, Ordering::AcqRel);
+        }
+        left
+    }
+
+    /// How long a kernel that cannot be told to forget names may still use what it was told.
+    fn names_left(&self) -> Duration {
+        let until = self.names_until.load(Ordering::Acquire);
+        Duration::from_nanos(until.saturating_sub(boot_nanos()))
     }
 
     /// The epoch of trust now.
@@ -244,6 +264,9 @@ impl FileSystem {
             fastcache_reactor::spawn(committing).detach();
         }
         self.kernel_knows().await;
+        if is_shared {
+            fastcache_reactor::sleep(lease.names_left()).await;
+        }
     }
 
     /// Waits until every core has sent the answers that it had found before: from the look at what is trusted to the answer

@@ -47,6 +47,7 @@ use fastcache_reactor::sync::{
     AtomicBool, AtomicU32, AtomicU64, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard,
 };
 use inode::InodeTable;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
@@ -136,6 +137,11 @@ pub trait KernelNotify: Send + Sync {
     }
     /// Calls `done` when everything queued before has been delivered.
     fn barrier(&self, done: Box<dyn FnOnce() + Send>);
+    /// Calls `done` when what was queued before about these inodes, and about names, has been delivered: pages of others that
+    /// the kernel cannot drop yet do not hold it up.
+    fn barrier_of(&self, _inos: &HashSet<Ino>, done: Box<dyn FnOnce() + Send>) {
+        self.barrier(done);
+    }
 }
 
 /// Completes the statistics with what other layers know.

@@ -63,7 +63,7 @@ impl FileSystem {
         let notify = self.inner.notify.get();
         let can_be_told = !lease.is_shared() || notify.is_some_and(|n| n.can_inval_names());
         match can_be_told && lease.holds(grant, parent) != 0 {
-            true => lease.left(),
+            true => notify.map_or_else(|| lease.left(), |notify| lease.tell_name(&**notify)),
             false => Duration::ZERO,
         }
     }

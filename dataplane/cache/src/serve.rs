@@ -64,7 +64,11 @@ impl FileSystem {
                 self.set_lease(until_ns, is_shared);
                 Ok(DataAnswer::Done)
             }
-            DataCall::Locks => Ok(DataAnswer::Locks(self.inner.locks.all())),
+            DataCall::Locks => {
+                // What was granted in an answer that came before this call is noted by then.
+                self.answers_sent().await;
+                Ok(DataAnswer::Locks(self.inner.locks.all()))
+            }
             DataCall::Forget {
                 is_shared,
                 and_commit,
@@ -319,8 +323,10 @@ impl FileSystem {
         }
         if let Some(n) = notify {
             let touched = touched.iter().map(|attr| attr.ino);
+            let mut told = HashSet::new();
             for ino in touched.chain(inos.iter().copied()) {
                 n.inval_inode(ino);
+                told.insert(ino);
             }
             if is_shared && !entries.is_empty() {
                 // Dropping a single name takes its directory's lock: see `name_valid`.
@@ -330,19 +336,24 @@ impl FileSystem {
                     n.inval_entry(*parent, name);
                 }
             }
+            // A page of another inode that waits for a slow cloud is no reason for others to wait.
+            self.behind(|done| n.barrier_of(&told, done)).await;
         }
-        self.kernel_knows().await;
     }
 
     /// Waits until the kernel has been told everything queued so far.
     pub(crate) async fn kernel_knows(&self) {
         if let Some(notify) = self.inner.notify.get() {
-            let (send, receive) = oneshot::channel();
-            notify.barrier(Box::new(move || {
-                let _ = send.send(());
-            }));
-            let _ = fastcache_reactor::timeout(std::time::Duration::from_secs(30), receive).await;
+            self.behind(|done| notify.barrier(done)).await;
         }
+    }
+
+    async fn behind(&self, barrier: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+        let (send, receive) = oneshot::channel();
+        barrier(Box::new(move || {
+            let _ = send.send(());
+        }));
+        let _ = fastcache_reactor::timeout(std::time::Duration::from_secs(30), receive).await;
     }
 
     /// Counters and levels now.

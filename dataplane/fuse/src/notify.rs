@@ -1,8 +1,9 @@
 //! What the kernel is told unasked: to forget attributes, pages and names.
 //!
-//! Delivered from a thread of its own that serves no requests: dropping a page can wait for a READ or cause a
+//! Delivered from threads of their own that serve no requests: dropping a page can wait for a READ or cause a
 //! WRITE that a core must serve, and dropping a name takes the directory's lock, which a local change holds while a
-//! core serves it. Callers queue and go on.
+//! core serves it. Callers queue and go on. What waits like that, a READ of a slow cloud say, holds up one thread, and
+//! nothing but what is queued about the same inode.
 
 use crate::handshake::Negotiated;
 use crate::reply::OUT_HEADER;
@@ -11,7 +12,7 @@ use crate::wire::{InvalEntryOut, InvalInodeOut, OutHeader, PruneOut};
 use fastcache_api::Ino;
 use fastcache_cache::KernelNotify;
 use rustix::io::Errno;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -20,6 +21,9 @@ use zerocopy::IntoBytes;
 /// From how many undelivered notifications on a warning is logged. Equal ones are queued once, so the queue is bounded
 /// by what the kernel caches, which it in turn bounds; dropping one would serve stale data.
 const QUEUE_WARN: usize = 65_536;
+
+/// Threads that deliver: so many inodes may wait for a READ before all others wait, too.
+const THREADS: usize = 8;
 
 /// The minor version whose kernels take INC_EPOCH (Linux 6.16).
 const MINOR_WITH_EPOCH: u32 = 44;
@@ -38,10 +42,27 @@ enum Notice {
     Prune(Vec<Ino>),
 }
 
-/// A place in the queue.
-enum Queued {
-    Notice(Notice),
-    Barrier(Box<dyn FnOnce() + Send>),
+impl Notice {
+    /// The inode whose pages it may wait for.
+    fn ino(&self) -> Option<Ino> {
+        match self {
+            Notice::Inode(ino) | Notice::Attr(ino) => Some(*ino),
+            Notice::Entry(..) | Notice::Names | Notice::Prune(_) => None,
+        }
+    }
+}
+
+/// Called back when the last of what it is about has been delivered.
+struct Barrier {
+    left: usize,
+    done: Box<dyn FnOnce() + Send>,
+}
+
+/// A place in the queue, or what is being delivered.
+struct Queued {
+    notice: Notice,
+    /// Numbers of the barriers behind it.
+    barriers: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -49,7 +70,46 @@ struct Queue {
     queued: VecDeque<Queued>,
     /// The notices in `queued`: equal ones need not be queued again.
     waiting: HashSet<Notice>,
+    /// Of each thread, by number.
+    delivering: HashMap<usize, Queued>,
+    barriers: HashMap<u64, Barrier>,
+    next_barrier: u64,
     is_closed: bool,
+}
+
+impl Queue {
+    /// The next one to deliver for a thread: the first of an inode of which nothing is being delivered.
+    fn next(&mut self, thread: usize) -> Option<(Notice, bool)> {
+        let is_busy = |notice: &Notice| {
+            let ino = notice.ino();
+            ino.is_some() && self.delivering.values().any(|d| d.notice.ino() == ino)
+        };
+        let at = self.queued.iter().position(|q| !is_busy(&q.notice))?;
+        let next = self.queued.remove(at)?;
+        // Taken off before it is delivered: the same notice queued from now on may be about a later change.
+        self.waiting.remove(&next.notice);
+        let notice = next.notice.clone();
+        self.delivering.insert(thread, next);
+        Some((notice, !self.queued.is_empty()))
+    }
+
+    /// A thread has delivered. Who is to be called back.
+    fn delivered(&mut self, thread: usize) -> Vec<Barrier> {
+        let Some(delivered) = self.delivering.remove(&thread) else {
+            return Vec::new();
+        };
+        let mut passed = Vec::new();
+        for number in delivered.barriers {
+            let Some(barrier) = self.barriers.get_mut(&number) else {
+                continue;
+            };
+            barrier.left -= 1;
+            if barrier.left == 0 {
+                passed.extend(self.barriers.remove(&number));
+            }
+        }
+        passed
+    }
 }
 
 #[derive(Default)]
@@ -64,7 +124,7 @@ impl Shared {
     }
 }
 
-/// Queues notifications for the kernel. Dropping it ends its thread when the queue is empty; it is not waited for,
+/// Queues notifications for the kernel. Dropping it ends its threads when the queue is empty; they are not waited for,
 /// since a notification can wait on a core.
 pub struct Notifier {
     shared: Arc<Shared>,
@@ -73,24 +133,56 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// Starts the thread over a descriptor of the connection.
+    /// Starts the threads over a descriptor of the connection.
     pub(crate) fn start(device: OwnedFd, negotiated: Negotiated) -> io::Result<Notifier> {
-        let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("fuse-notify".to_owned())
-            .spawn(move || deliver_all(&theirs, &device, negotiated))?;
-        Ok(Notifier {
-            shared,
+        let deliver = move |message: &[u8], notice: &Notice| deliver(&device, message, notice);
+        Notifier::start_with(negotiated, Arc::new(deliver))
+    }
+
+    fn start_with(negotiated: Negotiated, deliver: Arc<Deliver>) -> io::Result<Notifier> {
+        let notifier = Notifier {
+            shared: Arc::default(),
             can_inval_names: negotiated.minor >= MINOR_WITH_EPOCH,
             can_prune: negotiated.minor >= MINOR_WITH_PRUNE,
-        })
+        };
+        for thread in 0..THREADS {
+            let (shared, deliver) = (Arc::clone(&notifier.shared), Arc::clone(&deliver));
+            std::thread::Builder::new()
+                .name(format!("fuse-notify-{thread}"))
+                .spawn(move || deliver_all(thread, &shared, &*deliver, negotiated))?;
+        }
+        Ok(notifier)
+    }
+
+    /// Calls `done` behind what is queued or being delivered and `is_meant`.
+    fn behind(&self, is_meant: impl Fn(&Notice) -> bool, done: Box<dyn FnOnce() + Send>) {
+        let done = {
+            let mut queue = self.shared.lock();
+            let queue = &mut *queue;
+            let number = queue.next_barrier;
+            queue.next_barrier += 1;
+            let mut left = 0;
+            let all = queue.queued.iter_mut().chain(queue.delivering.values_mut());
+            for queued in all.filter(|q| is_meant(&q.notice)) {
+                queued.barriers.push(number);
+                left += 1;
+            }
+            if left > 0 {
+                queue.barriers.insert(number, Barrier { left, done });
+                return;
+            }
+            done
+        };
+        done();
     }
 
     fn push(&self, notice: Notice) {
         let mut queue = self.shared.lock();
         if queue.waiting.insert(notice.clone()) {
-            queue.queued.push_back(Queued::Notice(notice));
+            queue.queued.push_back(Queued {
+                notice,
+                barriers: Vec::new(),
+            });
             if queue.queued.len() == QUEUE_WARN {
                 tracing::warn!(target: "fuse", queued = QUEUE_WARN, "the kernel takes invalidations slowly");
             }
@@ -136,35 +228,37 @@ impl KernelNotify for Notifier {
     }
 
     fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
-        let mut queue = self.shared.lock();
-        queue.queued.push_back(Queued::Barrier(done));
-        drop(queue);
-        self.shared.changed.notify_one();
+        self.behind(|_| true, done);
+    }
+
+    fn barrier_of(&self, inos: &HashSet<Ino>, done: Box<dyn FnOnce() + Send>) {
+        // Names do not wait for pages.
+        let is_meant = |notice: &Notice| notice.ino().is_none_or(|ino| inos.contains(&ino));
+        self.behind(is_meant, done);
     }
 }
 
 impl Drop for Notifier {
     fn drop(&mut self) {
         self.shared.lock().is_closed = true;
-        self.shared.changed.notify_one();
+        self.shared.changed.notify_all();
     }
 }
 
-/// The thread: one notification after the other.
-fn deliver_all(shared: &Shared, device: &OwnedFd, negotiated: Negotiated) {
+/// Gives the kernel the bytes of a notification.
+type Deliver = dyn Fn(&[u8], &Notice) + Send + Sync;
+
+/// A thread: one notification after the other.
+fn deliver_all(thread: usize, shared: &Shared, deliver: &Deliver, negotiated: Negotiated) {
     let mut message = Vec::new();
     loop {
-        let next = {
+        let (notice, has_more) = {
             let mut queue = shared.lock();
             loop {
-                if let Some(next) = queue.queued.pop_front() {
-                    // Taken off before it is delivered: the same notice queued from now on may be about a later change.
-                    if let Queued::Notice(notice) = &next {
-                        queue.waiting.remove(notice);
-                    }
+                if let Some(next) = queue.next(thread) {
                     break next;
                 }
-                if queue.is_closed {
+                if queue.is_closed && queue.queued.is_empty() {
                     return;
                 }
                 queue = shared
@@ -173,12 +267,20 @@ fn deliver_all(shared: &Shared, device: &OwnedFd, negotiated: Negotiated) {
                     .unwrap_or_else(PoisonError::into_inner);
             }
         };
-        match next {
-            Queued::Barrier(done) => done(),
-            Queued::Notice(notice) => {
-                encode(&notice, negotiated, &mut message);
-                deliver(device, &message, &notice);
-            }
+        if has_more {
+            shared.changed.notify_one();
+        }
+        encode(&notice, negotiated, &mut message);
+        deliver(&message, &notice);
+        let (passed, is_closed) = {
+            let mut queue = shared.lock();
+            (queue.delivered(thread), queue.is_closed)
+        };
+        if is_closed {
+            shared.changed.notify_all();
+        }
+        for barrier in passed {
+            (barrier.done)();
         }
     }
 }
@@ -322,5 +424,47 @@ mod tests {
             std::io::Read::read(&mut read, &mut bytes).unwrap(),
             100 * 40
         );
+    }
+
+    #[test]
+    fn an_inode_that_is_being_read_holds_up_no_other() {
+        let (let_go, going) = std::sync::mpsc::channel::<()>();
+        let going = Mutex::new(going);
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let theirs = Arc::clone(&times);
+        let deliver = move |_: &[u8], notice: &Notice| {
+            if notice.ino() == Some(Ino(7)) {
+                going.lock().unwrap().recv().unwrap();
+            }
+            theirs.lock().unwrap().push(notice.clone());
+        };
+        let notifier = Notifier::start_with(BARE, Arc::new(deliver)).unwrap();
+        let bound = std::time::Duration::from_secs(10);
+        let (send, receive) = std::sync::mpsc::channel();
+        let note = |what: &'static str| {
+            let send = send.clone();
+            Box::new(move || send.send(what).unwrap())
+        };
+        for _ in 0..2 * THREADS {
+            // Equal ones, each queued when the one before is being delivered.
+            notifier.inval_inode(Ino(7));
+            notifier.inval_attr(Ino(7));
+        }
+        notifier.inval_inode(Ino(8));
+        notifier.inval_entry(Ino(1), b"a");
+        notifier.barrier_of(&[Ino(9)].into(), note("names"));
+        notifier.barrier_of(&[Ino(7)].into(), note("one"));
+        notifier.barrier(note("all"));
+        notifier.barrier_of(&[Ino(8)].into(), note("another"));
+        let mut first = [(); 2].map(|()| receive.recv_timeout(bound).unwrap());
+        first.sort_unstable();
+        assert_eq!(first, ["another", "names"]);
+        assert!(!times.lock().unwrap().contains(&Notice::Inode(Ino(7))));
+        for _ in 0..4 * THREADS {
+            let _ = let_go.send(());
+        }
+        let mut last = [(); 2].map(|()| receive.recv_timeout(bound).unwrap());
+        last.sort_unstable();
+        assert_eq!(last, ["all", "one"]);
     }
 }

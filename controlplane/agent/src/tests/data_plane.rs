@@ -1,6 +1,7 @@
 //! A data plane for tests: threads, one map of chunks, one map of files.
 
 use fastcache_api::control::*;
+use fastcache_api::locks::{Lock, LockAnswer, LockOp};
 use fastcache_api::{ChunkKey, Errno, Ino, Version};
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -17,6 +18,8 @@ use std::sync::{Arc, Mutex, mpsc};
 
 const LANES: u32 = 2;
 const SLOTS: u32 = 8;
+/// Where it asks.
+const CALLS_LANE: u32 = 1;
 
 pub(super) fn key(ino: u64, version: u64) -> ChunkKey {
     ChunkKey {
@@ -37,6 +40,10 @@ struct State {
     slots_out: HashSet<u32>,
     is_stopped: bool,
     goes_at_seal: bool,
+    /// What comes on the lane of its calls is not looked at.
+    are_calls_paused: bool,
+    asked_locks: HashMap<u64, (Ino, Lock)>,
+    locks: Vec<(Ino, Lock)>,
 }
 
 #[derive(Clone)]
@@ -121,6 +128,9 @@ impl DataPlane {
                 state.lanes.insert(client.lane, stream.try_clone().unwrap());
             }
             while let Some(message) = receive::<ToData>(&stream) {
+                while client.lane == CALLS_LANE && serving.state.lock().unwrap().are_calls_paused {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
                 serving.on_message(&stream, message);
             }
         });
@@ -136,7 +146,14 @@ impl DataPlane {
                 send(stream, &ToAgent::Answer(id, answer));
             }
             ToData::Answer(id, answer) => {
-                let asker = self.state.lock().unwrap().answers.remove(&id).unwrap();
+                let asker = {
+                    let mut state = self.state.lock().unwrap();
+                    let asked = state.asked_locks.remove(&id);
+                    if matches!(answer, Ok(NodeAnswer::Lock(LockAnswer::Done))) {
+                        state.locks.extend(asked);
+                    }
+                    state.answers.remove(&id).unwrap()
+                };
                 asker.send(answer).unwrap();
             }
             ToData::ReleaseSlot(slot) => {
@@ -209,6 +226,7 @@ impl DataPlane {
                 let len = bytes.len().min(len as usize);
                 Ok(self.slot_with(&mut state, &bytes[..len]))
             }
+            DataCall::Locks => Ok(DataAnswer::Locks(state.locks.clone())),
             DataCall::Stats => Ok(DataAnswer::Stats(Box::default())),
             _ => Ok(DataAnswer::Done),
         }
@@ -247,12 +265,23 @@ impl DataPlane {
     pub(super) fn call(&self, call: NodeCall) -> Result<NodeAnswer, Errno> {
         let (answer, answered) = mpsc::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let lane = self.lane(1);
-        self.state.lock().unwrap().answers.insert(id, answer);
+        let lane = self.lane(CALLS_LANE);
+        {
+            let mut state = self.state.lock().unwrap();
+            state.answers.insert(id, answer);
+            if let NodeCall::Lock(LockOp::Set { ino, lock, .. }) = &call {
+                state.asked_locks.insert(id, (*ino, *lock));
+            }
+        }
         send(&lane, &ToAgent::Call(id, call));
         answered
             .recv_timeout(std::time::Duration::from_secs(20))
             .unwrap()
+    }
+
+    /// Whether what comes on the lane of [`DataPlane::call`] waits.
+    pub(super) fn pause_calls(&self, is_paused: bool) {
+        self.state.lock().unwrap().are_calls_paused = is_paused;
     }
 
     pub(super) fn slot(&self, slot: u32, len: u32) -> Vec<u8> {

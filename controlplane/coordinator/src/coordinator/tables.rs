@@ -17,6 +17,8 @@ pub(super) struct Pending {
     pub(super) held: HashSet<Ino>,
     pub(super) stamp: u64,
     pub(super) sent: Instant,
+    /// What its node was [excused](Tables::excused) then.
+    pub(super) excused: Duration,
     /// It asks for the lease on writing alone: this one. A node that has handed over may have asked for it again, and got it,
     /// before its acknowledgement is here.
     pub(super) hand_over: Option<u64>,
@@ -39,6 +41,16 @@ impl Pending {
     }
 }
 
+/// How long the changes of a session waited for other nodes.
+#[derive(Default)]
+pub(super) struct Excuse {
+    /// Those that wait now.
+    changes: usize,
+    /// Since when any does.
+    since: Option<Instant>,
+    before: Duration,
+}
+
 /// The way to a node's watch stream.
 pub(super) struct Outlet {
     pub(super) sender: mpsc::Sender<grpc::Revocation>,
@@ -53,8 +65,12 @@ pub(super) struct Tables {
     pub(super) outlets: HashMap<u64, Outlet>,
     /// Sessions that wait for the lease on writing of an inode. See `Coordinator::take_write`.
     pub(super) wanting: HashMap<Ino, Vec<u64>>,
+    /// By session.
+    pub(super) excuses: HashMap<u64, Excuse>,
     pub(super) locks: Locks,
     pub(super) next_revocation: u64,
+    /// Revocations that make room in the table of leases; one for each node at a time.
+    pub(super) making_room: HashSet<u64>,
     /// Position of the last change: a reply with an earlier one repeats what was told before.
     pub(super) position: u64,
     pub(super) is_stopping: bool,
@@ -74,14 +90,47 @@ impl Tables {
     /// A session was heard of, and with it its data plane: its lease goes on, when is the answer. A revocation that it
     /// has not acknowledged is an end to that: what waits for it waits for one lease at most.
     pub(super) fn renew(&mut self, session: u64, now: Instant, lease: Duration) -> Instant {
-        let oldest = self
-            .pending
-            .values()
-            .filter(|p| p.session == session)
-            .map(|p| p.sent)
-            .min();
+        let of_it = self.pending.values().filter(|p| p.session == session);
+        let oldest = of_it.map(|p| self.counts_from(p, now, lease)).min();
         let until = oldest.map_or(now, |sent| sent.min(now)) + lease;
         self.leases.renew(session, until, now)
+    }
+
+    /// How long a session's changes have waited for other nodes. A node may be unable to do what a revocation asks before its
+    /// own change is answered, which is not its fault.
+    pub(super) fn excused(&self, session: u64, now: Instant) -> Duration {
+        self.excuses.get(&session).map_or(Duration::ZERO, |excuse| {
+            let waits = excuse
+                .since
+                .map(|since| now.saturating_duration_since(since));
+            excuse.before + waits.unwrap_or_default()
+        })
+    }
+
+    /// From when the time to acknowledge a revocation counts: from when it was sent, and later by as long as the node was
+    /// excused since; but for one lease at most, for two nodes may wait for each other.
+    fn counts_from(&self, pending: &Pending, now: Instant, lease: Duration) -> Instant {
+        let excused = self.excused(pending.session, now);
+        pending.sent + excused.saturating_sub(pending.excused).min(lease)
+    }
+
+    /// A change of a session begins to wait for other nodes.
+    pub(super) fn begin_excuse(&mut self, session: u64, now: Instant) {
+        let excuse = self.excuses.entry(session).or_default();
+        excuse.changes += 1;
+        excuse.since.get_or_insert(now);
+    }
+
+    /// It waits no more.
+    pub(super) fn end_excuse(&mut self, session: u64, now: Instant) {
+        if let Some(excuse) = self.excuses.get_mut(&session) {
+            excuse.changes -= 1;
+            if excuse.changes == 0
+                && let Some(since) = excuse.since.take()
+            {
+                excuse.before += now.saturating_duration_since(since);
+            }
+        }
     }
 
     /// Sends a node a revocation.
@@ -103,6 +152,7 @@ impl Tables {
             held,
             stamp,
             sent,
+            excused: self.excused(session, sent),
             hand_over: None,
             done: vec![done],
         };
@@ -121,6 +171,41 @@ impl Tables {
         }
     }
 
+    /// Has the node that holds most give up its oldest leases, when the table is nearly full. Nobody waits for that.
+    pub(super) fn make_room(&mut self, now: Instant, lease: Duration) {
+        let pending = &self.pending;
+        self.making_room.retain(|n| pending.contains_key(n));
+        let asked = self.making_room.iter().filter_map(|n| pending.get(n));
+        let asked: HashSet<u64> = asked.map(|p| p.session).collect();
+        let oldest = self.leases.oldest_of_most(|s| asked.contains(&s), now);
+        let Some((session, inos)) = oldest.filter(|(_, inos)| !inos.is_empty()) else {
+            return;
+        };
+        // Those granted until now are older than this.
+        self.leases.changed();
+        // A name that is none: the names of these are to be forgotten, too.
+        let names = inos.iter().take(1).map(|ino| (*ino, Vec::new()));
+        let what: crate::revocation::What = (
+            inos.iter().copied().collect(),
+            names.collect(),
+            Vec::new(),
+            Vec::new(),
+        );
+        match postcard::to_stdvec(&what) {
+            Ok(what) => {
+                let revocation = grpc::Revocation {
+                    what,
+                    ..Default::default()
+                };
+                self.revoke(session, inos, revocation, lease);
+                self.making_room.insert(self.next_revocation);
+            }
+            Err(error) => {
+                tracing::error!(target: "leases", %error, "a revocation cannot be encoded: the table of leases stays full");
+            }
+        }
+    }
+
     /// Asks the writer of an inode to commit what it has, and to write no more. Asked once for each lease on writing: a node
     /// that was asked twice could have got the lease again when it comes to the second, and whoever waits for that would wait
     /// for a node that waits for him.
@@ -128,13 +213,17 @@ impl Tables {
         let number = self.leases.write_number(ino);
         let is_it =
             |p: &Pending| p.hand_over == Some(number) && p.session == session && p.is_about(ino);
-        if let Some(asked) = self.pending.values_mut().find(|p| is_it(p)) {
+        let asked = self.pending.iter().find(|(_, p)| is_it(p));
+        let asked = asked.map(|(n, p)| (*n, self.counts_from(p, Instant::now(), lease) + lease));
+        if let Some((asked, until)) = asked
+            && let Some(asked) = self.pending.get_mut(&asked)
+        {
             let (done, acknowledged) = oneshot::channel();
             asked.done.push(done);
             return Wait {
                 acknowledged,
                 session,
-                until: asked.sent + lease,
+                until,
             };
         }
         let what: crate::revocation::What = (Vec::new(), Vec::new(), Vec::new(), vec![ino]);
@@ -246,6 +335,15 @@ impl Tables {
         }
     }
 
+    /// What the node of a new session may write it may write on: its data plane is not new, and what was written is committed
+    /// before another node writes. Whoever waits for the earlier sessions to hand over asks this one.
+    pub(super) fn bequeath_writing(&mut self, session: u64) {
+        let earlier = self.registry.earlier(session);
+        self.leases.bequeath_writing(&earlier, session);
+        self.pending
+            .retain(|_, p| p.hand_over.is_none() || !earlier.contains(&p.session));
+    }
+
     /// Ends a session. When it was last heard of, if it was live.
     pub(super) fn fence(&mut self, session: u64) -> Option<Instant> {
         let seen = self.registry.fence(session)?;
@@ -259,17 +357,12 @@ impl Tables {
         for session in self.registry.stale(now) {
             self.fence(session);
         }
-        let is_late = |p: &Pending| now >= p.sent + lease;
-        let late: HashSet<u64> = self
-            .pending
-            .values()
-            .filter(|p| is_late(p))
-            .map(|p| p.session)
-            .collect();
-        let before = self.pending.len();
-        self.pending.retain(|_, p| !is_late(p));
-        self.unanswered += (before - self.pending.len()) as u64;
-        for session in late {
+        let is_late = |p: &Pending| now >= self.counts_from(p, now, lease) + lease;
+        let late = self.pending.iter().filter(|(_, p)| is_late(p));
+        let late: Vec<(u64, u64)> = late.map(|(number, p)| (*number, p.session)).collect();
+        self.unanswered += late.len() as u64;
+        for (number, session) in late {
+            self.pending.remove(&number);
             self.fence(session);
         }
         for session in self.registry.ended() {
@@ -277,6 +370,7 @@ impl Tables {
                 self.leases.end(session);
                 self.registry.forget(session);
                 self.outlets.remove(&session);
+                self.excuses.remove(&session);
             }
         }
         let mut are_free = false;

@@ -1,6 +1,6 @@
 //! Who may write a file: one node at a time.
 
-use super::Coordinator;
+use super::{Coordinator, FENCING_TICKS};
 use crate::registry::UnknownSession;
 use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest};
 use std::time::Instant;
@@ -44,13 +44,16 @@ impl Coordinator {
     /// Makes a session the one that may write an inode: the one that could before commits what it has first.
     ///
     /// A node that asks may have pages of the file that it cannot drop before the write that waits here is done, so nobody
-    /// waits meanwhile for it to forget the file.
+    /// waits meanwhile for it to forget the file. Its lease may be over, when heartbeats were late: asking renews it, for it is
+    /// its data plane that asks. It is answered when its lease on writing is noted, and not before: the next one to write is to
+    /// ask for it.
     pub(super) async fn take_write(&self, session: u64, ino: Ino) -> Result<(), UnknownSession> {
         if !self.tables().registry.is_shared() {
             return Ok(());
         }
         self.settled_for(session).await;
         let _wants = Wants::new(self, session, ino);
+        let lease = self.inner.options.lease;
         loop {
             let wait = {
                 let mut tables = self.tables();
@@ -58,13 +61,23 @@ impl Coordinator {
                 let now = Instant::now();
                 match tables.leases.writer(ino, now) {
                     Some(writer) if !tables.registry.is_same_node(writer, session) => {
-                        tables.ask_to_hand_over(writer, ino, self.inner.options.lease)
+                        Some(tables.ask_to_hand_over(writer, ino, lease))
                     }
                     _ => {
-                        tables.leases.grant_write(session, ino, now);
-                        return Ok(());
+                        if tables.leases.until(session, now).is_none() {
+                            tables.renew(session, now, lease);
+                        }
+                        if tables.leases.grant_write(session, ino, now).is_some() {
+                            return Ok(());
+                        }
+                        None
                     }
                 }
+            };
+            let Some(wait) = wait else {
+                // It left a revocation unanswered for one lease, and is fenced before long.
+                tokio::time::sleep(lease / FENCING_TICKS).await;
+                continue;
             };
             let writer = wait.session;
             if !self.given_up(wait).await {

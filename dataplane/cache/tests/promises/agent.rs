@@ -1,6 +1,9 @@
 //! A stand-in for the agent and everything behind it: a table of inodes that changes as the coordinator's does, and a
 //! map of chunks for the cloud. It outlives the node, so that a test can kill one and start the next.
 
+#[path = "desk.rs"]
+mod desk;
+
 use fastcache_api::control::{
     DataAnswer, DataCall, DataEvent, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
 };
@@ -41,6 +44,8 @@ pub struct Agent {
     /// What is not in the cloud may be on another node.
     pub has_peers: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
+    /// Where locks are asked for.
+    pub locks: desk::Desk,
     /// Calls to bring something to the cloud now that are not answered yet.
     pub persists: RefCell<Vec<(u64, Option<Waited>)>>,
 }
@@ -98,7 +103,7 @@ impl Agent {
             ToAgent::Call(id, NodeCall::Persist { waited, .. }) => {
                 self.persists.borrow_mut().push((id, waited));
             }
-            ToAgent::Call(id, NodeCall::Lock(_)) => link.answered(0, id, Err(Errno::ENOSYS)),
+            ToAgent::Call(id, NodeCall::Lock(op)) => self.locks.take(link, id, op),
             ToAgent::Call(id, NodeCall::State { .. }) => {
                 link.answered(0, id, Ok(NodeAnswer::State("persisted".to_owned())));
             }

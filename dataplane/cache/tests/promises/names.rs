@@ -5,7 +5,10 @@ use crate::agent::Agent;
 use crate::node::{Kernel, Node, on_reactor, pattern, soon, start};
 use fastcache_api::control::DataCall;
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, RenameMode};
+use fastcache_cache::KernelNotify;
+use fastcache_reactor::boot_nanos;
 use std::rc::Rc;
+use std::time::Duration;
 
 async fn make(node: &Node, parent: Ino, name: &[u8], kind: Kind) -> Ino {
     let new = NewInode {
@@ -123,5 +126,58 @@ fn names_that_links_and_renames_make_are_asked_for() {
         assert_eq!(look(&node, new, b"c").await, (Ok(a), 1));
         soon("unlink", node.fs.unlink(new, b"c")).await.unwrap();
         assert_eq!(look(&node, new, b"c").await, (Err(Errno::ENOENT), 1));
+    });
+}
+
+/// A kernel that cannot be told to forget names (before 6.16).
+struct OldKernel(Kernel);
+
+impl KernelNotify for OldKernel {
+    fn inval_inode(&self, ino: Ino) {
+        self.0.inval_inode(ino);
+    }
+    fn inval_attr(&self, ino: Ino) {
+        self.0.inval_attr(ino);
+    }
+    fn inval_entry(&self, parent: Ino, name: &[u8]) {
+        self.0.inval_entry(parent, name);
+    }
+    fn inval_names(&self) {}
+    fn can_inval_names(&self) -> bool {
+        false
+    }
+    fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
+        self.0.barrier(done);
+    }
+}
+
+#[test]
+fn a_second_node_waits_for_the_names_that_a_kernel_cannot_be_told_to_forget() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        node.fs.set_notify(Box::new(OldKernel(Kernel::default())));
+        let lease = |is_shared| DataCall::Lease {
+            until_ns: Some(boot_nanos() + 1_000_000_000),
+            is_shared,
+        };
+        node.fs.serve(lease(false)).await.unwrap();
+        make(&node, Ino::ROOT, b"a", Kind::File).await;
+        let told = boot_nanos();
+        let entry = node.fs.lookup(Ino::ROOT, b"a").await.unwrap();
+        assert!(entry.entry_valid > Duration::from_millis(500));
+        // The word that there are others comes with the lease, too.
+        node.fs.serve(lease(true)).await.unwrap();
+        let forget = DataCall::Forget {
+            is_shared: true,
+            and_commit: true,
+        };
+        soon("forget", node.fs.serve(forget)).await.unwrap();
+        let since = Duration::from_nanos(boot_nanos() - told);
+        assert!(since >= entry.entry_valid, "{since:?}");
+        node.fs.serve(lease(true)).await.unwrap();
+        let entry = node.fs.lookup(Ino::ROOT, b"a").await.unwrap();
+        assert_eq!(entry.entry_valid, Duration::ZERO);
     });
 }

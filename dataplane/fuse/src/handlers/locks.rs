@@ -69,7 +69,7 @@ impl Handlers {
         match self.fs.unlock_all(ino, args.lock_owner, false).await {
             Ok(()) => flushed.into(),
             Err(error) => {
-                tracing::warn!(target: "fuse", %ino, %error, "locks of a closed file could not be given up");
+                tracing::warn!(target: "fuse", %ino, %error, "locks of a closed file are not given up yet: that is tried again");
                 flushed.into()
             }
         }
@@ -82,7 +82,7 @@ impl Handlers {
         }
         for (owner, is_flock) in owners {
             if let Err(error) = self.fs.unlock_all(ino, owner, is_flock).await {
-                tracing::warn!(target: "fuse", %ino, %error, "locks of a closed file could not be given up");
+                tracing::warn!(target: "fuse", %ino, %error, "locks of a closed file are not given up yet: that is tried again");
             }
         }
         self.fs.release(ino, args.fh).await.into()

@@ -1,0 +1,224 @@
+//! Goal: one node at a time may write a file, whatever became of its session. Method: a coordinator without a network; the
+//! tests are the nodes.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use fastcache_api::grpc::{Node, Revocation};
+use fastcache_api::locks::{LOCK_END, Lock, LockAnswer, LockOp};
+use fastcache_api::{
+    Attr, Commit, Cred, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
+    Time, Version,
+};
+use fastcache_coordinator::{Coordinator, Options, Revocations, UnknownSession};
+use futures_util::StreamExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Nothing here takes this long unless it is broken.
+const BOUND: Duration = Duration::from_secs(20);
+/// A revocation that has not come by then does not come.
+const QUIET: Duration = Duration::from_millis(200);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(BOUND, future).await.expect("in time")
+}
+
+/// A session of a node.
+struct Session {
+    number: u64,
+    revoked: Revocations,
+    coordinator: Coordinator,
+}
+
+impl Session {
+    async fn new(coordinator: &Coordinator, id: &str, previous: u64) -> Session {
+        let node = Node {
+            peer_id: id.to_owned(),
+            ..Default::default()
+        };
+        let registered = within(coordinator.register(node, NS_VERSION, previous)).await;
+        let number = registered.unwrap().session;
+        Session {
+            number,
+            revoked: coordinator.watch(number).unwrap(),
+            coordinator: coordinator.clone(),
+        }
+    }
+
+    /// Two nodes; the first one knows of the second.
+    async fn two(dir: &Path, lease: Duration) -> (Session, Session) {
+        let options = Options {
+            lease,
+            stale_after: 100 * lease,
+        };
+        let coordinator = Coordinator::open(dir, options).unwrap();
+        let mut a = Session::new(&coordinator, "a", 0).await;
+        let forgotten = async { a.obey().await };
+        let (b, all) = tokio::join!(Session::new(&coordinator, "b", 0), forgotten);
+        assert!(all.everything);
+        (a, b)
+    }
+
+    /// The next revocation, acknowledged.
+    async fn obey(&mut self) -> Revocation {
+        let next = within(self.revoked.next()).await.unwrap().unwrap();
+        self.coordinator.acknowledge(self.number, next.number);
+        next
+    }
+
+    async fn call(&self, op: NsOp) -> Result<NsReply, UnknownSession> {
+        static SEQ: AtomicU64 = AtomicU64::new(0);
+        let seq = SEQ.fetch_add(1, Ordering::Relaxed);
+        let request = NsRequest {
+            id: op.is_change().then_some(OpId { client: 9, seq }),
+            now: Time::default(),
+            op,
+        };
+        within(self.coordinator.call(self.number, request)).await
+    }
+
+    async fn make(&self, name: &str) -> Attr {
+        let new = NewInode {
+            kind: Kind::File,
+            mode: 0o644,
+            rdev: 0,
+            cred: Cred { uid: 1, gid: 1 },
+            target: Vec::new(),
+            chunk_size: 4096,
+        };
+        let at = Some((Ino::ROOT, name.into()));
+        match self.call(NsOp::Make { at, new }).await.unwrap().result {
+            Ok(NsAnswer::Entry(attr)) => attr,
+            other => panic!("no attributes: {other:?}"),
+        }
+    }
+
+    fn open_to_write(&self, ino: Ino) -> JoinHandle<Result<NsReply, UnknownSession>> {
+        let open = NsRequest {
+            id: None,
+            now: Time::default(),
+            op: NsOp::Open { ino, write: true },
+        };
+        let (coordinator, number) = (self.coordinator.clone(), self.number);
+        tokio::spawn(async move { coordinator.call(number, open).await })
+    }
+}
+
+/// B asks to write what A may write: A is asked first.
+async fn hands_over(a: &mut Session, b: &Session, ino: Ino) {
+    let opening = b.open_to_write(ino);
+    let asked = tokio::time::timeout(QUIET, a.revoked.next()).await;
+    let Ok(Some(Ok(asked))) = asked else {
+        panic!("the writer was not asked: {asked:?}");
+    };
+    assert!(!opening.is_finished() && !asked.everything);
+    a.coordinator.acknowledge(a.number, asked.number);
+    within(opening).await.unwrap().unwrap().result.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_write_is_asked_even_when_its_lease_had_run_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Duration::from_millis(600);
+    let (mut a, b) = Session::two(dir.path(), lease).await;
+    let f = a.make("f").await.ino;
+    // Its heartbeats come, but its data plane was not heard of: its lease ends.
+    a.coordinator.heartbeat(a.number, None, false).unwrap();
+    tokio::time::sleep(2 * lease).await;
+    within(a.open_to_write(f))
+        .await
+        .unwrap()
+        .unwrap()
+        .result
+        .unwrap();
+    hands_over(&mut a, &b, f).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_started_again_keeps_the_files_its_data_plane_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = Session::two(dir.path(), Duration::from_secs(10)).await;
+    let (f, g) = (a.make("f").await.ino, a.make("g").await.ino);
+    // B waits for the agent that is killed.
+    let waiting = b.open_to_write(g);
+    tokio::time::sleep(QUIET).await;
+    drop(a.revoked);
+    let mut again = Session::new(&a.coordinator, "a", a.number).await;
+    // It has forgotten what it read; what it wrote is not committed yet.
+    again.coordinator.acknowledge(again.number, 0);
+    assert!(!waiting.is_finished());
+    assert!(!again.obey().await.everything);
+    within(waiting).await.unwrap().unwrap().result.unwrap();
+    hands_over(&mut again, &b, f).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stands_still_costs_the_writer_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let lease = Duration::from_secs(1);
+    let (mut a, b) = Session::two(dir.path(), lease).await;
+    let c = Session::new(&a.coordinator, "c", 0).await;
+    let f = a.make("f").await.ino;
+    let lock = Lock {
+        owner: 1,
+        is_flock: false,
+        start: 0,
+        end: LOCK_END,
+        is_exclusive: true,
+        pid: 1,
+    };
+    let set = LockOp::Set {
+        ino: f,
+        lock,
+        waits: false,
+    };
+    let locked = a.coordinator.lock(a.number, set).await.unwrap();
+    assert_eq!(locked, LockAnswer::Done);
+    c.call(NsOp::GetAttr { ino: f })
+        .await
+        .unwrap()
+        .result
+        .unwrap();
+    let hearts = {
+        let (coordinator, nodes) = (a.coordinator.clone(), [a.number, b.number]);
+        tokio::spawn(async move {
+            loop {
+                for node in nodes {
+                    coordinator.heartbeat(node, None, true).unwrap();
+                }
+                tokio::time::sleep(lease / 20).await;
+            }
+        })
+    };
+    let opening = b.open_to_write(f);
+    let asked = within(a.revoked.next()).await.unwrap().unwrap();
+    // It takes a while to seal what was written, and when it is committed another node has to forget the file and does not.
+    tokio::time::sleep(lease / 2).await;
+    let versions = a.call(NsOp::AllocVersions { count: 1 }).await.unwrap();
+    let Ok(NsAnswer::Versions { first, .. }) = versions.result else {
+        panic!("{versions:?}");
+    };
+    c.coordinator.heartbeat(c.number, None, true).unwrap();
+    let committed = a.call(NsOp::Commit(Commit {
+        ino: f,
+        base: Version::NONE,
+        version: first,
+        truncate: None,
+        runs: Vec::new(),
+        size: 5,
+        mtime: Time::default(),
+        kill_suid: false,
+        conflict_file: true,
+    }));
+    let committed = committed.await.unwrap();
+    assert!(committed.result.is_ok(), "{committed:?}");
+    a.coordinator.acknowledge(a.number, asked.number);
+    within(opening).await.unwrap().unwrap().result.unwrap();
+    // Until whoever is late is fenced.
+    tokio::time::sleep(lease / 2).await;
+    let stats = a.coordinator.stats();
+    assert_eq!((stats.peers_live, stats.locks), (2, 1), "only c is gone");
+    hearts.abort();
+}
