@@ -7,7 +7,7 @@ use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
-use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
+use fastcache_api::{Attr, ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
 use fastcache_reactor::Instant;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
@@ -259,6 +259,18 @@ impl InodeState {
             && self.commit_error.is_none()
     }
 
+    /// Whether this version was written here and is not committed yet.
+    pub fn is_to_be_committed(&self, key: ChunkKey) -> bool {
+        let sealed = self.commits.iter().flat_map(|c| &c.commit.runs);
+        sealed.chain(&self.unsealed.runs).any(|run| {
+            let is_of_run = key
+                .index
+                .checked_sub(run.first)
+                .is_some_and(|n| n < run.count);
+            is_of_run && run.version == key.version
+        })
+    }
+
     /// Gives back the memory of queues that a file had while it was written.
     fn give_back(&mut self) {
         if !self.is_unchanged() {
@@ -486,7 +498,7 @@ impl FileSystem {
     }
 
     /// Asks for attributes and layout. For `write` the caller has a turn.
-    async fn load(&self, inode: &Arc<Inode>, write: bool) -> Result<()> {
+    pub(crate) async fn load(&self, inode: &Arc<Inode>, write: bool) -> Result<()> {
         let ino = inode.ino;
         loop {
             let epoch = self.inner.lease.epoch();

@@ -61,6 +61,15 @@ impl FileSystem {
         !self.inner.holds.keeps_other(key)
     }
 
+    /// Ends what is kept of other versions of a chunk: the file has this one.
+    pub(crate) fn end_other_holds(&self, key: ChunkKey) {
+        let mut map = lock(&self.inner.holds.map);
+        let is_other = |hold: &Hold| hold.version != key.version;
+        if map.get(&key.id()).is_some_and(is_other) {
+            map.remove(&key.id());
+        }
+    }
+
     /// Whether the chunk that is in the store under this id is kept for another node.
     pub(crate) fn is_held(&self, id: ChunkId) -> bool {
         let here = self.inner.store.get(id);
