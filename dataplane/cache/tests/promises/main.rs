@@ -5,6 +5,7 @@
 //! - `contents`: random operations against a model in memory.
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
+//! - `conflicts`: what was written under a lost lease is saved beside, and nothing of another node's is overwritten.
 //! - `misses`: one fetch for everybody, and never wrong bytes.
 //! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `names`: what cannot exist is not asked for, and what others make is found.
@@ -20,6 +21,7 @@
 mod agent;
 mod ahead;
 mod commits;
+mod conflicts;
 mod contents;
 mod memory;
 mod misses;
