@@ -200,7 +200,7 @@ impl FileSystem {
         // A seal or a commit that is on its way would set the time of the last write over the one set here, and take
         // setuid and setgid from the mode set here.
         let _one_at_a_time = inode.seal_lock.lock().await;
-        self.commits_sent(&inode).await?;
+        self.commits_answered(&inode).await?;
         let had_kill = {
             let mut state = lock(&inode.state);
             let kill = set.mode.is_some() && std::mem::take(&mut state.unsealed.kill_suid);
