@@ -318,11 +318,24 @@ impl Model {
 
 #[test]
 fn any_mount_answers_as_one_file_system_would() {
+    answers_as_one_file_system_would(number("FASTCACHE_ORACLE_OPS", OPS), &[]);
+}
+
+/// What a node reads then is what another one wrote and no object has, and its own chunks are dirty when others write them.
+#[test]
+fn any_mount_answers_as_one_file_system_would_where_nodes_read_from_each_other() {
+    let flags = [
+        "--listen=127.0.0.1:0",
+        "--cluster-token=a-token-of-the-oracle",
+    ];
+    answers_as_one_file_system_would(number("FASTCACHE_ORACLE_OPS", OPS), &flags);
+}
+
+fn answers_as_one_file_system_would(ops: u64, flags: &[&str]) {
     let _one = serial();
-    let ops = number("FASTCACHE_ORACLE_OPS", OPS);
     let seed = seed("FASTCACHE_ORACLE_SEED", "FASTCACHE_ORACLE_OPS");
     eprintln!("seed {seed}");
-    let cluster = Cluster::start(NODES, &[], &[]);
+    let cluster = Cluster::start(NODES, &[], flags);
     let since = Instant::now();
     let mut rng = StdRng::seed_from_u64(seed);
     let mut model = Model::default();
