@@ -23,6 +23,8 @@ const NAMES: u32 = 100;
 /// After so many reads that failed, the chunks that were not written here are read as the file has them now: the
 /// versions that it had then may be nowhere any more.
 const READ_TRIES: u32 = 3;
+/// After so many, what cannot be read is left out: a commit that was found after a power cut may be of chunks that are gone.
+const READS_MAX: u32 = 5;
 
 /// The file that what was refused is copied to.
 pub(crate) struct Beside {
@@ -103,6 +105,16 @@ impl FileSystem {
         for number in &numbers {
             self.note_committed(inode, *number).await;
         }
+        *beside = None;
+        count(&self.inner.counters.conflict_files, 1);
+        match name.as_deref().map(String::from_utf8_lossy) {
+            Some(name) => {
+                tracing::error!(target: "cache", ino = %inode.ino, error = %refused, %name, "another node wrote a file that was written here while the lease was lost; what was written here is in a file beside it");
+            }
+            None => {
+                tracing::error!(target: "cache", ino = %inode.ino, error = %refused, "another node wrote a file that was written here while the lease was lost, and it has no name that a file could be beside: what was written here is dropped");
+            }
+        }
         {
             let mut state = lock(&inode.state);
             state.commits.retain(|c| !numbers.contains(&c.number));
@@ -115,10 +127,6 @@ impl FileSystem {
             self.forget_written(inode, &mut state);
         }
         inode.changed.notify(usize::MAX);
-        *beside = None;
-        count(&self.inner.counters.conflict_files, 1);
-        let name = name.as_deref().map(String::from_utf8_lossy);
-        tracing::error!(target: "cache", ino = %inode.ino, error = %refused, name = name.as_deref(), "another node wrote a file that was written here while the lease was lost; what was written here is in a file beside it, if it has a name");
         Ok(())
     }
 
@@ -226,6 +234,11 @@ impl FileSystem {
             let (read, mut buf) = self.read_span(from, at, buf, attr.chunk_size).await;
             if let Err(error) = read {
                 to.failed_reads += 1;
+                if to.failed_reads > READS_MAX && self.inner.link.is_connected() {
+                    tracing::error!(target: "cache", ino = %from.ino, offset = at, len = want, %error, "what was written here is nowhere any more, and is zeros in the conflict file");
+                    at += want as u64;
+                    continue;
+                }
                 if to.failed_reads.is_multiple_of(READ_TRIES) {
                     lock(&from.state).layout = None;
                 }

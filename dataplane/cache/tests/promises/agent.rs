@@ -18,6 +18,9 @@ use std::rc::Rc;
 /// A commit as it came: connection, id of the call, request.
 pub type SeenCommit = (u64, u64, NsRequest);
 
+/// Which operations wait.
+pub type IsHeld = fn(&NsOp) -> bool;
+
 /// The agent. All its state is plain; the tests turn its knobs.
 #[derive(Default)]
 pub struct Agent {
@@ -40,7 +43,7 @@ pub struct Agent {
     pub damages_fetches: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
     /// Operations that wait for `let_calls_go`.
-    pub holds_calls: Cell<Option<fn(&NsOp) -> bool>>,
+    pub holds_calls: Cell<Option<IsHeld>>,
     held_calls: RefCell<Vec<(u64, NsRequest)>>,
     /// The next makes fail with these errors.
     pub refuses_makes: RefCell<Vec<Errno>>,
