@@ -1,7 +1,7 @@
 //! Commits on their way to the coordinator: sent in order in the background, again until they are answered, and
 //! found again on the device after a restart.
 
-use crate::inode::{Inode, PendingCommit};
+use crate::inode::{Inode, InodeState, PendingCommit};
 use crate::link::{CALL_DEADLINE, expect_answer};
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::{ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Run, Version};
@@ -12,37 +12,69 @@ use std::time::Duration;
 
 /// Pause before a commit that found no agent or coordinator is sent again.
 const COMMIT_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause before what was refused is tried to be saved again; the first is [`COMMIT_PAUSE`], each twice the one before.
+const SAVE_PAUSE_MAX: Duration = Duration::from_secs(30);
 
 impl FileSystem {
     /// Waits until everything sealed so far is acknowledged; tells the error of a commit that was refused.
     pub(crate) async fn commits_done(&self, inode: &Inode) -> Result<()> {
-        self.commits_sent(inode).await?;
-        lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
+        let waited = self.commits_sent(inode).await?;
+        self.tell_refused(inode, waited)
     }
 
-    /// Waits until everything sealed so far is answered, one way or the other.
-    pub(crate) async fn commits_sent(&self, inode: &Inode) -> Result<()> {
+    /// Tells who waited for this commit that it was refused, and whoever comes first that one was.
+    pub(crate) fn tell_refused(&self, inode: &Inode, waited: Option<u64>) -> Result<()> {
+        let mut state = lock(&inode.state);
+        let is_refused = waited.is_some_and(|number| number <= state.refused_upto);
+        match state.commit_error.take() {
+            Some(error) => Err(error),
+            None if is_refused => Err(Errno::EIO),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until everything sealed so far is answered, one way or the other, and what was refused is saved; the number of
+    /// the last commit that it waited for.
+    pub(crate) async fn commits_sent(&self, inode: &Inode) -> Result<Option<u64>> {
+        self.commits_over(inode, |_| false).await
+    }
+
+    /// Waits until everything sealed so far is answered. What was refused need not be saved yet: for who stops others that
+    /// save it, or another node that waits.
+    pub(crate) async fn commits_answered(&self, inode: &Inode) -> Result<()> {
+        let over = self.commits_over(inode, |state| state.is_conflict).await;
+        over.map(|_| ())
+    }
+
+    async fn commits_over(
+        &self,
+        inode: &Inode,
+        is_over: impl Fn(&InodeState) -> bool,
+    ) -> Result<Option<u64>> {
         let last = lock(&inode.state).commits.back().map(|c| c.number);
-        let Some(last) = last else { return Ok(()) };
+        let Some(last) = last else { return Ok(None) };
         let waiting = async {
             loop {
                 let listener = inode.changed.listen();
-                if lock(&inode.state)
-                    .commits
-                    .front()
-                    .is_none_or(|c| c.number > last)
                 {
-                    return;
+                    let state = lock(&inode.state);
+                    if is_over(&state) || state.commits.front().is_none_or(|c| c.number > last) {
+                        return;
+                    }
                 }
                 listener.await;
             }
         };
-        let waited = fastcache_reactor::timeout(CALL_DEADLINE, waiting).await;
-        waited.map_err(|_| Errno::EIO)
+        match fastcache_reactor::timeout(CALL_DEADLINE, waiting).await {
+            Ok(()) => Ok(Some(last)),
+            Err(_) => Err(Errno::EIO),
+        }
     }
 
     /// Sends a file's commits, oldest first, until none is left.
     pub(crate) async fn send_commits(&self, inode: &Arc<Inode>) {
+        let mut beside = None;
+        let mut pause = COMMIT_PAUSE;
         loop {
             let (op, now, number, cut) = {
                 let mut state = lock(&inode.state);
@@ -79,57 +111,64 @@ impl FileSystem {
                 fastcache_reactor::sleep(COMMIT_PAUSE).await;
                 continue;
             }
-            let mut is_counted = true;
-            if refused == Some(Errno::ESTALE) {
-                let (is_first, version) = {
-                    let mut state = lock(&inode.state);
-                    let version = state.sealed_version;
-                    (!std::mem::replace(&mut state.is_conflict, true), version)
+            let is_gone = refused == Some(Errno::ENOENT);
+            if let Some(refused) = refused.filter(|_| !is_gone) {
+                let Err(error) = self.resolve_conflict(inode, refused, &mut beside).await else {
+                    continue;
                 };
-                is_counted = is_first;
-                if is_first {
-                    self.save_conflict(inode, version).await;
+                // Kept here until it can be saved.
+                tracing::error!(target: "cache", ino = %inode.ino, %error, "what was written here while the lease was lost could not be saved in a file beside it; it is tried again");
+                if self.inner.is_stopping.load(Ordering::Relaxed) {
+                    lock(&inode.state).is_committing = false;
+                    break;
                 }
+                fastcache_reactor::sleep(pause).await;
+                pause = (2 * pause).min(SAVE_PAUSE_MAX);
+                continue;
             }
-            if let Err(error) = self.inner.store.committed(inode.ino, number).await {
-                tracing::error!(target: "nvme", %error, "a commit could not be noted; it is sent again after a restart, harmlessly");
-            }
-            self.inner
-                .counters
-                .uncommitted_files
-                .fetch_sub(1, Ordering::Relaxed);
+            self.drop_beside(&mut beside).await;
+            self.note_committed(inode, number).await;
             if let Some(size) = cut
-                && refused.is_none()
+                && !is_gone
             {
                 self.drop_cut_off(inode, size).await;
             }
             let mut state = lock(&inode.state);
             state.commits.pop_front();
             if let Some((attr, grant)) = attr {
+                state.is_conflict = false;
                 state.learn(&attr, self.inner.lease.holds(grant, inode.ino));
             }
-            if let Some(error) = refused {
-                let is_gone = error == Errno::ENOENT;
-                if !is_gone && is_counted {
-                    count(&self.inner.counters.conflict_files, 1);
-                    tracing::error!(target: "cache", ino = %inode.ino, %error, "the coordinator refused a commit: somebody else changed the file");
-                    state.commit_error = Some(Errno::EIO);
-                }
-                if state.commits.is_empty() {
-                    state.attr = None;
-                    state.layout = None;
-                    state.is_kernel_stale = true;
-                    if let Some(notify) = self.inner.notify.get() {
-                        notify.inval_inode(inode.ino);
-                    }
-                }
-                state.is_orphan |= is_gone;
+            state.is_orphan |= is_gone;
+            if is_gone && state.commits.is_empty() {
+                self.forget_written(inode, &mut state);
             }
             drop(state);
             inode.changed.notify(usize::MAX);
         }
         inode.changed.notify(usize::MAX);
         self.inner.inodes.drop_if_idle(inode.ino);
+    }
+
+    /// A commit is over, and not found on the device any more.
+    pub(crate) async fn note_committed(&self, inode: &Inode, number: u64) {
+        if let Err(error) = self.inner.store.committed(inode.ino, number).await {
+            tracing::error!(target: "nvme", %error, "a commit could not be noted; it is sent again after a restart, harmlessly");
+        }
+        self.inner
+            .counters
+            .uncommitted_files
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What was written here is not what the file has: it is asked for again, by the kernel too.
+    pub(crate) fn forget_written(&self, inode: &Inode, state: &mut InodeState) {
+        state.attr = None;
+        state.layout = None;
+        state.is_kernel_stale = true;
+        if let Some(notify) = self.inner.notify.get() {
+            notify.inval_inode(inode.ino);
+        }
     }
 
     /// Drops the chunks that a committed truncation cut off, as far as they are in the cloud: no layout names them any more.
@@ -227,13 +266,7 @@ impl FileSystem {
             state.commits.drain(..upto).map(|c| c.number).collect()
         };
         for number in done {
-            if let Err(error) = self.inner.store.committed(ino, number).await {
-                tracing::error!(target: "nvme", %error, "a commit could not be noted");
-            }
-            self.inner
-                .counters
-                .uncommitted_files
-                .fetch_sub(1, Ordering::Relaxed);
+            self.note_committed(inode, number).await;
         }
     }
 

@@ -210,25 +210,63 @@ impl FileSystem {
         }
     }
 
-    /// Brings a chunk into the store and waits until it is there. ENOSPC when it cannot be made to fit.
+    /// Brings a chunk into the store and waits until it is there, or until there is room for it and it can be tried again.
+    /// ENOSPC when it cannot be made to fit, EBUSY when another version is in its place that must stay.
     pub(crate) async fn promote(&self, id: ChunkId, version: Version) -> Result<()> {
         let key = ChunkKey {
             ino: id.ino,
             index: id.index,
             version,
         };
+        self.make_way(key).await?;
         while !self.fly_out(key, false).await? {}
         if self.inner.store.get(id).is_some_and(|b| b.key() == key) {
             return Ok(());
         }
+        self.make_way(key).await?;
         self.make_room(1024 + 3).await?;
         // There may be room, and something else in its place.
         fastcache_reactor::sleep(KEEP_PAUSE).await;
         Ok(())
     }
 
-    /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none. `is_brought`: for
-    /// another node.
+    /// Drops what keeps this version of a chunk out of the store and is nothing any more, because the file has this one
+    /// now: what this node wrote before another one did and has not uploaded, and what it keeps for others. EBUSY when it
+    /// must stay, or is not known to be nothing.
+    async fn make_way(&self, key: ChunkKey) -> Result<()> {
+        let id = key.id();
+        let here = self.inner.store.get(id).filter(|body| body.key() != key);
+        let unsent = here.filter(|body| body.is_dirty());
+        if unsent.is_none() && self.may_cache(key) {
+            return Ok(());
+        }
+        let unsent = unsent.map(|body| body.key());
+        {
+            let inode = self.inner.inodes.get(key.ino).ok_or(Errno::EBUSY)?;
+            let state = lock(&inode.state);
+            let chunk_size = state.attr.as_ref().map_or(0, |attr| attr.chunk_size);
+            let layout = state.layout.as_ref().filter(|_| chunk_size > 0);
+            let named = layout.and_then(|layout| layout.chunk(id.index, chunk_size));
+            let is_named = self.is_trusted(&state) && named.map(|(v, _)| v) == Some(key.version);
+            // What is in the store may be what is being sealed here, which the layout has only afterwards; and what this node is
+            // about to commit may be refused.
+            let is_pending = state.open_chunks.contains_key(&id.index)
+                || state.is_to_be_committed(key)
+                || unsent.is_some_and(|unsent| state.is_to_be_committed(unsent));
+            if !is_named || is_pending {
+                return Err(Errno::EBUSY);
+            }
+        }
+        self.end_other_holds(key);
+        if let Some(unsent) = unsent {
+            tracing::debug!(target: "cache", %unsent, %key, "another node has written the chunk since");
+            self.drop_keys(key.ino, &[unsent]).await;
+        }
+        Ok(())
+    }
+
+    /// Brings a chunk into the store where there is room for it without waiting. ENOSPC when there is none, EBUSY when another
+    /// version is in its place that must stay. `is_brought`: for another node.
     pub(crate) async fn promote_now(&self, key: ChunkKey, is_brought: bool) -> Result<()> {
         let is_here = || {
             let here = self.inner.store.get(key.id());
@@ -238,9 +276,7 @@ impl FileSystem {
             if is_here() {
                 return Ok(());
             }
-            if !self.may_cache(key) {
-                return Err(Errno::ENOSPC);
-            }
+            self.make_way(key).await?;
             // Others took the room, or it was freed and needs a flush first.
             if self.fly_out(key, is_brought).await?
                 && !is_here()
@@ -501,7 +537,7 @@ impl FileSystem {
 
     /// Puts a fetched chunk into the store; without room it is not kept.
     async fn keep(&self, key: ChunkKey, mut buf: IoBuf, len: usize) {
-        if !self.may_cache(key) {
+        if self.make_way(key).await.is_err() {
             return;
         }
         let whole = len.next_multiple_of(BLOCK);

@@ -7,7 +7,7 @@ use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
-use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
+use fastcache_api::{Attr, ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
 use fastcache_reactor::Instant;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
@@ -185,8 +185,10 @@ pub(crate) struct InodeState {
     pub volatile_seals: u64,
     /// Why the last commit was refused; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
-    /// A commit was refused, and those behind it will be: what was written is saved.
+    /// A commit was refused, and those behind it will be: what was written is being saved beside, and nobody writes meanwhile.
     pub is_conflict: bool,
+    /// Number of the last commit that was refused.
+    pub refused_upto: u64,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
     pub xattrs: Option<Vec<Vec<u8>>>,
     /// Who reads it in sequence.
@@ -257,6 +259,42 @@ impl InodeState {
             && self.commits.is_empty()
             && !self.is_committing
             && self.commit_error.is_none()
+    }
+
+    /// Whether this version was written here and is not committed yet.
+    pub fn is_to_be_committed(&self, key: ChunkKey) -> bool {
+        let sealed = self.commits.iter().flat_map(|c| &c.commit.runs);
+        sealed.chain(&self.unsealed.runs).any(|run| {
+            let is_of_run = key
+                .index
+                .checked_sub(run.first)
+                .is_some_and(|n| n < run.count);
+            is_of_run && run.version == key.version
+        })
+    }
+
+    /// Lays what waits to be committed over attributes and layout that do not have it: those of the coordinator.
+    fn lay_commits(&mut self) {
+        let (Some(attr), Some(layout)) = (&mut self.attr, &mut self.layout) else {
+            return;
+        };
+        if attr.chunk_size == 0 {
+            return;
+        }
+        for PendingCommit { commit, .. } in &self.commits {
+            if let Some(size) = commit.truncate {
+                layout.truncate(size, attr.chunk_size);
+            }
+            layout.lay(&commit.runs, attr.chunk_size);
+            attr.size = commit.size;
+            attr.mtime = commit.mtime;
+            attr.layout_version = commit.version;
+            if commit.kill_suid {
+                attr.mode = without_suid(attr.mode);
+                self.kills_suid = true;
+            }
+            self.sealed_version = commit.version;
+        }
     }
 
     /// Gives back the memory of queues that a file had while it was written.
@@ -464,20 +502,29 @@ impl FileSystem {
     }
 
     /// A turn at changing the contents of an inode, which nobody else may change as long as it is held; its layout is
-    /// loaded. Never to be asked for while one is held.
+    /// loaded. Never to be asked for while one is held. EIO while what was written before is being saved beside, and that
+    /// takes long.
     pub(crate) async fn turn_to_write<'i>(
         &self,
         inode: &'i Arc<Inode>,
     ) -> Result<async_lock::RwLockReadGuard<'i, ()>> {
-        let turn = inode.writers.read().await;
-        let is_ready = {
-            let state = lock(&inode.state);
-            state.layout.is_some() && self.is_usable(&state) && self.may_write(&state)
-        };
-        if !is_ready {
-            self.load(inode, true).await?;
+        loop {
+            let turn = inode.writers.read().await;
+            let (is_ready, is_conflict) = {
+                let state = lock(&inode.state);
+                let is_loaded = state.layout.is_some() && self.is_usable(&state);
+                (is_loaded && self.may_write(&state), state.is_conflict)
+            };
+            if is_conflict {
+                drop(turn);
+                self.conflict_over(inode).await?;
+                continue;
+            }
+            if !is_ready {
+                self.load(inode, true).await?;
+            }
+            return Ok(turn);
         }
-        Ok(turn)
     }
 
     /// Asks for attributes and layout of what is open here and has no name any more.
@@ -486,7 +533,7 @@ impl FileSystem {
     }
 
     /// Asks for attributes and layout. For `write` the caller has a turn.
-    async fn load(&self, inode: &Arc<Inode>, write: bool) -> Result<()> {
+    pub(crate) async fn load(&self, inode: &Arc<Inode>, write: bool) -> Result<()> {
         let ino = inode.ino;
         loop {
             let epoch = self.inner.lease.epoch();
@@ -505,6 +552,8 @@ impl FileSystem {
             if is_current && !is_changed {
                 state.sealed_version = attr.layout_version;
                 state.layout = Some(layout);
+                // After a restart they are all that is known of what was written here.
+                state.lay_commits();
             }
             if write {
                 // Who gives it up waits until this write is done, whatever was revoked meanwhile.

@@ -320,7 +320,7 @@ impl FileSystem {
         if let Err(error) = self.seal_file(inode, false).await {
             tracing::error!(target: "cache", ino = %inode.ino, %error, "a file that another node wants to write could not be sealed");
         }
-        if let Err(error) = self.commits_sent(inode).await {
+        if let Err(error) = self.commits_answered(inode).await {
             tracing::warn!(target: "cache", ino = %inode.ino, %error, "a file that another node wants to write is not committed yet");
         }
     }

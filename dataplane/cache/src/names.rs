@@ -200,7 +200,7 @@ impl FileSystem {
         // A seal or a commit that is on its way would set the time of the last write over the one set here, and take
         // setuid and setgid from the mode set here.
         let _one_at_a_time = inode.seal_lock.lock().await;
-        self.commits_sent(&inode).await?;
+        self.commits_answered(&inode).await?;
         let had_kill = {
             let mut state = lock(&inode.state);
             let kill = set.mode.is_some() && std::mem::take(&mut state.unsealed.kill_suid);
@@ -255,10 +255,12 @@ impl FileSystem {
         let entry = self.entry_in(parent, attr, grant);
         if let Some(inode) = self.inner.inodes.get(ino) {
             let mut state = lock(&inode.state);
-            if self.is_trusted(&state) {
+            // Asked anew: another core may have handed it over since the entry was taken in.
+            let learned = self.inner.lease.holds(grant, ino);
+            if learned != 0 && self.is_trusted(&state) {
                 state.xattrs = Some(Vec::new());
                 // Whoever makes a file is the first who may write it.
-                state.may_write = state.learned;
+                state.may_write = learned;
             }
         }
         Ok(entry)

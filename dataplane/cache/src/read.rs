@@ -109,7 +109,7 @@ impl FileSystem {
     }
 
     /// Fills `buf` (whole blocks) from the block-aligned `offset` on.
-    async fn read_span(
+    pub(crate) async fn read_span(
         &self,
         inode: &Arc<Inode>,
         offset: u64,

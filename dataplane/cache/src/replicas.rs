@@ -5,7 +5,6 @@
 //! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
 //! word got lost. An owner that is gone may come back: its replicas are kept.
 
-use crate::inode::Inode;
 use crate::{FileSystem, lock};
 use fastcache_api::{ChunkKey, Errno, Version};
 use fastcache_chunkstore::{SealChunk, SealData};
@@ -62,43 +61,19 @@ impl FileSystem {
         !self.inner.holds.keeps_other(key)
     }
 
+    /// Ends what is kept of other versions of a chunk: the file has this one.
+    pub(crate) fn end_other_holds(&self, key: ChunkKey) {
+        let mut map = lock(&self.inner.holds.map);
+        let is_other = |hold: &Hold| hold.version != key.version;
+        if map.get(&key.id()).is_some_and(is_other) {
+            map.remove(&key.id());
+        }
+    }
+
     /// Whether the chunk that is in the store under this id is kept for another node.
     pub(crate) fn is_held(&self, id: ChunkId) -> bool {
         let here = self.inner.store.get(id);
         here.is_some_and(|body| self.inner.holds.keeps(body.key()))
-    }
-
-    /// Takes away what keeps a chunk that is to be written from its place in the store: another version that is kept there for
-    /// another node, or that this node wrote before others wrote the file. For who has the lease on writing: the layout is what
-    /// it says, and no other version will become part of it. Versions tell nothing of it: those of different nodes have no order.
-    pub(crate) async fn give_way(&self, inode: &Inode, key: ChunkKey) {
-        if !self.is_shared() {
-            return;
-        }
-        {
-            let mut map = lock(&self.inner.holds.map);
-            if map.get(&key.id()).is_some_and(|h| h.version != key.version) {
-                map.remove(&key.id());
-            }
-        }
-        let here = self.inner.store.get(key.id());
-        let Some(own) = here.filter(|body| body.is_dirty() && body.key() != key) else {
-            return;
-        };
-        let is_superseded = {
-            let state = lock(&inode.state);
-            let named = state.attr.as_ref().zip(state.layout.as_ref());
-            let named = named.and_then(|(attr, layout)| layout.chunk(key.index, attr.chunk_size));
-            self.may_write(&state)
-                && state.commits.is_empty()
-                && !state.is_sealing
-                && !state.is_conflict
-                && state.unsealed.runs.is_empty()
-                && named.is_some_and(|(version, _)| version == key.version)
-        };
-        if is_superseded {
-            self.drop_keys(key.ino, &[own.key()]).await;
-        }
     }
 
     fn note_hold(&self, owner: &str, key: ChunkKey, len: u32) {

@@ -24,11 +24,12 @@ impl FileSystem {
             return Ok(());
         };
         self.seal_file(&inode, false).await?;
-        if self.is_shared() {
-            self.commits_sent(&inode).await?;
-        }
+        let waited = match self.is_shared() {
+            true => self.commits_sent(&inode).await?,
+            false => None,
+        };
         self.safe_somewhere(&inode).await?;
-        lock(&inode.state).commit_error.take().map_or(Ok(()), Err)
+        self.tell_refused(&inode, waited)
     }
 
     /// `fsync`: sealed, on stable storage here, committed, and at the level the agent is set to.
@@ -271,19 +272,22 @@ impl FileSystem {
         self.inner.link.event(ino, DataEvent::Stored(stored));
     }
 
-    /// Drops everything of an orphan: open chunks, sealed chunks, what is unsealed.
-    pub(crate) async fn drop_chunks(&self, inode: &Arc<Inode>) {
-        let _one_at_a_time = inode.seal_lock.lock().await;
+    /// Drops what is open and unsealed of an orphan. For who has the seal lock.
+    pub(crate) async fn drop_unsealed(&self, inode: &Inode) {
         let chunks: Vec<Arc<OpenChunk>> =
             lock(&inode.state).open_chunks.values().cloned().collect();
         for chunk in &chunks {
             self.discard(chunk).await;
         }
-        {
-            let mut state = lock(&inode.state);
-            state.open_chunks.clear();
-            state.unsealed = Unsealed::default();
-        }
+        let mut state = lock(&inode.state);
+        state.open_chunks.clear();
+        state.unsealed = Unsealed::default();
+    }
+
+    /// Drops everything of an orphan: open chunks, sealed chunks, what is unsealed.
+    pub(crate) async fn drop_chunks(&self, inode: &Arc<Inode>) {
+        let _one_at_a_time = inode.seal_lock.lock().await;
+        self.drop_unsealed(inode).await;
         let keys: Vec<ChunkKey> = self
             .inner
             .store

@@ -77,6 +77,10 @@ impl FileSystem {
                 Ok(DataAnswer::Done)
             }
             DataCall::HandOver { inos } => {
+                // Also of those that are not known here yet: the answer that makes them known may be on its way.
+                for ino in &inos {
+                    self.inner.lease.revoked(*ino);
+                }
                 for ino in inos {
                     if let Some(inode) = self.inner.inodes.get(ino) {
                         self.hand_over(&inode).await;

@@ -6,13 +6,15 @@ use crate::inode::Inode;
 use crate::open_chunk::{Closed, OpenChunk};
 use crate::seal::ready_for_early_seal;
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{Attr, ChunkKey, Errno, FILE_SIZE_MAX, Ino, Version};
+use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino, Version};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
 
 /// Aligned writes of this size or more never gather, bytes.
 const DIRECT_MIN: usize = 64 << 10;
+/// Times a layout is asked for again because a version that it does not name is in the way of the one that it names.
+const LOADS: usize = 5;
 
 /// A place in a file: chunk index and offset in the chunk.
 pub(crate) fn locate(offset: u64, chunk_size: u32) -> Result<(u32, usize)> {
@@ -301,6 +303,7 @@ impl FileSystem {
         };
         let open_bytes = &self.inner.memory.open_bytes;
         let mut has_room = false;
+        let mut looks = 0;
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
@@ -340,15 +343,16 @@ impl FileSystem {
             let Some(Local { body, meta }) = self.chunk_here(id, version).await? else {
                 // Others may give the file a new version of the chunk while the old one is fetched, or drop the old one:
                 // look again, whatever came of the fetch.
-                let wanted = ChunkKey {
-                    ino: id.ino,
-                    index,
-                    version,
-                };
-                self.give_way(inode, wanted).await;
                 let fetched = self.promote(id, version).await;
                 let is_current = version_now(inode, index) == Some(version);
                 match fetched {
+                    // What the file has now was revoked meanwhile, and says nothing about the version in its place.
+                    Err(Errno::EBUSY) if is_current && looks < LOADS => {
+                        looks += 1;
+                        self.load(inode, false).await?;
+                        continue;
+                    }
+                    Err(Errno::EBUSY) if is_current => return Err(Errno::EIO),
                     Err(e) if is_current => return Err(e),
                     _ => continue,
                 }

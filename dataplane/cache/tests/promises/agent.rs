@@ -21,6 +21,9 @@ use std::rc::Rc;
 /// A commit as it came: connection, id of the call, request.
 pub type SeenCommit = (u64, u64, NsRequest);
 
+/// Which operations wait.
+pub type IsHeld = fn(&NsOp) -> bool;
+
 /// The agent. All its state is plain; the tests turn its knobs.
 #[derive(Default)]
 pub struct Agent {
@@ -46,6 +49,13 @@ pub struct Agent {
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
     /// Where locks are asked for.
     pub locks: desk::Desk,
+    /// Operations that wait for `let_calls_go`.
+    pub holds_calls: Cell<Option<IsHeld>>,
+    held_calls: RefCell<Vec<(u64, NsRequest)>>,
+    /// The next makes fail with these errors.
+    pub refuses_makes: RefCell<Vec<Errno>>,
+    /// How often the lease on writing was asked for.
+    pub write_opens: Cell<usize>,
     /// Calls to bring something to the cloud now that are not answered yet.
     pub persists: RefCell<Vec<(u64, Option<Waited>)>>,
 }
@@ -56,6 +66,7 @@ struct Table {
     names: HashMap<Vec<u8>, Ino>,
     answered: HashMap<OpId, NsReply>,
     next_version: u64,
+    others_version: u64,
     seq: u64,
 }
 
@@ -88,8 +99,15 @@ impl Agent {
                         return;
                     }
                 }
-                let reply = self.table.borrow_mut().answer(request);
-                link.answered(0, id, Ok(NodeAnswer::Ns(reply)));
+                if self
+                    .holds_calls
+                    .get()
+                    .is_some_and(|is_held| is_held(&request.op))
+                {
+                    self.held_calls.borrow_mut().push((id, request));
+                    return;
+                }
+                self.answer(link, id, request);
             }
             ToAgent::Call(id, NodeCall::Fetch { key, slot }) => {
                 self.fetches.borrow_mut().push(key);
@@ -111,6 +129,37 @@ impl Agent {
                 panic!("the tests ask through FileSystem::serve, not through the link")
             }
             ToAgent::Event(event) => self.events.borrow_mut().push(event),
+        }
+    }
+
+    fn answer(&self, link: &Link, id: u64, request: NsRequest) {
+        if matches!(request.op, NsOp::Open { write: true, .. }) {
+            self.write_opens.set(self.write_opens.get() + 1);
+        }
+        let is_make = matches!(request.op, NsOp::Make { .. });
+        let refused = is_make.then(|| self.refuses_makes.borrow_mut().pop());
+        let reply = match refused.flatten() {
+            Some(errno) => NsReply {
+                result: Err(errno),
+                touched: Vec::new(),
+                log_position: 0,
+                lease_ms: None,
+            },
+            None => self.table.borrow_mut().answer(request),
+        };
+        link.answered(0, id, Ok(NodeAnswer::Ns(reply)));
+    }
+
+    /// How many operations are held.
+    pub fn held_calls(&self) -> usize {
+        self.held_calls.borrow().len()
+    }
+
+    /// Answers the operations that were held, and holds no more.
+    pub fn let_calls_go(&self, link: &Link) {
+        self.holds_calls.set(None);
+        for (id, request) in self.held_calls.take() {
+            self.answer(link, id, request);
         }
     }
 
@@ -181,8 +230,8 @@ impl Agent {
         (attr.size, attr.layout_version, attr.seq) = (size, version, seq);
     }
 
-    /// Another node writes a file of one chunk anew: the chunk's key. This node is not told, and the cloud does not have it.
-    pub fn others_write(&self, ino: Ino, len: usize) -> ChunkKey {
+    /// Another node writes a file of one chunk anew, from its begin: the chunk's key. This node is not told, and the cloud does not have it.
+    pub fn others_write_anew(&self, ino: Ino, len: usize) -> ChunkKey {
         let mut table = self.table.borrow_mut();
         table.seq += 1;
         table.next_version += 1;
@@ -202,6 +251,44 @@ impl Agent {
             index: 0,
             version,
         }
+    }
+
+    /// Somebody else writes a chunk anew, which is in the cloud then, and this node is not told.
+    pub fn others_write(&self, ino: Ino, index: u32, bytes: &[u8]) -> ChunkKey {
+        let mut table = self.table.borrow_mut();
+        table.seq += 1;
+        // Of the versions that others have.
+        table.others_version += 1;
+        let (seq, version) = (table.seq, Version((1 << 50) + table.others_version));
+        let (attr, layout) = table.file(ino).unwrap();
+        let run = Run {
+            first: index,
+            count: 1,
+            version,
+            valid: bytes.len() as u32,
+        };
+        layout.lay(&[run], attr.chunk_size);
+        let end = u64::from(index) * u64::from(attr.chunk_size) + bytes.len() as u64;
+        attr.size = attr.size.max(end);
+        (attr.layout_version, attr.seq) = (version, seq);
+        let key = ChunkKey {
+            ino,
+            index,
+            version,
+        };
+        self.cloud.borrow_mut().insert(key, bytes.to_vec());
+        key
+    }
+
+    /// Every name there is.
+    pub fn names(&self) -> Vec<String> {
+        let table = self.table.borrow();
+        let names = table.names.keys();
+        let mut names: Vec<String> = names
+            .map(|name| String::from_utf8_lossy(name).into_owned())
+            .collect();
+        names.sort();
+        names
     }
 
     /// Copies every dirty chunk in the store to the cloud, verified on the way. The store does not know yet.
@@ -311,6 +398,15 @@ impl Table {
                 let ino = *self.names.get(&name).ok_or(Errno::ENOENT)?;
                 Ok(NsAnswer::Entry(self.file(ino)?.0.clone()))
             }
+            NsOp::PathOf { ino } => {
+                let found = self.names.iter().find(|(_, named)| **named == ino);
+                let (name, _) = found.ok_or(Errno::ENOENT)?;
+                Ok(NsAnswer::Bytes([&b"/"[..], name].concat()))
+            }
+            NsOp::Make {
+                at: Some((_, name)),
+                ..
+            } if self.names.contains_key(&name) => Err(Errno::EEXIST),
             NsOp::Make { at, new } => Ok(NsAnswer::Entry(self.make(at, &new, now))),
             NsOp::SetAttr { ino, set } => {
                 let attr = &mut self.file(ino)?.0;

@@ -5,6 +5,7 @@
 //! - `contents`: random operations against a model in memory.
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
+//! - `conflicts`: what was written under a lost lease is saved beside, and nothing of another node's is overwritten.
 //! - `locks`: what a program holds, and what it gave up, is what the coordinator has.
 //! - `misses`: one fetch for everybody, and never wrong bytes.
 //! - `sick`: a device that fails loses nothing that the cloud can take.
@@ -22,6 +23,7 @@
 mod agent;
 mod ahead;
 mod commits;
+mod conflicts;
 mod contents;
 mod locks;
 mod memory;

@@ -144,6 +144,25 @@ impl KernelNotify for Kernel {
 }
 
 impl Node {
+    /// From now on there are other nodes.
+    pub async fn share(&self) {
+        let lease = DataCall::Lease {
+            until_ns: None,
+            is_shared: true,
+        };
+        self.fs.serve(lease).await.unwrap();
+    }
+
+    /// Another node is going to change a file, or has.
+    pub async fn revoke(&self, ino: Ino) {
+        let call = DataCall::Invalidate {
+            touched: Vec::new(),
+            entries: Vec::new(),
+            inos: vec![ino],
+        };
+        soon("invalidate", self.fs.serve(call)).await.unwrap();
+    }
+
     /// Makes a file and opens it.
     pub async fn create(&self, name: &str) -> Ino {
         let cred = Cred { uid: 0, gid: 0 };

@@ -38,7 +38,7 @@ async fn changed_under_a_reader(node: &Node, ino: Ino, times: u64) -> Result<Vec
         for n in 1..=times {
             let asked = || agent.fetches.borrow().len() == before + n as usize;
             until("it is asked for", asked).await;
-            let key = agent.others_write(ino, CHUNK);
+            let key = agent.others_write_anew(ino, CHUNK);
             agent.cloud.borrow_mut().clear();
             if n == times {
                 agent.cloud.borrow_mut().insert(key, pattern(n, CHUNK));
@@ -106,7 +106,7 @@ fn an_older_version_in_its_place_keeps_nobody_from_writing() {
                 node.write(ino, 0, &own).await.unwrap();
                 node.fsync(ino).await.unwrap();
             }
-            let key = agent.others_write(ino, CHUNK);
+            let key = agent.others_write_anew(ino, CHUNK);
             let mut theirs = pattern(round, CHUNK);
             agent.cloud.borrow_mut().insert(key, theirs.clone());
             let revoked = DataCall::Invalidate {

@@ -357,6 +357,76 @@ fn a_replica_harms_nothing_of_this_node() {
     });
 }
 
+/// Has another node write the first chunk of a file, then writes into the middle of it here.
+async fn others_write_then_this(node: &Node, ino: Ino) {
+    let theirs = pattern(9, CHUNK - 50);
+    node.agent.others_write(ino, 0, &theirs);
+    node.revoke(ino).await;
+    let before = node.agent.fetches.borrow().len();
+    node.write(ino, 1000, b"ours").await.unwrap();
+    node.flush(ino).await.unwrap();
+    assert_eq!(
+        node.agent.fetches.borrow().len(),
+        before + 1,
+        "fetched once"
+    );
+    let mut want = theirs;
+    want[1000..1004].copy_from_slice(b"ours");
+    want.extend(vec![0; (node.agent.file(ino).0.size as usize) - want.len()]);
+    let got = node.read(ino, 0, CHUNK).await.unwrap();
+    assert_same("what both wrote", &got, &want);
+    assert_eq!(node.fs.stats().conflict_files, 0);
+}
+
+#[test]
+fn what_is_not_in_the_cloud_makes_way_for_what_another_node_wrote_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        node.share().await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, CHUNK)).await.unwrap();
+        node.flush(ino).await.unwrap();
+        assert_eq!(node.fs.stats().dirty_chunks, 1);
+        // Not for somebody who only says so, and without a fetch.
+        let said = key_of(ino.0, 1 << 60);
+        assert_eq!(node.fs.bring_for_peer(said).await, None);
+        assert!(agent.fetches.borrow().is_empty());
+        assert_eq!(node.fs.stats().dirty_chunks, 1);
+        others_write_then_this(&node, ino).await;
+        // A reader makes way, too.
+        let theirs = pattern(10, CHUNK);
+        let key = node.agent.others_write(ino, 0, &theirs);
+        node.revoke(ino).await;
+        assert_same("read", &node.read(ino, 0, CHUNK).await.unwrap(), &theirs);
+        let is_kept = || node.fs.chunk_len(key) == Some(CHUNK);
+        crate::node::until("it is kept", is_kept).await;
+    });
+}
+
+#[test]
+fn what_is_kept_for_others_makes_way_for_what_the_file_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        node.share().await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, CHUNK)).await.unwrap();
+        node.flush(ino).await.unwrap();
+        node.upload().await;
+        assert_eq!(node.evict(ino).await, 1);
+        let held = key_of(ino.0, 1 << 45);
+        give(&node, held, 5000).await.unwrap();
+        let said = key_of(ino.0, 1 << 60);
+        assert_eq!(node.fs.bring_for_peer(said).await, None);
+        assert_eq!(node.fs.hold_for_peer("other", held), Some(5000));
+        others_write_then_this(&node, ino).await;
+        assert_eq!(node.fs.stats().peers.held_chunks, 0);
+    });
+}
+
 #[test]
 fn what_is_sealed_is_to_be_copied_until_the_cloud_has_it() {
     let dir = tempfile::tempdir().unwrap();
