@@ -49,7 +49,7 @@ pub trait Chunks: Clone + Send + 'static {
     fn bring(&self, key: ChunkKey) -> impl Future<Output = Option<usize>>;
 
     /// Keeps a chunk of `len` bytes (in `buf`, padded with zeros to whole blocks) for the node `owner` until it is released, and
-    /// returns when it is on stable storage.
+    /// returns when it is on stable storage. Comes to its end also when nobody waits for the answer any more.
     ///
     /// The error is `Busy` (no room, or something else in its place) or `Failed`.
     fn put(
@@ -285,14 +285,15 @@ impl<C: Chunks> Serving<C> {
             self.say(&header, Ok(total), Some(Box::new(turn)));
             return Ok(());
         }
+        // Neither a cancellation nor the end of the connection stops it: half of it may be done.
         let this = Rc::clone(self);
-        let keep = async move {
+        spawn(async move {
             let owner = &this.other.id;
             let kept = this.chunks.put(owner, header.key, total, replica.buf);
             let kept = kept.await.map(|()| total);
             this.say(&header, kept, Some(Box::new(turn)));
-        };
-        self.serve(header, keep)?;
+        })
+        .detach();
         Ok(())
     }
 
