@@ -34,6 +34,13 @@ pub enum Broken {
     Frame(#[from] FrameError),
 }
 
+impl Broken {
+    /// The other end takes nothing, or sends nothing in the middle of a frame.
+    pub(crate) fn stalled() -> Broken {
+        Broken::Io(io::ErrorKind::TimedOut.into())
+    }
+}
+
 /// What comes in.
 pub(crate) struct Incoming {
     stream: Fd,
