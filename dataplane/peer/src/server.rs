@@ -11,8 +11,8 @@ use fastcache_types::{BLOCK, CHUNK_MAX, ChunkKey};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How long the handshake may take.
@@ -33,6 +33,10 @@ const PARTIAL_TIME: Duration = Duration::from_secs(10);
 /// Bytes of one core that are read for others, or wait to be sent to them, in parts of [`PAYLOAD_MAX`]: few enough to leave
 /// most of the core's buffers to its own programs.
 const PARTS_MAX: usize = 16;
+/// Those of one node: enough to read, to send and to be sent at the same time, and others have theirs while it stands still.
+const PARTS_SHARE: usize = 4;
+/// How long the socket may take for a part; then the connection ends, and who asked asks somebody else.
+const SEND_TIME: Duration = Duration::from_secs(2);
 /// What the server of one core takes for chunks, bytes: parts that go out, and replicas that come in.
 pub const CORE_BYTES: u64 = (PARTS_MAX * PAYLOAD_MAX + REPLICAS_BYTES) as u64;
 /// Pause after a failed accept, so that a lasting error does not burn the core.
@@ -85,6 +89,8 @@ pub trait Chunks: Clone + Send + 'static {
 thread_local! {
     /// Parts that this core may still read for others.
     static PARTS: Arc<Semaphore> = Arc::new(Semaphore::new(PARTS_MAX));
+    /// The same for one node, by its id.
+    static SHARES: RefCell<HashMap<String, Weak<Semaphore>>> = RefCell::default();
     /// Bytes of the replicas that come in on this core.
     static COMING: Cell<usize> = const { Cell::new(0) };
 }
@@ -93,6 +99,19 @@ thread_local! {
 #[cfg(test)]
 pub(crate) fn coming_bytes() -> usize {
     COMING.get()
+}
+
+/// What all connections of a node on this core may hold of [`PARTS`].
+fn share_of(node: &str) -> Arc<Semaphore> {
+    SHARES.with_borrow_mut(|shares| {
+        if let Some(share) = shares.get(node).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(PARTS_SHARE));
+        shares.insert(node.to_owned(), Arc::downgrade(&share));
+        share
+    })
 }
 
 /// Bytes of [`COMING`], given back when dropped. Stays on its core, as [`Serving`] does.
@@ -188,6 +207,7 @@ pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks:
     tracing::info!(target: "peer", node = other.id, from, "a node connected");
     let connection = Rc::new(Serving {
         cluster: Arc::clone(cluster),
+        share: share_of(&other.id),
         other,
         chunks,
         outbox: Arc::default(),
@@ -197,12 +217,14 @@ pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks:
         replicas: RefCell::default(),
         is_sweeping: Cell::new(false),
     });
-    let outbox = Arc::clone(&connection.outbox);
-    let sends = stream.clone();
+    let (writer, sends) = (Rc::clone(&connection), stream.clone());
     let _writer = spawn(async move {
-        if let Err(error) = outbox.run(&sends).await {
+        if let Err(error) = writer.outbox.run(&sends, Some(SEND_TIME)).await {
             tracing::debug!(target: "peer", %error, "answers cannot be sent");
         }
+        // What answers hold goes at once: who reads the requests may wait for it, and for that alone.
+        writer.outbox.close();
+        writer.tasks.take();
         hang_up(&sends);
     });
     let ended = connection.receive(&mut incoming).await;
@@ -226,6 +248,7 @@ struct Serving<C> {
     /// What is in service, by its request; dropped when it is cancelled.
     tasks: RefCell<HashMap<u64, Task<()>>>,
     turns: Arc<Semaphore>,
+    share: Arc<Semaphore>,
     bringing: Arc<Semaphore>,
     /// Those of which parts came.
     replicas: RefCell<HashMap<ChunkKey, Replica>>,
@@ -247,6 +270,9 @@ struct Replica {
 impl<C: Chunks> Serving<C> {
     async fn receive(self: &Rc<Self>, incoming: &mut Incoming) -> Result<(), Broken> {
         while let Some(header) = incoming.header().await? {
+            if self.outbox.is_closed() {
+                return Err(Broken::stalled());
+            }
             match header.kind {
                 Kind::Has => {
                     let turn = self.turns.acquire_arc().await;
@@ -436,6 +462,7 @@ impl<C: Chunks> Serving<C> {
             self.say(asked, Ok(total), Some(turn));
             return;
         }
+        let own = self.share.acquire_arc().await;
         let room = PARTS.with(Arc::clone).acquire_arc().await;
         let span = length.next_multiple_of(BLOCK);
         // The header goes right in front of the bytes, which start on a page, so that both leave in one write.
@@ -468,7 +495,7 @@ impl<C: Chunks> Serving<C> {
                 .fetch_add(length as u64, Ordering::Relaxed);
         }
         self.outbox
-            .push(Out::Whole(frame), Some(Box::new((turn, room))));
+            .push(Out::Whole(frame), Some(Box::new((turn, own, room))));
     }
 
     /// The node in the list, when it is in it.
