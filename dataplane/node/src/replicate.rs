@@ -11,6 +11,7 @@ use fastcache_cache::FileSystem;
 use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer};
 use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep};
 use fastcache_types::BLOCK;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,20 +97,26 @@ impl Replicator {
     pub fn add(&self, keys: Vec<ChunkKey>) {
         {
             let mut state = self.state();
+            let state = &mut *state;
+            let now = now();
             for key in keys {
-                if state.chunks.len() >= CHUNKS_MAX {
-                    self.errors.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                let copies = Copies {
-                    done: Vec::new(),
-                    wanted: 0,
-                    failures: 0,
-                    due: now(),
-                    is_busy: true,
-                };
-                if state.chunks.insert(key, copies).is_none() {
-                    state.due.push_back(key);
+                let is_full = state.chunks.len() >= CHUNKS_MAX;
+                match state.chunks.entry(key) {
+                    // Its copies are known.
+                    Entry::Occupied(_) => {}
+                    Entry::Vacant(_) if is_full => {
+                        self.errors.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Entry::Vacant(place) => {
+                        place.insert(Copies {
+                            done: Vec::new(),
+                            wanted: 0,
+                            failures: 0,
+                            due: now,
+                            is_busy: true,
+                        });
+                        state.due.push_back(key);
+                    }
                 }
             }
         }
@@ -255,14 +262,21 @@ impl Replicator {
             let bytes = front.split_off(PAGE);
             let first = u32::try_from(at / BLOCK).map_err(|_| AskError::Nonsense)?;
             let (read, mut bytes) = fs.read_for_peer(key, first, bytes).await;
-            read.map_err(|_| AskError::Failed)?;
+            if read.is_err() {
+                // What the other node has of it goes: nothing more comes.
+                self.cluster.release(peer, key);
+                return Err(AskError::Failed);
+            }
             drop(bytes.split_off(len));
             let mut frame = front.split_off(PAGE - HEADER_BYTES);
             assert!(frame.unsplit(bytes).is_ok(), "two halves of one buffer");
-            self.cluster
-                .put(peer, key, total, at, frame, GIVE_MAX)
-                .await?;
+            let given = self.cluster.put(peer, key, total, at, frame, GIVE_MAX);
+            let given = given.await;
             at += len;
+            if given.is_err() && at < total {
+                self.cluster.release(peer, key);
+            }
+            given?;
         }
         self.given.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -282,3 +296,6 @@ fn dirty_chunks(fs: &FileSystem) -> Vec<ChunkKey> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
