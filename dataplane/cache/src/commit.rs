@@ -104,7 +104,7 @@ impl FileSystem {
                 self.drop_cut_off(inode, size).await;
             }
             let mut state = lock(&inode.state);
-            state.commits.pop_front();
+            let done = state.commits.pop_front();
             if let Some((attr, grant)) = attr {
                 state.learn(&attr, self.inner.lease.holds(grant, inode.ino));
             }
@@ -126,6 +126,9 @@ impl FileSystem {
                 state.is_orphan |= is_gone;
             }
             drop(state);
+            if let Some(done) = done {
+                self.copies_follow(&done, refused);
+            }
             inode.changed.notify(usize::MAX);
         }
         inode.changed.notify(usize::MAX);
@@ -167,6 +170,7 @@ impl FileSystem {
                         commit,
                         number: seal.number,
                         now,
+                        replaced: Vec::new(),
                     };
                     lock(&inode.state).commits.push_back(pending);
                     count(&self.inner.counters.uncommitted_files, 1);
@@ -176,6 +180,7 @@ impl FileSystem {
                 }
             }
         }
+        self.inner.has_recovered.store(true, Ordering::Release);
         for inode in self.inner.inodes.all() {
             self.forget_committed(&inode).await;
             {

@@ -7,7 +7,7 @@ use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
-use fastcache_api::{Attr, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
+use fastcache_api::{Attr, ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
 use fastcache_reactor::Instant;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
@@ -210,6 +210,8 @@ pub(crate) struct Unsealed {
     pub runs: Vec<fastcache_api::Run>,
     /// Clear setuid and setgid.
     pub kill_suid: bool,
+    /// Versions that these chunks took the place of in the store.
+    pub replaced: Vec<ChunkKey>,
 }
 
 /// A sealed state of the file on its way to the coordinator.
@@ -219,6 +221,8 @@ pub(crate) struct PendingCommit {
     pub number: u64,
     /// Change time to stamp.
     pub now: Time,
+    /// Versions that its chunks took the place of in the store: the layout names them until it is answered.
+    pub replaced: Vec<ChunkKey>,
 }
 
 impl Inode {
@@ -291,7 +295,7 @@ impl InodeState {
     }
 
     /// Whether size and layout differ from the coordinator's.
-    fn is_uncommitted(&self) -> bool {
+    pub fn is_uncommitted(&self) -> bool {
         self.unsealed.is_dirty || self.is_sealing || !self.commits.is_empty()
     }
 

@@ -146,8 +146,6 @@ impl FileSystem {
             };
             (commit, before, now)
         };
-        // All of the commit: some were sealed ahead of it, and could still be dropped until now.
-        let sealed_keys = keys_of(&commit);
         let Ok(bytes) = postcard::to_stdvec(&commit) else {
             resume(&chunks);
             restore(inode, before);
@@ -194,6 +192,7 @@ impl FileSystem {
                 commit,
                 number: sealed.number,
                 now,
+                replaced: [before.replaced, sealed.replaced.clone()].concat(),
             });
             if !std::mem::replace(&mut state.is_committing, true) {
                 let (fs, inode) = (self.clone(), Arc::clone(inode));
@@ -202,8 +201,6 @@ impl FileSystem {
         }
         count(&self.inner.counters.uncommitted_files, 1);
         close(&chunks);
-        self.need_no_replicas(&sealed.replaced);
-        self.replicate(sealed_keys);
         self.tell_stored(&sealed.bodies, &sealed.replaced);
         Ok(())
     }
@@ -247,10 +244,11 @@ impl FileSystem {
             // A file that is written over and over while it is open must not have a commit that grows and grows.
             let runs = &mut state.unsealed.runs;
             let is_same = |r: &Run| r.first == run.first && r.count == 1;
-            if let Some(old) = runs.iter().rposition(is_same) {
-                runs.remove(old);
-            }
+            let old = runs.iter().rposition(is_same).map(|at| runs.remove(at));
             runs.push(run);
+            let replaced = sealed.replaced.iter().copied();
+            let is_named = |key: &ChunkKey| old.is_none_or(|old| old.version != key.version);
+            state.unsealed.replaced.extend(replaced.filter(is_named));
             state.open_chunks.remove(&chunk.index);
         }
         close(std::slice::from_ref(chunk));
@@ -279,11 +277,12 @@ impl FileSystem {
         for chunk in &chunks {
             self.discard(chunk).await;
         }
-        {
+        let unsealed = {
             let mut state = lock(&inode.state);
             state.open_chunks.clear();
-            state.unsealed = Unsealed::default();
-        }
+            std::mem::take(&mut state.unsealed)
+        };
+        self.need_no_replicas(&unsealed.replaced);
         let keys: Vec<ChunkKey> = self
             .inner
             .store
@@ -315,7 +314,7 @@ impl FileSystem {
 }
 
 /// The versions that a commit names.
-fn keys_of(commit: &Commit) -> Vec<ChunkKey> {
+pub(crate) fn keys_of(commit: &Commit) -> Vec<ChunkKey> {
     let of = |run: &Run| {
         let (ino, version) = (commit.ino, run.version);
         let indexes = run.first..run.first.saturating_add(run.count);
@@ -414,6 +413,7 @@ fn restore(inode: &Inode, before: Unsealed) {
     state.unsealed.is_dirty = true;
     state.unsealed.kill_suid |= later.kill_suid;
     state.unsealed.runs.extend(later.runs);
+    state.unsealed.replaced.extend(later.replaced);
     state.unsealed.truncate = match (state.unsealed.truncate, later.truncate) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

@@ -283,10 +283,14 @@ fn key_of(ino: u64, version: u64) -> ChunkKey {
 }
 
 /// Gives a node a replica of `len` bytes.
-async fn give(node: &Node, key: ChunkKey, len: usize) -> Result<(), Errno> {
+async fn give_of(node: &Node, owner: &str, key: ChunkKey, len: usize) -> Result<(), Errno> {
     let mut buf = IoBuf::alloc(len.next_multiple_of(4096));
     buf[..len].copy_from_slice(&pattern(key.version.0, len));
-    soon("put", node.fs.put_for_peer("other", key, len, buf)).await
+    soon("put", node.fs.put_for_peer(owner, key, len, buf)).await
+}
+
+async fn give(node: &Node, key: ChunkKey, len: usize) -> Result<(), Errno> {
+    give_of(node, "other", key, len).await
 }
 
 #[test]
@@ -354,6 +358,84 @@ fn a_replica_harms_nothing_of_this_node() {
             (1..=3).contains(&taken),
             "{taken} of 4 MiB in a store of 64"
         );
+    });
+}
+
+#[test]
+fn copies_of_a_version_are_needed_until_the_next_one_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let others = Others::default();
+        node.fs.set_peers(Box::new(others.clone()));
+        let told = || {
+            let mut script = others.0.lock().unwrap();
+            let sealed = std::mem::take(&mut script.sealed);
+            (sealed, std::mem::take(&mut script.settled))
+        };
+        let keys = |ino| -> Vec<ChunkKey> {
+            let here = node.fs.store().chunks_of(ino);
+            here.iter().map(|b| b.key()).collect()
+        };
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 2 * CHUNK)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let first = keys(ino);
+        told();
+        // The first chunk is written in part and sealed at close, the second one whole and ahead of it, twice.
+        agent.ignores_commits.set(true);
+        let asked = agent.commits.borrow().len();
+        node.write(ino, 0, b"new").await.unwrap();
+        for round in 2..4 {
+            let before = keys(ino)[1];
+            node.write(ino, CHUNK as u64, &pattern(round, CHUNK))
+                .await
+                .unwrap();
+            let is_sealed = || keys(ino)[1] != before;
+            crate::node::until("it is sealed ahead", is_sealed).await;
+        }
+        assert!(node.fs.awaits_commit(keys(ino)[1]));
+        node.flush(ino).await.unwrap();
+        let second = keys(ino);
+        let is_asked = || agent.commits.borrow().len() > asked;
+        crate::node::until("the commit is asked for", is_asked).await;
+        assert_eq!(told(), (vec![], vec![]), "nobody knows how it ends");
+        for (old, new) in first.iter().zip(&second) {
+            assert!(old != new && !node.fs.awaits_commit(*old));
+            assert!(node.fs.awaits_commit(*new) && node.fs.is_uncommitted(ino));
+        }
+        node.link.detach(0, 1);
+        agent.ignores_commits.set(false);
+        agent.attach(&node.link, &node.arena, 2);
+        node.fsync(ino).await.unwrap();
+        let (mut sealed, mut settled) = told();
+        sealed.sort();
+        settled.sort();
+        assert_eq!((sealed, settled), (second.clone(), first));
+        assert!(!node.fs.awaits_commit(second[0]) && !node.fs.is_uncommitted(ino));
+        assert_eq!(node.fs.is_named(second[0]).await, Some(true));
+    });
+}
+
+#[test]
+fn a_commit_that_is_refused_leaves_the_copies_of_what_the_layout_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let others = Others::default();
+        node.fs.set_peers(Box::new(others.clone()));
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 5000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let first = node.fs.store().chunks_of(ino)[0].key();
+        agent.others_truncate(ino, 4500);
+        node.write(ino, 0, b"new").await.unwrap();
+        assert_eq!(node.fsync(ino).await, Err(Errno::EIO));
+        let script = others.0.lock().unwrap();
+        assert_eq!(script.sealed, [first]);
+        assert!(!script.settled.contains(&first));
     });
 }
 

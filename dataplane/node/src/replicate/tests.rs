@@ -130,7 +130,7 @@ fn what_is_sealed_before_the_store_is_looked_through_is_copied_and_released() {
         let two = Two::start(&dir).await;
         // Both are in the store when it is looked through; of one this is known already.
         two.seal(key(1)).await;
-        two.replicator.add(vec![key(1)]);
+        two.replicator.add(vec![key(1)], true);
         until("it is copied", || two.copies(key(1)) == Some((1, false))).await;
         until("the store is looked through", || {
             two.replicator.state().has_looked
@@ -139,10 +139,44 @@ fn what_is_sealed_before_the_store_is_looked_through_is_copied_and_released() {
         // Long enough for whatever that begins.
         sleep(3 * LOOK).await;
         assert_eq!(two.copies(key(1)), Some((1, false)));
-        two.replicator.add(vec![key(1)]);
+        two.replicator.add(vec![key(1)], true);
         assert_eq!(two.copies(key(1)), Some((1, false)));
         assert_eq!(two.replicator.given.load(Ordering::Relaxed), 1);
         two.replicator.remove(&[key(1)]);
         until("it is released", || two.held() == 0).await;
+    });
+}
+
+#[test]
+fn what_is_replaced_and_not_committed_keeps_its_copies() {
+    reactor(|dir| async move {
+        let two = Two::start(&dir).await;
+        two.seal(key(1)).await;
+        two.replicator.add(vec![key(1)], true);
+        until("it is copied", || two.copies(key(1)) == Some((1, false))).await;
+        until("the store is looked through", || {
+            two.replicator.state().has_looked
+        })
+        .await;
+        // The next version is sealed, and nobody can be asked whether it is committed. It is time to confirm.
+        two.seal(key(2)).await;
+        let soon = now();
+        two.replicator.state().chunks.get_mut(&key(1)).unwrap().due = soon;
+        until("it is confirmed", || {
+            let state = two.replicator.state();
+            let copies = state.chunks.get(&key(1)).expect("it is known still");
+            copies.due > soon && !copies.is_busy
+        })
+        .await;
+        assert_eq!(two.copies(key(1)), Some((1, false)));
+        assert_eq!((two.held(), two.home.chunk_len(key(1))), (1, Some(LEN)));
+        // It is committed.
+        two.replicator.remove(&[key(1)]);
+        two.replicator.add(vec![key(2)], true);
+        until("the next is copied", || {
+            two.copies(key(2)) == Some((1, false))
+        })
+        .await;
+        assert_eq!((two.held(), two.home.chunk_len(key(2))), (1, Some(LEN)));
     });
 }
