@@ -2,7 +2,7 @@
 //! each from eviction until its owner says that it is in the cloud, or nothing any more.
 //!
 //! Owners give what the coordinator's layout names, so that a commit that never arrives leaves the copies of what it would have
-//! replaced.
+//! replaced. Versions of one owner grow; those of two say nothing about which is newer, which the layout says alone.
 //!
 //! Holds are in RAM. After a restart of this node its replicas can be evicted until their owners, who notice, hold them again.
 //! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
@@ -55,6 +55,12 @@ impl Holds {
             .is_some_and(|hold| hold.version != key.version)
     }
 
+    /// The version of a chunk that is kept, and for whom.
+    fn of(&self, id: ChunkId) -> Option<(Version, String)> {
+        let map = lock(&self.map);
+        map.get(&id).map(|hold| (hold.version, hold.owner.clone()))
+    }
+
     /// Chunks and bytes.
     pub(crate) fn levels(&self) -> (u64, u64) {
         let map = lock(&self.map);
@@ -88,7 +94,8 @@ impl FileSystem {
     /// Keeps a replica that may be here; its length, when it is. What its owner has held already is on stable storage; what is
     /// only cached may not be, and has to be given again.
     pub fn hold_for_peer(&self, owner: &str, key: ChunkKey) -> Option<usize> {
-        if !self.inner.holds.keeps(key) {
+        let held = self.inner.holds.of(key.id());
+        if held.is_none_or(|(version, by)| version != key.version || by != owner) {
             return None;
         }
         let len = self.inner.store.find(key)?.len();
@@ -106,7 +113,8 @@ impl FileSystem {
     }
 
     /// Takes in a replica: whole blocks, padded with zeros. On stable storage when this returns. EAGAIN when there is no room for
-    /// it, or something in its place that must stay: a later version, or this node's own. Not to be dropped before it returns: what is stored is told after it is.
+    /// it, or something in its place that must stay: a later version of the same owner, another owner's that the layout may
+    /// name, or this node's own. Not to be dropped before it returns: what is stored is told after it is.
     pub async fn put_for_peer(
         &self,
         owner: &str,
@@ -115,11 +123,12 @@ impl FileSystem {
         buf: IoBuf,
     ) -> crate::Result<()> {
         let len = u32::try_from(len).map_err(|_| Errno::EINVAL)?;
-        let before = {
-            let map = lock(&self.inner.holds.map);
-            map.get(&key.id()).map(|hold| hold.version)
+        let may_replace = match self.inner.holds.of(key.id()) {
+            None => true,
+            Some((version, by)) if by == owner => version <= key.version,
+            Some(_) => self.is_named(key).await == Some(true),
         };
-        if before.is_some_and(|version| version > key.version) {
+        if !may_replace {
             return Err(Errno::EAGAIN);
         }
         if self.inner.store.find(key).is_none() {

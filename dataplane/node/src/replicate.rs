@@ -218,8 +218,8 @@ impl Replicator {
 
     /// Gives a chunk to those of its homes that do not have it.
     async fn copy(&self, fs: &FileSystem, key: ChunkKey) {
-        let (is_committed, before) = match self.state().chunks.get(&key) {
-            Some(c) => (c.is_committed, c.done.clone()),
+        let (is_committed, is_again, before) = match self.state().chunks.get(&key) {
+            Some(c) => (c.is_committed, c.is_tried, c.done.clone()),
             None => return,
         };
         if !is_committed && fs.awaits_commit(key) {
@@ -240,12 +240,20 @@ impl Replicator {
         let peers = self.cluster.peers();
         let me = self.cluster.me();
         let homes = homes_among(key.id(), &peers, me.as_ref());
+        let mut is_named = !is_again;
         let mut done = Vec::new();
         let mut lost = Vec::new();
         for at in &homes {
             let peer = &peers[*at];
             let mut held = self.cluster.hold(peer, key, GIVE_MAX).await.map(|_| ());
             if let (Err(AskError::NotFound), Some(body)) = (&held, &here) {
+                // Lost there, or never taken: perhaps another node has written the chunk since, and its copy is in place.
+                is_named = is_named || fs.is_named(key).await != Some(false);
+                if !is_named && !fs.is_uncommitted(key.ino) {
+                    self.remove(&[key]);
+                    return;
+                }
+                is_named = true;
                 held = self.give(fs, peer, key, body.len() as usize).await;
             }
             match held {

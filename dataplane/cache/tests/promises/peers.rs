@@ -362,6 +362,34 @@ fn a_replica_harms_nothing_of_this_node() {
 }
 
 #[test]
+fn of_two_owners_the_one_that_the_layout_names_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (_others, ino, _) = with_others(&node, true).await;
+        let (_, layout) = agent.file(ino);
+        let named = key_of(ino.0, layout.runs[0].version.0);
+        let before = key_of(ino.0, 1 << 40);
+        // Its number is greater, and it is older.
+        give_of(&node, "b", before, 5000).await.unwrap();
+        give_of(&node, "a", named, 3000).await.unwrap();
+        assert_eq!(node.fs.hold_for_peer("b", before), None);
+        assert_eq!(node.fs.hold_for_peer("b", named), None, "it is a's");
+        assert_eq!(node.fs.hold_for_peer("a", named), Some(3000));
+        // What was on its way for long changes nothing.
+        let late = give_of(&node, "b", before, 5000).await;
+        assert_eq!(late, Err(Errno::EAGAIN));
+        assert_eq!(node.fs.hold_for_peer("a", named), Some(3000));
+        // Nor where the file is gone, or nobody can be asked.
+        let gone = [key_of(77, 5), key_of(77, 6)];
+        give_of(&node, "b", gone[0], 100).await.unwrap();
+        assert_eq!(give_of(&node, "a", gone[1], 100).await, Err(Errno::EAGAIN));
+        assert_eq!(node.fs.hold_for_peer("b", gone[0]), Some(100));
+    });
+}
+
+#[test]
 fn copies_of_a_version_are_needed_until_the_next_one_is_committed() {
     let dir = tempfile::tempdir().unwrap();
     let agent = Rc::new(Agent::default());
