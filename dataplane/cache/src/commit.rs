@@ -134,7 +134,7 @@ impl FileSystem {
                 self.drop_cut_off(inode, size).await;
             }
             let mut state = lock(&inode.state);
-            state.commits.pop_front();
+            let done = state.commits.pop_front();
             if let Some((attr, grant)) = attr {
                 state.is_conflict = false;
                 state.learn(&attr, self.inner.lease.holds(grant, inode.ino));
@@ -144,6 +144,9 @@ impl FileSystem {
                 self.forget_written(inode, &mut state);
             }
             drop(state);
+            if let Some(done) = done {
+                self.copies_follow(&done, refused);
+            }
             inode.changed.notify(usize::MAX);
         }
         inode.changed.notify(usize::MAX);
@@ -206,6 +209,7 @@ impl FileSystem {
                         commit,
                         number: seal.number,
                         now,
+                        replaced: Vec::new(),
                     };
                     lock(&inode.state).commits.push_back(pending);
                     count(&self.inner.counters.uncommitted_files, 1);
@@ -215,6 +219,7 @@ impl FileSystem {
                 }
             }
         }
+        self.inner.has_recovered.store(true, Ordering::Release);
         for inode in self.inner.inodes.all() {
             self.forget_committed(&inode).await;
             {

@@ -86,7 +86,8 @@ impl FileSystem {
             self.seal_file(inode, false).await?;
             if lock(&inode.state).is_orphan {
                 let _one_at_a_time = inode.seal_lock.lock().await;
-                self.drop_unsealed(inode).await;
+                let unsealed = self.drop_unsealed(inode).await;
+                self.need_no_replicas(&unsealed.replaced);
             }
         }
         let name = match self.save_beside(inode, beside).await {
@@ -115,9 +116,13 @@ impl FileSystem {
                 tracing::error!(target: "cache", ino = %inode.ino, error = %refused, "another node wrote a file that was written here while the lease was lost, and it has no name that a file could be beside: what was written here is dropped");
             }
         }
-        {
+        let over: Vec<_> = {
             let mut state = lock(&inode.state);
-            state.commits.retain(|c| !numbers.contains(&c.number));
+            let commits = std::mem::take(&mut state.commits);
+            let (over, left) = commits
+                .into_iter()
+                .partition(|c| numbers.contains(&c.number));
+            state.commits = left;
             state.refused_upto = numbers.last().copied().unwrap_or(state.refused_upto);
             if state.opens > 0 {
                 state.commit_error = Some(Errno::EIO);
@@ -125,6 +130,10 @@ impl FileSystem {
             state.kills_suid = false;
             state.is_conflict = false;
             self.forget_written(inode, &mut state);
+            over
+        };
+        for commit in &over {
+            self.copies_follow(commit, Some(refused));
         }
         inode.changed.notify(usize::MAX);
         Ok(())

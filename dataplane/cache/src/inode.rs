@@ -212,6 +212,8 @@ pub(crate) struct Unsealed {
     pub runs: Vec<fastcache_api::Run>,
     /// Clear setuid and setgid.
     pub kill_suid: bool,
+    /// Versions that these chunks took the place of in the store.
+    pub replaced: Vec<ChunkKey>,
 }
 
 /// A sealed state of the file on its way to the coordinator.
@@ -221,6 +223,8 @@ pub(crate) struct PendingCommit {
     pub number: u64,
     /// Change time to stamp.
     pub now: Time,
+    /// Versions that its chunks took the place of in the store: the layout names them until it is answered.
+    pub replaced: Vec<ChunkKey>,
 }
 
 impl Inode {
@@ -329,7 +333,7 @@ impl InodeState {
     }
 
     /// Whether size and layout differ from the coordinator's.
-    fn is_uncommitted(&self) -> bool {
+    pub fn is_uncommitted(&self) -> bool {
         self.unsealed.is_dirty || self.is_sealing || !self.commits.is_empty()
     }
 

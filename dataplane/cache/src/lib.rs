@@ -215,6 +215,8 @@ pub(crate) struct Inner {
     pub absent: absent::Absent,
     pub orphans: Mutex<Vec<Ino>>,
     pub is_stopping: AtomicBool,
+    /// What was sealed and not committed at the start is known.
+    pub has_recovered: AtomicBool,
     pub started: fastcache_reactor::Instant,
     pub extra_stats: OnceLock<FillStats>,
     /// Other nodes; never set where there is to be none.
@@ -249,6 +251,7 @@ impl FileSystem {
                 absent: absent::Absent::default(),
                 orphans: Mutex::new(Vec::new()),
                 is_stopping: AtomicBool::new(false),
+                has_recovered: AtomicBool::new(false),
                 started: fastcache_reactor::now(),
                 extra_stats: OnceLock::new(),
                 peers: OnceLock::new(),

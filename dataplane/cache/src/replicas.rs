@@ -1,23 +1,31 @@
 //! Replicas: chunks of other nodes that are not in the cloud yet. They are in the store as cached chunks are, and a *hold* keeps
 //! each from eviction until its owner says that it is in the cloud, or nothing any more.
 //!
+//! Owners give what the coordinator's layout names, so that a commit that never arrives leaves the copies of what it would have
+//! replaced. Versions of one owner grow; those of two say nothing about which is newer, which the layout says alone.
+//!
 //! Holds are in RAM. After a restart of this node its replicas can be evicted until their owners, who notice, hold them again.
 //! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
 //! word got lost. An owner that is gone may come back: its replicas are kept.
 
+use crate::inode::PendingCommit;
+use crate::seal::keys_of;
 use crate::{FileSystem, lock};
-use fastcache_api::{ChunkKey, Errno, Version};
+use fastcache_api::{ChunkKey, Errno, Ino, Run, Version};
 use fastcache_chunkstore::{SealChunk, SealData};
 use fastcache_reactor::sync::Mutex;
-use fastcache_reactor::{Instant, IoBuf, now};
+use fastcache_reactor::{Instant, IoBuf, now, timeout};
 use fastcache_types::{ChunkId, blocks_of};
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Replicas take at most this share of the store: with what may be dirty there is room left for reads.
 const REPLICA_PERCENT: u64 = 15;
 /// A hold that its owner, who is there, has not confirmed for so long is over. Owners confirm ten times as often.
 const CONFIRMED_FOR: Duration = Duration::from_secs(600);
+/// How long the coordinator is asked which of two versions a layout names.
+const NAMED_MAX: Duration = Duration::from_secs(5);
 
 struct Hold {
     version: Version,
@@ -45,6 +53,12 @@ impl Holds {
         lock(&self.map)
             .get(&key.id())
             .is_some_and(|hold| hold.version != key.version)
+    }
+
+    /// The version of a chunk that is kept, and for whom.
+    fn of(&self, id: ChunkId) -> Option<(Version, String)> {
+        let map = lock(&self.map);
+        map.get(&id).map(|hold| (hold.version, hold.owner.clone()))
     }
 
     /// Chunks and bytes.
@@ -86,10 +100,11 @@ impl FileSystem {
         lock(&self.inner.holds.map).insert(key.id(), hold);
     }
 
-    /// Keeps a replica that may be here; its length, when it is. What is held already is on stable storage; what is only cached
-    /// may not be, and has to be given again.
+    /// Keeps a replica that may be here; its length, when it is. What its owner has held already is on stable storage; what is
+    /// only cached may not be, and has to be given again.
     pub fn hold_for_peer(&self, owner: &str, key: ChunkKey) -> Option<usize> {
-        if !self.inner.holds.keeps(key) {
+        let held = self.inner.holds.of(key.id());
+        if held.is_none_or(|(version, by)| version != key.version || by != owner) {
             return None;
         }
         let len = self.inner.store.find(key)?.len();
@@ -107,7 +122,8 @@ impl FileSystem {
     }
 
     /// Takes in a replica: whole blocks, padded with zeros. On stable storage when this returns. EAGAIN when there is no room for
-    /// it, or something in its place that must stay: a later version, or this node's own.
+    /// it, or something in its place that must stay: a later version of the same owner, another owner's that the layout may
+    /// name, or this node's own. Not to be dropped before it returns: what is stored is told after it is.
     pub async fn put_for_peer(
         &self,
         owner: &str,
@@ -116,13 +132,12 @@ impl FileSystem {
         buf: IoBuf,
     ) -> crate::Result<()> {
         let len = u32::try_from(len).map_err(|_| Errno::EINVAL)?;
-        let before = {
-            let map = lock(&self.inner.holds.map);
-            // Of one owner alone: versions of different nodes have no order.
-            let of_owner = map.get(&key.id()).filter(|hold| hold.owner == owner);
-            of_owner.map(|hold| hold.version)
+        let may_replace = match self.inner.holds.of(key.id()) {
+            None => true,
+            Some((version, by)) if by == owner => version <= key.version,
+            Some(_) => self.is_named(key).await == Some(true),
         };
-        if before.is_some_and(|version| version > key.version) {
+        if !may_replace {
             return Err(Errno::EAGAIN);
         }
         if self.inner.store.find(key).is_none() {
@@ -177,8 +192,68 @@ impl FileSystem {
         });
     }
 
-    /// These versions were sealed and are not in the cloud: they are to be copied to other nodes.
-    pub(crate) fn replicate(&self, mut keys: Vec<ChunkKey>) {
+    /// Whether the coordinator's layout names this version. `None` when it cannot be asked, and while this node has changes of
+    /// its own that are not committed.
+    pub async fn is_named(&self, key: ChunkKey) -> Option<bool> {
+        let loaded = timeout(NAMED_MAX, self.with_layout(key.ino, false)).await;
+        let inode = match loaded.ok()? {
+            Ok(inode) => inode,
+            Err(Errno::ENOENT) => return Some(false),
+            Err(_) => return None,
+        };
+        let state = lock(&inode.state);
+        let (Some(attr), Some(layout)) = (&state.attr, &state.layout) else {
+            return None;
+        };
+        if state.has_local_changes() {
+            return None;
+        }
+        let named = layout.chunk(key.index, attr.chunk_size);
+        Some(named.is_some_and(|(version, _)| version == key.version))
+    }
+
+    /// Whether a version is part of a change that the coordinator has not answered yet; what it replaces is named until then.
+    pub fn awaits_commit(&self, key: ChunkKey) -> bool {
+        let is_of = |run: &Run| {
+            let at = key.index.checked_sub(run.first);
+            run.version == key.version && at.is_some_and(|at| at < run.count)
+        };
+        self.inner.inodes.get(key.ino).is_some_and(|inode| {
+            let state = lock(&inode.state);
+            let mut runs = state.commits.iter().flat_map(|c| &c.commit.runs);
+            state.is_sealing || state.unsealed.runs.iter().any(is_of) || runs.any(is_of)
+        })
+    }
+
+    /// Whether a file has changes that the coordinator has not answered yet.
+    pub fn is_uncommitted(&self, ino: Ino) -> bool {
+        let inode = self.inner.inodes.get(ino);
+        inode.is_some_and(|inode| lock(&inode.state).is_uncommitted())
+    }
+
+    /// Whether it is known what was sealed and not committed when this node was started.
+    pub fn has_recovered(&self) -> bool {
+        self.inner.has_recovered.load(Ordering::Acquire)
+    }
+
+    /// A commit was answered. The layout names its versions from now on, which are copied, and no longer those that they
+    /// replaced. One that was refused leaves the layout, and the copies of what it names, as they were.
+    pub(crate) fn copies_follow(&self, done: &PendingCommit, refused: Option<Errno>) {
+        if self.inner.peers.get().is_none() {
+            return;
+        }
+        if matches!(refused, None | Some(Errno::ENOENT)) {
+            self.need_no_replicas(&done.replaced);
+        }
+        let keys = keys_of(&done.commit);
+        match refused {
+            None => self.replicate(keys),
+            Some(_) => self.need_no_replicas(&keys),
+        }
+    }
+
+    /// These versions were committed and are not in the cloud: they are to be copied to other nodes.
+    fn replicate(&self, mut keys: Vec<ChunkKey>) {
         if let Some(tier) = self.inner.peers.get() {
             // Those that were sealed ahead of their file may be in the cloud by now.
             keys.retain(|key| {

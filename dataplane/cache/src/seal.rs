@@ -147,8 +147,6 @@ impl FileSystem {
             };
             (commit, before, now)
         };
-        // All of the commit: some were sealed ahead of it, and could still be dropped until now.
-        let sealed_keys = keys_of(&commit);
         let Ok(bytes) = postcard::to_stdvec(&commit) else {
             resume(&chunks);
             restore(inode, before);
@@ -195,6 +193,7 @@ impl FileSystem {
                 commit,
                 number: sealed.number,
                 now,
+                replaced: [before.replaced, sealed.replaced.clone()].concat(),
             });
             if !std::mem::replace(&mut state.is_committing, true) {
                 let (fs, inode) = (self.clone(), Arc::clone(inode));
@@ -203,8 +202,6 @@ impl FileSystem {
         }
         count(&self.inner.counters.uncommitted_files, 1);
         close(&chunks);
-        self.need_no_replicas(&sealed.replaced);
-        self.replicate(sealed_keys);
         self.tell_stored(&sealed.bodies, &sealed.replaced);
         Ok(())
     }
@@ -248,10 +245,11 @@ impl FileSystem {
             // A file that is written over and over while it is open must not have a commit that grows and grows.
             let runs = &mut state.unsealed.runs;
             let is_same = |r: &Run| r.first == run.first && r.count == 1;
-            if let Some(old) = runs.iter().rposition(is_same) {
-                runs.remove(old);
-            }
+            let old = runs.iter().rposition(is_same).map(|at| runs.remove(at));
             runs.push(run);
+            let replaced = sealed.replaced.iter().copied();
+            let is_named = |key: &ChunkKey| old.is_none_or(|old| old.version != key.version);
+            state.unsealed.replaced.extend(replaced.filter(is_named));
             state.open_chunks.remove(&chunk.index);
         }
         close(std::slice::from_ref(chunk));
@@ -272,8 +270,8 @@ impl FileSystem {
         self.inner.link.event(ino, DataEvent::Stored(stored));
     }
 
-    /// Drops what is open and unsealed of an orphan. For who has the seal lock.
-    pub(crate) async fn drop_unsealed(&self, inode: &Inode) {
+    /// Drops what is open and unsealed of an orphan, and what that was. For who has the seal lock.
+    pub(crate) async fn drop_unsealed(&self, inode: &Inode) -> Unsealed {
         let chunks: Vec<Arc<OpenChunk>> =
             lock(&inode.state).open_chunks.values().cloned().collect();
         for chunk in &chunks {
@@ -281,13 +279,14 @@ impl FileSystem {
         }
         let mut state = lock(&inode.state);
         state.open_chunks.clear();
-        state.unsealed = Unsealed::default();
+        std::mem::take(&mut state.unsealed)
     }
 
     /// Drops everything of an orphan: open chunks, sealed chunks, what is unsealed.
     pub(crate) async fn drop_chunks(&self, inode: &Arc<Inode>) {
         let _one_at_a_time = inode.seal_lock.lock().await;
-        self.drop_unsealed(inode).await;
+        let unsealed = self.drop_unsealed(inode).await;
+        self.need_no_replicas(&unsealed.replaced);
         let keys: Vec<ChunkKey> = self
             .inner
             .store
@@ -319,7 +318,7 @@ impl FileSystem {
 }
 
 /// The versions that a commit names.
-fn keys_of(commit: &Commit) -> Vec<ChunkKey> {
+pub(crate) fn keys_of(commit: &Commit) -> Vec<ChunkKey> {
     let of = |run: &Run| {
         let (ino, version) = (commit.ino, run.version);
         let indexes = run.first..run.first.saturating_add(run.count);
@@ -418,6 +417,7 @@ fn restore(inode: &Inode, before: Unsealed) {
     state.unsealed.is_dirty = true;
     state.unsealed.kill_suid |= later.kill_suid;
     state.unsealed.runs.extend(later.runs);
+    state.unsealed.replaced.extend(later.replaced);
     state.unsealed.truncate = match (state.unsealed.truncate, later.truncate) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),

@@ -82,10 +82,10 @@ pub trait PeerTier: Send + Sync {
     /// Whether a node is one of the others now.
     fn is_live(&self, id: &str) -> bool;
 
-    /// These versions were sealed and are not in the cloud.
+    /// These versions were committed and are not in the cloud.
     fn sealed(&self, keys: Vec<ChunkKey>);
 
-    /// These versions are in the cloud, or dropped.
+    /// These versions are in the cloud, or no layout names them any more.
     fn settled(&self, keys: &[ChunkKey]);
 
     /// Counters.

@@ -203,7 +203,7 @@ impl PeerTier for Nodes {
     }
 
     fn sealed(&self, keys: Vec<ChunkKey>) {
-        self.replicator.add(keys);
+        self.replicator.add(keys, true);
     }
 
     fn settled(&self, keys: &[ChunkKey]) {

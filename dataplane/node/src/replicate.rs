@@ -1,8 +1,9 @@
 //! Copies what is not in the cloud yet to its homes on other nodes, in the background, and keeps the copies there until it is.
 //!
-//! A chunk is known here from its seal until it is in the cloud or dropped. It is due at once, again after a failure, when a home
-//! may have been started again, when the nodes are others, and once a minute to confirm that it is still needed: one request a
-//! home then, which a home that lost it answers so, and is given it anew.
+//! A chunk is known here from its commit until it is in the cloud, or no layout names it. It is due at once, again after a failure,
+//! when a home may have been started again, when the nodes are others, and once a minute to confirm that it is still needed: one
+//! request a home then, which a home that lost it answers so, and is given it anew. What the next version took the place of in
+//! this node's store is confirmed, too, until that one is committed.
 
 use crate::peers::homes_among;
 use fastcache_api::ChunkKey;
@@ -11,6 +12,7 @@ use fastcache_cache::FileSystem;
 use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer};
 use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep};
 use fastcache_types::BLOCK;
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +39,10 @@ struct Copies {
     done: Vec<(String, u64)>,
     /// Homes that should have one.
     wanted: usize,
+    /// A layout names it, as far as this node knows; not known of what was found in the store.
+    is_committed: bool,
+    /// Homes were asked to take it.
+    is_tried: bool,
     failures: u32,
     due: Instant,
     /// It is in the queue, or being copied.
@@ -92,37 +98,61 @@ impl Replicator {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These were sealed and are not in the cloud.
-    pub fn add(&self, keys: Vec<ChunkKey>) {
+    /// These are not in the cloud. `is_committed`: layouts name them; else that is to be looked at before they are copied.
+    pub fn add(&self, keys: Vec<ChunkKey>, is_committed: bool) {
         {
             let mut state = self.state();
+            let state = &mut *state;
+            let now = now();
             for key in keys {
-                if state.chunks.len() >= CHUNKS_MAX {
-                    self.errors.fetch_add(1, Ordering::Relaxed);
-                    continue;
-                }
-                let copies = Copies {
-                    done: Vec::new(),
-                    wanted: 0,
-                    failures: 0,
-                    due: now(),
-                    is_busy: true,
-                };
-                if state.chunks.insert(key, copies).is_none() {
-                    state.due.push_back(key);
+                let is_full = state.chunks.len() >= CHUNKS_MAX;
+                match state.chunks.entry(key) {
+                    // Its copies are known: only whether it may be copied is news.
+                    Entry::Occupied(mut known) => {
+                        let copies = known.get_mut();
+                        let was_committed = copies.is_committed;
+                        copies.is_committed |= is_committed;
+                        if is_committed && !was_committed && !copies.is_busy {
+                            copies.is_busy = true;
+                            state.due.push_back(key);
+                        }
+                    }
+                    Entry::Vacant(_) if is_full => {
+                        self.errors.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Entry::Vacant(place) => {
+                        place.insert(Copies {
+                            done: Vec::new(),
+                            wanted: 0,
+                            is_committed,
+                            is_tried: false,
+                            failures: 0,
+                            due: now,
+                            is_busy: true,
+                        });
+                        state.due.push_back(key);
+                    }
                 }
             }
         }
         self.changed.notify(usize::MAX);
     }
 
-    /// These are in the cloud, or dropped: the homes may forget them.
+    /// These are in the cloud, or nothing any more: the homes may forget them.
     pub fn remove(&self, keys: &[ChunkKey]) {
         let peers = self.cluster.peers();
+        let me = self.cluster.me();
         for key in keys {
-            let copies = self.state().chunks.remove(key);
-            for (id, _) in copies.map(|c| c.done).unwrap_or_default() {
-                if let Some(peer) = peers.iter().find(|p| p.id == id) {
+            let Some(copies) = self.state().chunks.remove(key) else {
+                continue;
+            };
+            // A home that did not answer in time may have taken it all the same.
+            let asked = match copies.is_tried {
+                true => homes_among(key.id(), &peers, me.as_ref()),
+                false => Vec::new(),
+            };
+            for (at, peer) in peers.iter().enumerate() {
+                if asked.contains(&at) || copies.done.iter().any(|(id, _)| *id == peer.id) {
                     self.cluster.release(peer, *key);
                 }
             }
@@ -147,12 +177,12 @@ impl Replicator {
     async fn look_after(&self, fs: &FileSystem) {
         loop {
             sleep(LOOK).await;
-            if self.cluster.me().is_none() {
+            if self.cluster.me().is_none() || !fs.has_recovered() {
                 continue;
             }
             let has_looked = std::mem::replace(&mut self.state().has_looked, true);
             if !has_looked {
-                self.add(dirty_chunks(fs));
+                self.add(dirty_chunks(fs), false);
             }
             let peers = self.cluster.peers();
             let nodes: Vec<(String, u64)> =
@@ -188,52 +218,92 @@ impl Replicator {
 
     /// Gives a chunk to those of its homes that do not have it.
     async fn copy(&self, fs: &FileSystem, key: ChunkKey) {
-        let here = fs.store().find(key).filter(|body| body.is_dirty());
-        let Some(total) = here.map(|body| body.len() as usize) else {
-            // Dropped meanwhile, or in the cloud.
+        let (is_committed, is_again, before) = match self.state().chunks.get(&key) {
+            Some(c) => (c.is_committed, c.is_tried, c.done.clone()),
+            None => return,
+        };
+        if !is_committed && fs.awaits_commit(key) {
+            self.put_off(key, |_| {});
+            return;
+        }
+        let here = fs.store().find(key);
+        let is_needed = match &here {
+            Some(body) => body.is_dirty(),
+            // Replaced in this node's store: by what is not committed yet, or by what was refused.
+            None if before.is_empty() => false,
+            None => fs.is_uncommitted(key.ino) || fs.is_named(key).await != Some(false),
+        };
+        if !is_needed {
             self.remove(&[key]);
             return;
-        };
+        }
         let peers = self.cluster.peers();
         let me = self.cluster.me();
         let homes = homes_among(key.id(), &peers, me.as_ref());
+        let mut is_named = !is_again;
         let mut done = Vec::new();
+        let mut lost = Vec::new();
         for at in &homes {
             let peer = &peers[*at];
-            match self.give(fs, peer, key, total).await {
+            let mut held = self.cluster.hold(peer, key, GIVE_MAX).await.map(|_| ());
+            if let (Err(AskError::NotFound), Some(body)) = (&held, &here) {
+                // Lost there, or never taken: perhaps another node has written the chunk since, and its copy is in place.
+                is_named = is_named || fs.is_named(key).await != Some(false);
+                if !is_named && !fs.is_uncommitted(key.ino) {
+                    self.remove(&[key]);
+                    return;
+                }
+                is_named = true;
+                held = self.give(fs, peer, key, body.len() as usize).await;
+            }
+            match held {
                 Ok(()) => done.push((peer.id.clone(), peer.changes())),
                 Err(error) => {
+                    if error == AskError::NotFound {
+                        lost.push(&peer.id);
+                    }
                     self.errors.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(target: "peer", ?peer, %key, %error, "a home did not take a copy; it is tried again");
                 }
             }
         }
-        let is_known = {
-            let mut state = self.state();
-            match state.chunks.get_mut(&key) {
-                Some(copies) => {
-                    let pause = if done.len() == homes.len() {
-                        copies.failures = 0;
-                        CONFIRM
-                    } else {
-                        copies.failures = copies.failures.saturating_add(1);
-                        (RETRY.0 * 2u32.saturating_pow(copies.failures.min(10))).min(RETRY.1)
-                    };
-                    copies.done.clone_from(&done);
-                    copies.wanted = homes.len();
-                    copies.due = now() + pause;
-                    copies.is_busy = false;
-                    true
-                }
-                None => false,
+        if here.is_none() {
+            // Homes that cannot be asked now have it still, and nobody could give it to them again.
+            let is_new = |id: &String| !lost.contains(&id) && done.iter().all(|(at, _)| at != id);
+            let kept: Vec<_> = before.into_iter().filter(|(id, _)| is_new(id)).collect();
+            done.extend(kept);
+        }
+        let is_known = self.put_off(key, |copies| {
+            copies.is_committed = true;
+            copies.is_tried = true;
+            copies.wanted = homes.len();
+            if done.len() >= homes.len() {
+                copies.failures = 0;
+                copies.due = now() + CONFIRM;
             }
-        };
+            copies.done = done;
+        });
         if !is_known {
             // It went to the cloud, or was dropped, while it was copied.
             for at in homes {
                 self.cluster.release(&peers[at], key);
             }
         }
+    }
+
+    /// The chunk is looked at again after a pause that grows, unless `then` says when. False when it is not known any more.
+    fn put_off(&self, key: ChunkKey, then: impl FnOnce(&mut Copies)) -> bool {
+        let mut state = self.state();
+        let copies = state.chunks.get_mut(&key);
+        let is_known = copies.is_some();
+        if let Some(copies) = copies {
+            copies.failures = copies.failures.saturating_add(1);
+            let pause = RETRY.0 * 2u32.saturating_pow(copies.failures.min(10));
+            copies.due = now() + pause.min(RETRY.1);
+            copies.is_busy = false;
+            then(copies);
+        }
+        is_known
     }
 
     async fn give(
@@ -243,11 +313,6 @@ impl Replicator {
         key: ChunkKey,
         total: usize,
     ) -> Result<(), AskError> {
-        match self.cluster.hold(peer, key, GIVE_MAX).await {
-            Ok(_) => return Ok(()),
-            Err(AskError::NotFound) => {}
-            Err(error) => return Err(error),
-        }
         let mut at = 0;
         while at < total {
             let len = (total - at).min(PAYLOAD_MAX);
@@ -255,14 +320,21 @@ impl Replicator {
             let bytes = front.split_off(PAGE);
             let first = u32::try_from(at / BLOCK).map_err(|_| AskError::Nonsense)?;
             let (read, mut bytes) = fs.read_for_peer(key, first, bytes).await;
-            read.map_err(|_| AskError::Failed)?;
+            if read.is_err() {
+                // What the other node has of it goes: nothing more comes.
+                self.cluster.release(peer, key);
+                return Err(AskError::Failed);
+            }
             drop(bytes.split_off(len));
             let mut frame = front.split_off(PAGE - HEADER_BYTES);
             assert!(frame.unsplit(bytes).is_ok(), "two halves of one buffer");
-            self.cluster
-                .put(peer, key, total, at, frame, GIVE_MAX)
-                .await?;
+            let given = self.cluster.put(peer, key, total, at, frame, GIVE_MAX);
+            let given = given.await;
             at += len;
+            if given.is_err() && at < total {
+                self.cluster.release(peer, key);
+            }
+            given?;
         }
         self.given.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -282,3 +354,6 @@ fn dirty_chunks(fs: &FileSystem) -> Vec<ChunkKey> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,13 +6,13 @@ use crate::frame::{FrameError, HEADER_BYTES, Header, Kind, PAYLOAD_MAX, Status};
 use crate::handshake::{self, Identity};
 use crate::stream::{Broken, Held, Incoming, Out, Outbox, hang_up};
 use async_lock::Semaphore;
-use fastcache_reactor::{Fd, IoBuf, PAGE, Remote, Task, pool, spawn, timeout};
+use fastcache_reactor::{Fd, Instant, IoBuf, PAGE, Remote, Task, now, pool, sleep, spawn, timeout};
 use fastcache_types::{BLOCK, CHUNK_MAX, ChunkKey};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How long the handshake may take.
@@ -23,13 +23,22 @@ const CONNECTIONS_MAX: u64 = 20_000;
 const SERVING_MAX: usize = 64;
 /// Chunks that one connection may have fetched from the cloud at once; further ones are refused, and who asks fetches them.
 const BRINGING_MAX: usize = 32;
-/// Replicas that come in on one connection at once; further ones are refused.
-const REPLICAS_MAX: usize = 8;
+/// Bytes of replicas that come in on one core at once; further ones are refused.
+const REPLICAS_BYTES: usize = 8 * CHUNK_MAX;
+/// Replicas of one connection of which only parts came; a further one takes the place of the one that waits longest. A core of
+/// another node gives two at once.
+const PARTIAL_MAX: usize = 4;
+/// How long one waits for its next part: as long as who gives it waits for an answer.
+const PARTIAL_TIME: Duration = Duration::from_secs(10);
 /// Bytes of one core that are read for others, or wait to be sent to them, in parts of [`PAYLOAD_MAX`]: few enough to leave
 /// most of the core's buffers to its own programs.
 const PARTS_MAX: usize = 16;
-/// What the server of one core takes for chunks, bytes: parts that go out, and the replicas that one connection brings at once.
-pub const CORE_BYTES: u64 = (PARTS_MAX * PAYLOAD_MAX + REPLICAS_MAX * CHUNK_MAX) as u64;
+/// Those of one node: enough to read, to send and to be sent at the same time, and others have theirs while it stands still.
+const PARTS_SHARE: usize = 4;
+/// How long the socket may take for a part; then the connection ends, and who asked asks somebody else.
+const SEND_TIME: Duration = Duration::from_secs(2);
+/// What the server of one core takes for chunks, bytes: parts that go out, and replicas that come in.
+pub const CORE_BYTES: u64 = (PARTS_MAX * PAYLOAD_MAX + REPLICAS_BYTES) as u64;
 /// Pause after a failed accept, so that a lasting error does not burn the core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -49,7 +58,7 @@ pub trait Chunks: Clone + Send + 'static {
     fn bring(&self, key: ChunkKey) -> impl Future<Output = Option<usize>>;
 
     /// Keeps a chunk of `len` bytes (in `buf`, padded with zeros to whole blocks) for the node `owner` until it is released, and
-    /// returns when it is on stable storage.
+    /// returns when it is on stable storage. Comes to its end also when nobody waits for the answer any more.
     ///
     /// The error is `Busy` (no room, or something else in its place) or `Failed`.
     fn put(
@@ -80,6 +89,48 @@ pub trait Chunks: Clone + Send + 'static {
 thread_local! {
     /// Parts that this core may still read for others.
     static PARTS: Arc<Semaphore> = Arc::new(Semaphore::new(PARTS_MAX));
+    /// The same for one node, by its id.
+    static SHARES: RefCell<HashMap<String, Weak<Semaphore>>> = RefCell::default();
+    /// Bytes of the replicas that come in on this core.
+    static COMING: Cell<usize> = const { Cell::new(0) };
+}
+
+/// What this core has taken for replicas that come in.
+#[cfg(test)]
+pub(crate) fn coming_bytes() -> usize {
+    COMING.get()
+}
+
+/// What all connections of a node on this core may hold of [`PARTS`].
+fn share_of(node: &str) -> Arc<Semaphore> {
+    SHARES.with_borrow_mut(|shares| {
+        if let Some(share) = shares.get(node).and_then(Weak::upgrade) {
+            return share;
+        }
+        shares.retain(|_, share| share.strong_count() > 0);
+        let share = Arc::new(Semaphore::new(PARTS_SHARE));
+        shares.insert(node.to_owned(), Arc::downgrade(&share));
+        share
+    })
+}
+
+/// Bytes of [`COMING`], given back when dropped. Stays on its core, as [`Serving`] does.
+struct Coming(usize);
+
+impl Coming {
+    fn take(bytes: usize) -> Option<Coming> {
+        let all = COMING.get() + bytes;
+        (all <= REPLICAS_BYTES).then(|| {
+            COMING.set(all);
+            Coming(bytes)
+        })
+    }
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        COMING.set(COMING.get() - self.0);
+    }
 }
 
 /// Accepts connections for ever, on the core that calls, and serves them on all of `cores` in turn.
@@ -156,6 +207,7 @@ pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks:
     tracing::info!(target: "peer", node = other.id, from, "a node connected");
     let connection = Rc::new(Serving {
         cluster: Arc::clone(cluster),
+        share: share_of(&other.id),
         other,
         chunks,
         outbox: Arc::default(),
@@ -163,13 +215,16 @@ pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks:
         turns: Arc::new(Semaphore::new(SERVING_MAX)),
         bringing: Arc::new(Semaphore::new(BRINGING_MAX)),
         replicas: RefCell::default(),
+        is_sweeping: Cell::new(false),
     });
-    let outbox = Arc::clone(&connection.outbox);
-    let sends = stream.clone();
+    let (writer, sends) = (Rc::clone(&connection), stream.clone());
     let _writer = spawn(async move {
-        if let Err(error) = outbox.run(&sends).await {
+        if let Err(error) = writer.outbox.run(&sends, Some(SEND_TIME)).await {
             tracing::debug!(target: "peer", %error, "answers cannot be sent");
         }
+        // What answers hold goes at once: who reads the requests may wait for it, and for that alone.
+        writer.outbox.close();
+        writer.tasks.take();
         hang_up(&sends);
     });
     let ended = connection.receive(&mut incoming).await;
@@ -181,6 +236,7 @@ pub(crate) async fn serve<C: Chunks>(cluster: &Arc<Cluster>, stream: Fd, chunks:
     }
     connection.outbox.close();
     connection.tasks.take();
+    connection.replicas.take();
     hang_up(&stream);
 }
 
@@ -192,9 +248,12 @@ struct Serving<C> {
     /// What is in service, by its request; dropped when it is cancelled.
     tasks: RefCell<HashMap<u64, Task<()>>>,
     turns: Arc<Semaphore>,
+    share: Arc<Semaphore>,
     bringing: Arc<Semaphore>,
     /// Those of which parts came.
     replicas: RefCell<HashMap<ChunkKey, Replica>>,
+    /// Somebody looks for those that nobody goes on with.
+    is_sweeping: Cell<bool>,
 }
 
 /// A replica that comes in.
@@ -203,11 +262,17 @@ struct Replica {
     total: usize,
     /// Bytes of it that came.
     got: usize,
+    /// When the last part came.
+    since: Instant,
+    room: Coming,
 }
 
 impl<C: Chunks> Serving<C> {
     async fn receive(self: &Rc<Self>, incoming: &mut Incoming) -> Result<(), Broken> {
         while let Some(header) = incoming.header().await? {
+            if self.outbox.is_closed() {
+                return Err(Broken::stalled());
+            }
             match header.kind {
                 Kind::Has => {
                     let turn = self.turns.acquire_arc().await;
@@ -239,7 +304,10 @@ impl<C: Chunks> Serving<C> {
                     let total = self.chunks.hold(&self.other.id, header.key);
                     self.say(&header, total.ok_or(Status::NotFound), None);
                 }
-                Kind::Release => self.chunks.release(&self.other.id, header.key),
+                Kind::Release => {
+                    self.replicas.borrow_mut().remove(&header.key);
+                    self.chunks.release(&self.other.id, header.key);
+                }
                 Kind::Cancel => {
                     let task = self.tasks.borrow_mut().remove(&header.request);
                     drop(task);
@@ -255,17 +323,16 @@ impl<C: Chunks> Serving<C> {
         let turn = self.turns.acquire_arc().await;
         let (offset, total) = (header.offset as usize, header.total as usize);
         let known = self.replicas.borrow_mut().remove(&header.key);
-        let is_new = offset == 0;
         let replica = match known {
-            Some(replica) if !is_new && replica.got == offset && replica.total == total => {
+            Some(replica) if offset > 0 && replica.got == offset && replica.total == total => {
                 Some(replica)
             }
-            _ if is_new && self.replicas.borrow().len() < REPLICAS_MAX => Some(Replica {
-                buf: IoBuf::alloc(total.next_multiple_of(BLOCK)),
-                total,
-                got: 0,
-            }),
-            // Given up meanwhile, or too many.
+            // What came of it before is of no use.
+            known if offset == 0 => {
+                drop(known);
+                self.begin(total)
+            }
+            // Given up meanwhile.
             _ => None,
         };
         let Some(mut replica) = replica else {
@@ -276,24 +343,71 @@ impl<C: Chunks> Serving<C> {
         let payload = header.payload as usize;
         let mut part = replica.buf.split_off(offset);
         let rest = part.split_off(payload);
-        let mut part = incoming.payload(&header, part).await?;
+        // Who stands still in the middle of it must not keep the room.
+        let came = timeout(PARTIAL_TIME, incoming.payload(&header, part)).await;
+        let mut part = came.unwrap_or_else(|_| Err(Broken::stalled()))?;
         crate::stream::join(&mut part, rest);
         crate::stream::join(&mut replica.buf, part);
         replica.got = offset + payload;
         if replica.got < total {
+            replica.since = now();
             self.replicas.borrow_mut().insert(header.key, replica);
+            self.see_to_abandoned();
             self.say(&header, Ok(total), Some(Box::new(turn)));
             return Ok(());
         }
+        // Neither a cancellation nor the end of the connection stops it: half of it may be done.
         let this = Rc::clone(self);
-        let keep = async move {
-            let owner = &this.other.id;
-            let kept = this.chunks.put(owner, header.key, total, replica.buf);
+        spawn(async move {
+            let Replica { buf, room, .. } = replica;
+            let kept = this.chunks.put(&this.other.id, header.key, total, buf);
             let kept = kept.await.map(|()| total);
+            drop(room);
             this.say(&header, kept, Some(Box::new(turn)));
-        };
-        self.serve(header, keep)?;
+        })
+        .detach();
         Ok(())
+    }
+
+    /// Room for a replica of which nothing came yet. One that was given up makes way for it.
+    fn begin(&self, total: usize) -> Option<Replica> {
+        let mut replicas = self.replicas.borrow_mut();
+        if replicas.len() >= PARTIAL_MAX {
+            let oldest = replicas.iter().min_by_key(|(_, replica)| replica.since);
+            let oldest = oldest.map(|(key, _)| *key);
+            if let Some(key) = oldest {
+                replicas.remove(&key);
+            }
+        }
+        let len = total.next_multiple_of(BLOCK);
+        Coming::take(len).map(|room| Replica {
+            buf: IoBuf::alloc(len),
+            total,
+            got: 0,
+            since: now(),
+            room,
+        })
+    }
+
+    /// Drops replicas of which no part comes any more.
+    fn see_to_abandoned(self: &Rc<Self>) {
+        if self.is_sweeping.replace(true) {
+            return;
+        }
+        let this = Rc::downgrade(self);
+        spawn(async move {
+            loop {
+                sleep(PARTIAL_TIME).await;
+                let Some(this) = this.upgrade() else { return };
+                let mut replicas = this.replicas.borrow_mut();
+                replicas.retain(|_, r| r.since.elapsed() < PARTIAL_TIME);
+                if replicas.is_empty() {
+                    this.is_sweeping.set(false);
+                    return;
+                }
+            }
+        })
+        .detach();
     }
 
     /// Serves a request in a task of its own, which its cancellation ends.
@@ -348,6 +462,7 @@ impl<C: Chunks> Serving<C> {
             self.say(asked, Ok(total), Some(turn));
             return;
         }
+        let own = self.share.acquire_arc().await;
         let room = PARTS.with(Arc::clone).acquire_arc().await;
         let span = length.next_multiple_of(BLOCK);
         // The header goes right in front of the bytes, which start on a page, so that both leave in one write.
@@ -380,7 +495,7 @@ impl<C: Chunks> Serving<C> {
                 .fetch_add(length as u64, Ordering::Relaxed);
         }
         self.outbox
-            .push(Out::Whole(frame), Some(Box::new((turn, room))));
+            .push(Out::Whole(frame), Some(Box::new((turn, own, room))));
     }
 
     /// The node in the list, when it is in it.

@@ -3,12 +3,13 @@
 use crate::frame::{FrameError, HEADER_BYTES, Header};
 use event_listener::Event;
 use fastcache_reactor::sync::Mutex;
-use fastcache_reactor::{Fd, IoBuf};
+use fastcache_reactor::{Fd, IoBuf, timeout};
 use rustix::net::Shutdown;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 /// Bytes read ahead of the frames they are in. A longer payload is received where it belongs.
 const STAGING: usize = 64 << 10;
@@ -32,6 +33,13 @@ pub enum Broken {
     /// What came cannot be used.
     #[error("{0}")]
     Frame(#[from] FrameError),
+}
+
+impl Broken {
+    /// The other end takes nothing, or sends nothing in the middle of a frame.
+    pub(crate) fn stalled() -> Broken {
+        Broken::Io(io::ErrorKind::TimedOut.into())
+    }
 }
 
 /// What comes in.
@@ -173,6 +181,10 @@ impl Outbox {
         true
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.queue().is_closed
+    }
+
     /// Drops what is queued; nothing goes out any more.
     pub(crate) fn close(&self) {
         let frames = {
@@ -184,8 +196,9 @@ impl Outbox {
         self.changed.notify(usize::MAX);
     }
 
-    /// Sends what is queued, for ever. Returns when the outbox is closed or the stream takes no more.
-    pub(crate) async fn run(&self, stream: &Fd) -> Result<(), Broken> {
+    /// Sends what is queued, for ever. Returns when the outbox is closed or the stream takes no more: or not within
+    /// `patience`, of which each write has its own.
+    pub(crate) async fn run(&self, stream: &Fd, patience: Option<Duration>) -> Result<(), Broken> {
         let mut staging = IoBuf::alloc(HEADERS_MAX * HEADER_BYTES + COPY_MAX);
         loop {
             let listener = self.changed.listen();
@@ -221,12 +234,11 @@ impl Outbox {
             }
             if used > 0 {
                 let part = staging.split_to(used);
-                let (sent, mut part) = stream.send_whole(part).await;
-                sent?;
+                let mut part = send(stream, part, patience).await?;
                 join(&mut part, staging);
                 staging = part;
             } else if let Some((Out::Whole(buf), hold)) = large {
-                stream.send_whole(buf).await.0?;
+                send(stream, buf, patience).await?;
                 drop(hold);
             } else {
                 listener.await;
@@ -234,6 +246,19 @@ impl Outbox {
             drop(held);
         }
     }
+}
+
+async fn send(stream: &Fd, buf: IoBuf, patience: Option<Duration>) -> Result<IoBuf, Broken> {
+    let sending = stream.send_whole(buf);
+    let (sent, buf) = match patience {
+        Some(patience) => {
+            let sent = timeout(patience, sending).await;
+            sent.map_err(|_| Broken::stalled())?
+        }
+        None => sending.await,
+    };
+    sent?;
+    Ok(buf)
 }
 
 /// Ends a connection for both directions, so that whoever waits on it goes on.

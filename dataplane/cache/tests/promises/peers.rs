@@ -283,10 +283,14 @@ fn key_of(ino: u64, version: u64) -> ChunkKey {
 }
 
 /// Gives a node a replica of `len` bytes.
-async fn give(node: &Node, key: ChunkKey, len: usize) -> Result<(), Errno> {
+async fn give_of(node: &Node, owner: &str, key: ChunkKey, len: usize) -> Result<(), Errno> {
     let mut buf = IoBuf::alloc(len.next_multiple_of(4096));
     buf[..len].copy_from_slice(&pattern(key.version.0, len));
-    soon("put", node.fs.put_for_peer("other", key, len, buf)).await
+    soon("put", node.fs.put_for_peer(owner, key, len, buf)).await
+}
+
+async fn give(node: &Node, key: ChunkKey, len: usize) -> Result<(), Errno> {
+    give_of(node, "other", key, len).await
 }
 
 #[test]
@@ -424,6 +428,112 @@ fn what_is_kept_for_others_makes_way_for_what_the_file_has() {
         assert_eq!(node.fs.hold_for_peer("other", held), Some(5000));
         others_write_then_this(&node, ino).await;
         assert_eq!(node.fs.stats().peers.held_chunks, 0);
+    });
+}
+
+#[test]
+fn of_two_owners_the_one_that_the_layout_names_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (_others, ino, _) = with_others(&node, true).await;
+        let (_, layout) = agent.file(ino);
+        let named = key_of(ino.0, layout.runs[0].version.0);
+        let before = key_of(ino.0, 1 << 40);
+        // Its number is greater, and it is older.
+        give_of(&node, "b", before, 5000).await.unwrap();
+        give_of(&node, "a", named, 3000).await.unwrap();
+        assert_eq!(node.fs.hold_for_peer("b", before), None);
+        assert_eq!(node.fs.hold_for_peer("b", named), None, "it is a's");
+        assert_eq!(node.fs.hold_for_peer("a", named), Some(3000));
+        // What was on its way for long changes nothing.
+        let late = give_of(&node, "b", before, 5000).await;
+        assert_eq!(late, Err(Errno::EAGAIN));
+        assert_eq!(node.fs.hold_for_peer("a", named), Some(3000));
+        // Nor where the file is gone, or nobody can be asked.
+        let gone = [key_of(77, 5), key_of(77, 6)];
+        give_of(&node, "b", gone[0], 100).await.unwrap();
+        assert_eq!(give_of(&node, "a", gone[1], 100).await, Err(Errno::EAGAIN));
+        assert_eq!(node.fs.hold_for_peer("b", gone[0]), Some(100));
+    });
+}
+
+#[test]
+fn copies_of_a_version_are_needed_until_the_next_one_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let others = Others::default();
+        node.fs.set_peers(Box::new(others.clone()));
+        let told = || {
+            let mut script = others.0.lock().unwrap();
+            let sealed = std::mem::take(&mut script.sealed);
+            (sealed, std::mem::take(&mut script.settled))
+        };
+        let keys = |ino| -> Vec<ChunkKey> {
+            let here = node.fs.store().chunks_of(ino);
+            here.iter().map(|b| b.key()).collect()
+        };
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 2 * CHUNK)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let first = keys(ino);
+        told();
+        // The first chunk is written in part and sealed at close, the second one whole and ahead of it, twice.
+        agent.ignores_commits.set(true);
+        let asked = agent.commits.borrow().len();
+        node.write(ino, 0, b"new").await.unwrap();
+        for round in 2..4 {
+            let before = keys(ino)[1];
+            node.write(ino, CHUNK as u64, &pattern(round, CHUNK))
+                .await
+                .unwrap();
+            let is_sealed = || keys(ino)[1] != before;
+            crate::node::until("it is sealed ahead", is_sealed).await;
+        }
+        assert!(node.fs.awaits_commit(keys(ino)[1]));
+        node.flush(ino).await.unwrap();
+        let second = keys(ino);
+        let is_asked = || agent.commits.borrow().len() > asked;
+        crate::node::until("the commit is asked for", is_asked).await;
+        assert_eq!(told(), (vec![], vec![]), "nobody knows how it ends");
+        for (old, new) in first.iter().zip(&second) {
+            assert!(old != new && !node.fs.awaits_commit(*old));
+            assert!(node.fs.awaits_commit(*new) && node.fs.is_uncommitted(ino));
+        }
+        node.link.detach(0, 1);
+        agent.ignores_commits.set(false);
+        agent.attach(&node.link, &node.arena, 2);
+        node.fsync(ino).await.unwrap();
+        let (mut sealed, mut settled) = told();
+        sealed.sort();
+        settled.sort();
+        assert_eq!((sealed, settled), (second.clone(), first));
+        assert!(!node.fs.awaits_commit(second[0]) && !node.fs.is_uncommitted(ino));
+        assert_eq!(node.fs.is_named(second[0]).await, Some(true));
+    });
+}
+
+#[test]
+fn a_commit_that_is_refused_leaves_the_copies_of_what_the_layout_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let others = Others::default();
+        node.fs.set_peers(Box::new(others.clone()));
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 5000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let first = node.fs.store().chunks_of(ino)[0].key();
+        agent.others_truncate(ino, 4500);
+        node.write(ino, 0, b"new").await.unwrap();
+        assert_eq!(node.fsync(ino).await, Err(Errno::EIO));
+        let script = others.0.lock().unwrap();
+        assert_eq!(script.sealed, [first]);
+        assert!(!script.settled.contains(&first));
     });
 }
 

@@ -85,7 +85,7 @@ impl Connection {
         });
         let (writer, at) = (connection.clone(), peer.clone());
         spawn(async move {
-            if let Err(error) = writer.outbox.run(&writer.stream).await {
+            if let Err(error) = writer.outbox.run(&writer.stream, None).await {
                 tracing::debug!(target: "peer", peer = ?at, %error, "requests cannot be sent");
             }
             // The reader says what happened.
