@@ -11,6 +11,7 @@ use fastcache_api::ns::NAME_MAX;
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, Version};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, REQUEST_MAX};
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,10 +117,10 @@ impl FileSystem {
                 tracing::error!(target: "cache", ino = %inode.ino, error = %refused, "another node wrote a file that was written here while the lease was lost, and it has no name that a file could be beside: what was written here is dropped");
             }
         }
-        let over: Vec<_> = {
+        let over = {
             let mut state = lock(&inode.state);
             let commits = std::mem::take(&mut state.commits);
-            let (over, left) = commits
+            let (over, left): (VecDeque<_>, _) = commits
                 .into_iter()
                 .partition(|c| numbers.contains(&c.number));
             state.commits = left;
