@@ -16,6 +16,7 @@ use fastcache_reactor::sim::{self, Contents, Device, Loss, Medium, Moods, Step};
 use history::{History, SealInfo};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Of the store, bytes: the smallest.
@@ -181,14 +182,18 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|n| n.parse().ok())
 }
 
-#[test]
-fn a_power_cut_at_any_moment_loses_nothing_that_was_flushed() {
+/// A file of the device's size: the name under which simulated devices are attached.
+fn device() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("device");
-    std::fs::File::create(&path)
-        .unwrap()
-        .set_len(DEVICE_BYTES)
-        .unwrap();
+    let file = std::fs::File::create(&path).unwrap();
+    file.set_len(DEVICE_BYTES).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn a_power_cut_at_any_moment_loses_nothing_that_was_flushed() {
+    let (_dir, path) = device();
     if let Some(seed) = number("FASTCACHE_POWER_SEED") {
         println!("{} images", run(seed, &path));
         return;
@@ -208,12 +213,7 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_flushed() {
 /// A store that is formatted again is the old one with all it has, or an empty one, and opens without being asked for more.
 #[test]
 fn a_power_cut_while_a_store_is_formatted_again_leaves_a_store() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("device");
-    std::fs::File::create(&path)
-        .unwrap()
-        .set_len(DEVICE_BYTES)
-        .unwrap();
+    let (_dir, path) = device();
     let mut kinds = [0; 2];
     for seed in 0..20 {
         sim::run(seed, async || {
