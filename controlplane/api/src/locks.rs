@@ -101,6 +101,14 @@ pub enum LockOp {
         /// Wait for it.
         waits: bool,
     },
+    /// A `Set` of this owner that waits on this file is to be answered now: whoever asked waits no more. Answer: `Done`,
+    /// also when there is none, or none yet.
+    Cancel {
+        /// The file.
+        ino: Ino,
+        /// Owner and kind.
+        lock: Lock,
+    },
     /// Give up a range. Answer: `Done`.
     Unlock {
         /// The file.

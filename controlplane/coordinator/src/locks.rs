@@ -6,9 +6,14 @@
 use fastcache_api::Ino;
 use fastcache_api::locks::{LOCKS_MAX, Lock, LockAnswer, LockOp, lock, unlock};
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 /// An owner of locks: a node's peer id, and its kernel's number.
 type Owner = (String, u64);
+
+/// What is waited for: a node's peer id, the file, the owner, and whether it is of flock.
+pub(crate) type Wish = (String, Ino, u64, bool);
 
 /// Who holds what.
 #[derive(Debug, Default)]
@@ -19,6 +24,12 @@ pub(crate) struct Locks {
     counts: HashMap<String, usize>,
     /// The owners that each waiting owner waits for.
     waiting: HashMap<Owner, HashSet<Owner>>,
+    /// Becomes true when those who wait are to wait no more.
+    wishes: HashMap<Wish, Weak<AtomicBool>>,
+}
+
+fn wish(peer: &str, ino: Ino, of: &Lock) -> Wish {
+    (peer.to_owned(), ino, of.owner, of.is_flock)
 }
 
 impl Locks {
@@ -51,6 +62,13 @@ impl Locks {
                     return LockAnswer::Full;
                 }
                 self.edit(peer, *ino, |held| lock(held, *new));
+                LockAnswer::Done
+            }
+            LockOp::Cancel { ino, lock } => {
+                let wish = self.wishes.remove(&wish(peer, *ino, lock));
+                if let Some(is_cancelled) = wish.and_then(|w| w.upgrade()) {
+                    is_cancelled.store(true, Ordering::Release);
+                }
                 LockAnswer::Done
             }
             LockOp::Unlock { ino, lock } => {
@@ -106,6 +124,26 @@ impl Locks {
         *count = (*count + after).saturating_sub(before);
         if *count == 0 {
             self.counts.remove(peer);
+        }
+    }
+
+    /// An owner wants a lock that is held; true when it wants it no more.
+    pub(crate) fn want(&mut self, peer: &str, ino: Ino, new: &Lock) -> (Wish, Arc<AtomicBool>) {
+        let wish = wish(peer, ino, new);
+        let known = self.wishes.entry(wish.clone()).or_default();
+        let is_cancelled = known.upgrade().unwrap_or_else(|| {
+            let new = Arc::default();
+            *known = Arc::downgrade(&new);
+            new
+        });
+        (wish, is_cancelled)
+    }
+
+    /// Somebody who wanted a lock has an answer.
+    pub(crate) fn answered(&mut self, wish: &Wish) {
+        let others = self.wishes.get(wish).map(Weak::strong_count);
+        if others == Some(0) {
+            self.wishes.remove(wish);
         }
     }
 

@@ -155,6 +155,42 @@ async fn an_agent_that_was_started_again_keeps_the_files_its_data_plane_writes()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lock_that_is_waited_for_no_more_is_granted_to_who_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = Session::two(dir.path(), Duration::from_secs(10)).await;
+    let ino = a.make("f").await.ino;
+    let lock = Lock {
+        owner: 1,
+        is_flock: false,
+        start: 0,
+        end: LOCK_END,
+        is_exclusive: true,
+        pid: 1,
+    };
+    let set = |waits| LockOp::Set { ino, lock, waits };
+    let held = a.coordinator.lock(a.number, set(false)).await.unwrap();
+    assert_eq!(held, LockAnswer::Done);
+    let cancel = LockOp::Cancel { ino, lock };
+    // Of nothing yet: what comes after it waits.
+    b.coordinator.lock(b.number, cancel.clone()).await.unwrap();
+    let waiting = {
+        let (coordinator, number, set) = (b.coordinator.clone(), b.number, set(true));
+        tokio::spawn(async move { coordinator.lock(number, set).await })
+    };
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished());
+    let since = tokio::time::Instant::now();
+    b.coordinator.lock(b.number, cancel).await.unwrap();
+    let answer = within(waiting).await.unwrap().unwrap();
+    assert_eq!(answer, LockAnswer::Held(lock));
+    assert!(since.elapsed() < Duration::from_secs(1));
+    let unlock = LockOp::Unlock { ino, lock };
+    a.coordinator.lock(a.number, unlock).await.unwrap();
+    let again = a.coordinator.lock(a.number, set(false)).await.unwrap();
+    assert_eq!(again, LockAnswer::Done);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stands_still_costs_the_writer_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let lease = Duration::from_secs(1);

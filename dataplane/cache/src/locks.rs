@@ -16,6 +16,7 @@ use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::locks::{self, LOCK_END, Lock, LockAnswer, LockOp};
 use fastcache_api::{Errno, Ino};
 use fastcache_reactor::sync::{AtomicU64, Mutex};
+use futures_util::future::{Either, select};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -27,8 +28,15 @@ const WAITING_MAX: usize = 512;
 const EARLY_MAX: usize = 64;
 /// Turns remembered before those that nobody holds are forgotten.
 const TURNS_KEPT: usize = 1024;
+/// How often the coordinator is told that a lock is waited for no more, before its answer is left to the background.
+const CANCELS: usize = 10;
+/// Pause between two of them: the first may have overtaken what it is about.
+const CANCEL_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two tries to bring the coordinator in step.
 const SETTLE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The coordinator's answer, and the owner's turn.
+type Asked = (Result<LockAnswer>, RwLockReadGuardArc<()>);
 
 /// Whose locks on which file, and whether those of flock.
 type Owner = (Ino, u64, bool);
@@ -159,12 +167,7 @@ impl FileSystem {
     }
 
     /// Asks for a lock once. The owner's turn comes with the answer.
-    async fn ask_to_set(
-        self,
-        ino: Ino,
-        new: Lock,
-        waits: bool,
-    ) -> (Result<LockAnswer>, RwLockReadGuardArc<()>) {
+    async fn ask_to_set(self, ino: Ino, new: Lock, waits: bool) -> Asked {
         let turn = self.inner.locks.turn(ino, &new).read_arc().await;
         let op = LockOp::Set {
             ino,
@@ -188,23 +191,15 @@ impl FileSystem {
                 return Err(Errno::EINTR);
             }
             let asked = Box::pin(self.clone().ask_to_set(ino, new, waits.is_some()));
-            let (answer, turn) = match interrupted {
-                None => asked.await,
-                Some(interrupted) => match futures_util::future::select(asked, interrupted).await {
-                    futures_util::future::Either::Left((answered, _)) => answered,
-                    futures_util::future::Either::Right(((), asked)) => {
-                        self.not_converted(ino, &new);
-                        let fs = self.clone();
-                        fastcache_reactor::spawn(async move {
-                            // It may be granted all the same, in place of what the owner had there.
-                            let (_, turn) = asked.await;
-                            drop(turn);
-                            fs.settle_lock(ino, new);
-                        })
-                        .detach();
-                        return Err(Errno::EINTR);
-                    }
+            let (answered, is_over) = match interrupted {
+                None => (Ok(asked.await), false),
+                Some(interrupted) => match select(asked, interrupted).await {
+                    Either::Left((answered, _)) => (Ok(answered), false),
+                    Either::Right(((), asked)) => (self.cancel_lock(ino, new, asked).await, true),
                 },
+            };
+            let Ok((answer, turn)) = answered else {
+                return Err(Errno::EINTR);
             };
             match answer {
                 Ok(LockAnswer::Done) => locks.edit(ino, |held| locks::lock(held, new)),
@@ -218,12 +213,43 @@ impl FileSystem {
             drop(turn);
             match answer? {
                 LockAnswer::Done => return Ok(()),
+                LockAnswer::Held(_) if is_over => return Err(Errno::EINTR),
                 LockAnswer::Held(_) if waits.is_some() => {}
                 LockAnswer::Held(_) | LockAnswer::Free => return Err(Errno::EAGAIN),
                 LockAnswer::Deadlock => return Err(Errno::EDEADLK),
                 LockAnswer::Full => return Err(Errno::ENOLCK),
             }
         }
+    }
+
+    /// Has the coordinator answer who waits for a lock now: a lock that is granted to nobody is in the way of others. EINTR
+    /// when it does not answer soon; what it answers then is seen to in the background.
+    async fn cancel_lock<A>(&self, ino: Ino, new: Lock, mut asked: A) -> Result<Asked>
+    where
+        A: Future<Output = Asked> + Unpin + 'static,
+    {
+        for _ in 0..CANCELS {
+            let fs = self.clone();
+            fastcache_reactor::spawn(async move {
+                let _ = fs.ask_lock(LockOp::Cancel { ino, lock: new }).await;
+            })
+            .detach();
+            let pause = std::pin::pin!(fastcache_reactor::sleep(CANCEL_PAUSE));
+            match select(asked, pause).await {
+                Either::Left((answered, _)) => return Ok(answered),
+                Either::Right((_, still)) => asked = still,
+            }
+        }
+        self.not_converted(ino, &new);
+        let fs = self.clone();
+        fastcache_reactor::spawn(async move {
+            // It may be granted all the same, in place of what the owner had there.
+            let (_, turn) = asked.await;
+            drop(turn);
+            fs.settle_lock(ino, new);
+        })
+        .detach();
+        Err(Errno::EINTR)
     }
 
     /// An owner did not get a lock: of flock it lost the one it had, too (flock(2): a conversion gives that up first).

@@ -17,6 +17,8 @@ pub struct Desk {
     pub loses_answers: Cell<bool>,
     /// A request that waits for its lock is kept.
     pub holds_waiting: Cell<bool>,
+    /// Cancels come too early: they are about nothing yet.
+    pub ignores_cancels: Cell<bool>,
     waiting: RefCell<Vec<(u64, LockOp)>>,
     /// Questions so far.
     pub asked: Cell<usize>,
@@ -29,6 +31,9 @@ impl Desk {
         if is_kept {
             self.waiting.borrow_mut().push((id, op));
             return;
+        }
+        if matches!(op, LockOp::Cancel { .. }) && !self.ignores_cancels.get() {
+            self.answer_waiting(link, false);
         }
         let answer = match self.fails.get() {
             true => Err(Errno::EIO),
@@ -49,6 +54,7 @@ impl Desk {
         match op {
             LockOp::Set { ino, lock: new, .. } => lock(had.entry(ino).or_default(), new),
             LockOp::Unlock { ino, lock } => unlock(had.entry(ino).or_default(), &lock),
+            LockOp::Cancel { .. } => {}
             other => panic!("the tests need no {other:?}"),
         }
         LockAnswer::Done

@@ -116,6 +116,7 @@ fn an_interrupted_change_of_a_lock_leaves_the_old_one() {
         };
         node.fs.set_lock(ino, reads, None).await.unwrap();
         desk.holds_waiting.set(true);
+        desk.ignores_cancels.set(true);
         let fs = node.fs.clone();
         let waiting =
             fastcache_reactor::spawn(async move { fs.set_lock(ino, WHOLE, Some(33)).await });
@@ -125,6 +126,25 @@ fn an_interrupted_change_of_a_lock_leaves_the_old_one() {
         desk.answer_waiting(&node.link, true);
         until("it is as it was", || desk.has(ino) == [reads]).await;
         assert_eq!(held(&node).await, [(ino, reads)]);
+    });
+}
+
+#[test]
+fn who_is_interrupted_waits_no_more_at_the_coordinator_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (desk, ino) = (&agent.locks, Ino(5));
+        desk.holds_waiting.set(true);
+        let fs = node.fs.clone();
+        let waiting =
+            fastcache_reactor::spawn(async move { fs.set_lock(ino, WHOLE, Some(33)).await });
+        until("it waits", || desk.waiting() == 1).await;
+        node.fs.interrupt_lock(33);
+        assert_eq!(soon("an interrupt", waiting).await, Err(Errno::EINTR));
+        assert_eq!(desk.waiting(), 0);
+        assert!(held(&node).await.is_empty());
     });
 }
 
