@@ -227,6 +227,10 @@ async fn forget(inner: &Inner, mut revoked: Revocation) {
     if !hand_over.is_empty() {
         calls.push(DataCall::HandOver { inos: hand_over });
     }
+    let orphans = std::mem::take(&mut revoked.orphans);
+    if !orphans.is_empty() {
+        calls.push(DataCall::HoldOpen { inos: orphans });
+    }
     if !revoked.inos.is_empty() || !revoked.entries.is_empty() || !revoked.touched.is_empty() {
         calls.push(DataCall::Invalidate {
             touched: std::mem::take(&mut revoked.touched),

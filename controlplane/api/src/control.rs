@@ -283,6 +283,12 @@ pub enum DataCall {
         /// What was written here is to be committed before the answer.
         and_commit: bool,
     },
+    /// These files lost their last name, and go unless somebody has them open. Answer: `Done`, when a lease is held on
+    /// those that are open here.
+    HoldOpen {
+        /// The files.
+        inos: Vec<Ino>,
+    },
     /// The locks that this node's programs hold, for a coordinator that does not know. Answer: `Locks`.
     Locks,
     /// Another node wants to write these files: commit what was written here, and ask before anything more is. What is

@@ -20,7 +20,7 @@ pub use ns::*;
 
 /// Version of the namespace operations as they travel and stand in the log. 1: first. 2: audits, conditions, the history
 /// in the bucket.
-pub const NS_VERSION: u32 = 2;
+pub const NS_VERSION: u32 = 3;
 
 /// The generated gRPC types and services (proto/fastcache.proto).
 #[allow(

@@ -16,10 +16,10 @@
 //! and waits for that. A `Commit` of anybody else is refused (ESTALE).
 //!
 //! A session's lease is renewed by its heartbeats, and what it holds lasts as long; when it has ended, a change waits for
-//! that node no more. What is open on a node is not known here, so that as soon as there are two nodes, orphans that
-//! another one may have open are not reaped.
+//! that node no more. What is open on a node is not known here: before an orphan is reaped, the other nodes are asked.
 
 mod locking;
+mod orphans;
 mod revocations;
 mod tables;
 #[cfg(test)]
@@ -239,6 +239,10 @@ impl Coordinator {
             Arc::downgrade(&inner),
             options.lease / FENCING_TICKS,
         ));
+        tokio::spawn(orphans::reap_abandoned(
+            Arc::downgrade(&inner),
+            options.stale_after,
+        ));
         Ok(Coordinator { inner })
     }
 
@@ -444,6 +448,9 @@ impl Coordinator {
                 }
             } else {
                 tables.leases.release(session, &pending.held, pending.stamp);
+                tables
+                    .leases
+                    .release(session, &pending.orphans, pending.stamp);
             }
             pending.answer();
         }
@@ -526,6 +533,7 @@ impl Coordinator {
         if !is_commit {
             self.settled_for(session).await;
         }
+        self.ask_who_has_open(session, &mut request.op).await;
         let (reply, waits) = {
             let _in_order = self.inner.order.lock().await;
             if let Some(refused) = self.refused(session, &mut request)

@@ -14,7 +14,7 @@ pub(crate) use log::{Frozen, WeakEngine};
 pub(crate) use restore::{Target, check_unused, is_there};
 
 use crate::history::{self, HistoryConfig, HistoryError, Progress};
-use fastcache_api::{Errno, HistoryState, NsOp, NsReply, NsRequest, Time};
+use fastcache_api::{Errno, HistoryState, Ino, NsOp, NsReply, NsRequest, Time};
 use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::ops::Bound;
@@ -421,6 +421,14 @@ impl Engine {
         if self.progress().state == HistoryState::Shipping {
             self.persist(0).await;
         }
+    }
+
+    /// Inodes without a name.
+    pub(crate) fn orphans(&self) -> Vec<Ino> {
+        fastcache_namespace::orphans(&self.inner.state).unwrap_or_else(|error| {
+            tracing::error!(target: "namespace", %error, "a read of the namespace failed");
+            Vec::new()
+        })
     }
 
     /// Number of the file system, and the epoch of this start.

@@ -95,6 +95,8 @@ struct Entry {
     node: grpc::Node,
     session: u64,
     seen: Instant,
+    /// Its lease goes on until then.
+    leased: Instant,
     /// Registered in this run, and neither stale nor fenced since.
     is_live: bool,
     /// Its watch stream was opened and has ended.
@@ -110,6 +112,8 @@ pub(crate) struct Registry {
     /// Peer of each session of this run that may still hold leases.
     sessions: HashMap<u64, String>,
     next_session: u64,
+    /// This run began then.
+    began: Instant,
     stale_after: Duration,
     live_for: Duration,
     /// Rises with every node that comes, goes, or is reached in another way.
@@ -147,6 +151,7 @@ impl Registry {
             peers: BTreeMap::new(),
             sessions: HashMap::new(),
             next_session: first_session,
+            began: Instant::now(),
             stale_after,
             live_for,
             version: 1,
@@ -199,6 +204,7 @@ impl Registry {
                 node,
                 session,
                 seen: now,
+                leased: now,
                 is_live: true,
                 is_unwatched: false,
             },
@@ -264,6 +270,26 @@ impl Registry {
             self.version += u64::from(is_moved);
         }
         Ok(())
+    }
+
+    /// Its lease goes on until then.
+    pub(crate) fn leased(&mut self, session: u64, until: Instant) {
+        if let Ok(entry) = self.entry(session) {
+            entry.leased = until;
+        }
+    }
+
+    /// Whether a node that may come back with what it had open cannot be asked now: it is not registered, or has no lease, and
+    /// that not for so long that it is dropped.
+    pub(crate) fn is_one_away(&self, now: Instant) -> bool {
+        self.known.iter().any(|id| {
+            let last = match self.peers.get(id) {
+                None => self.began,
+                Some(e) if e.is_live && now < e.leased => return false,
+                Some(e) => e.leased,
+            };
+            now < last + self.stale_after
+        })
     }
 
     /// The node's watch stream has ended: whoever held it is gone, or about to register again.

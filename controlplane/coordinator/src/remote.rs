@@ -19,6 +19,7 @@ pub use notice::{Lease, Notice, Revocation};
 use notice::Ack;
 
 use crate::grpc::MESSAGE_MAX;
+use crate::revocation::What;
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
 use fastcache_api::grpc::{
     AckRequest, CallRequest, HeartbeatReply, HeartbeatRequest, LockRequest, Node, RegisterReply,
@@ -507,6 +508,7 @@ impl Keeper {
             entries: Vec::new(),
             touched: Vec::new(),
             hand_over: Vec::new(),
+            orphans: Vec::new(),
             is_shared: false,
             ack: Ack::Local(done),
         };
@@ -666,12 +668,16 @@ impl Keeper {
 
     fn hand_on(&self, session: u64, revocation: grpc::Revocation) -> Result<(), String> {
         self.shared.revoked.fetch_add(1, Ordering::AcqRel);
-        let (inos, entries, touched, hand_over): crate::revocation::What = if revocation.everything
-        {
-            Default::default()
-        } else {
-            postcard::from_bytes(&revocation.what)
-                .map_err(|e| format!("a revocation cannot be read: {e}"))?
+        let What {
+            inos,
+            entries,
+            touched,
+            hand_over,
+            orphans,
+        } = match revocation.everything {
+            true => What::default(),
+            false => postcard::from_bytes(&revocation.what)
+                .map_err(|e| format!("a revocation cannot be read: {e}"))?,
         };
         let client = Box::new(self.shared.client.clone());
         let ack = Ack::Session {
@@ -687,6 +693,7 @@ impl Keeper {
                 entries,
                 touched,
                 hand_over,
+                orphans,
                 is_shared: true,
                 ack,
             }))

@@ -1,11 +1,37 @@
 //! What a change touches, what a read reveals, and how a revocation says it.
 
-use fastcache_api::{Attr, Ino, NsAnswer, NsOp, NsReply};
+use fastcache_api::{Attr, Ino, NsAnswer, NsOp, NsReply, grpc};
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// A revocation as it travels: inodes whose attributes and contents are to be forgotten, directory entries,
-/// the new attributes of those inodes, and inodes that are to be written no more.
-pub(crate) type What = (Vec<Ino>, Vec<(Ino, Vec<u8>)>, Vec<Attr>, Vec<Ino>);
+/// A revocation as it travels. What each means: [`Revocation`](crate::remote::Revocation).
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct What {
+    pub inos: Vec<Ino>,
+    pub entries: Vec<(Ino, Vec<u8>)>,
+    pub touched: Vec<Attr>,
+    pub hand_over: Vec<Ino>,
+    pub orphans: Vec<Ino>,
+}
+
+impl What {
+    /// For a node's watch stream. What cannot be encoded is everything.
+    pub(crate) fn into_revocation(self) -> grpc::Revocation {
+        match postcard::to_stdvec(&self) {
+            Ok(what) => grpc::Revocation {
+                what,
+                ..Default::default()
+            },
+            Err(error) => {
+                tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
+                grpc::Revocation {
+                    everything: true,
+                    ..Default::default()
+                }
+            }
+        }
+    }
+}
 
 /// What a change touched.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -65,31 +91,17 @@ impl Effect {
         all
     }
 
-    /// The part that concerns a holder of these leases, encoded.
-    pub(crate) fn told_to(
-        &self,
-        held: &HashSet<Ino>,
-        touched: &[Attr],
-    ) -> Result<Vec<u8>, postcard::Error> {
-        let what: What = (
-            self.inos
-                .iter()
-                .filter(|i| held.contains(i))
-                .copied()
-                .collect(),
-            self.entries
-                .iter()
-                .filter(|(dir, _)| held.contains(dir))
-                .cloned()
-                .collect(),
-            touched
-                .iter()
-                .filter(|a| held.contains(&a.ino))
-                .cloned()
-                .collect(),
-            Vec::new(),
-        );
-        postcard::to_stdvec(&what)
+    /// The part that concerns a holder of these leases.
+    pub(crate) fn told_to(&self, held: &HashSet<Ino>, touched: &[Attr]) -> What {
+        let inos = self.inos.iter().filter(|i| held.contains(i));
+        let entries = self.entries.iter().filter(|(dir, _)| held.contains(dir));
+        let touched = touched.iter().filter(|a| held.contains(&a.ino));
+        What {
+            inos: inos.copied().collect(),
+            entries: entries.cloned().collect(),
+            touched: touched.cloned().collect(),
+            ..What::default()
+        }
     }
 }
 

@@ -289,6 +289,76 @@ async fn a_change_waits_until_the_other_node_has_forgotten() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_orphan_goes_when_every_node_that_may_have_it_open_was_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 1000, None).await;
+    let (a, a_revoked) = server.connect("a").await;
+    let acking = acknowledge_all(a_revoked);
+    let (b, mut b_revoked) = server.connect("b").await;
+    let a = std::sync::Arc::new(a);
+    let orphan = async |name: &str| {
+        let ino = entry(&a.call(change(make(name))).await).ino;
+        let unlink = NsOp::Unlink {
+            parent: Ino::ROOT,
+            name: name.into(),
+        };
+        a.call(change(unlink)).await.result.unwrap();
+        ino
+    };
+    let reap = |ino| {
+        let a = std::sync::Arc::clone(&a);
+        tokio::spawn(async move { a.call(change(NsOp::Reap { inos: vec![ino] })).await })
+    };
+    let is_there = async |ino| {
+        let asked = a.call(read(NsOp::CloudRefs { ino, only: None }));
+        asked.await.result.is_ok()
+    };
+    // Open on b, which holds no lease on it.
+    let open = orphan("open").await;
+    let reaping = reap(open);
+    let asked = within(b_revoked.recv()).await.unwrap();
+    assert_eq!((&asked.orphans, asked.inos.len()), (&vec![open], 0));
+    let held = NsOp::Open {
+        ino: open,
+        write: false,
+    };
+    b.call(read(held)).await.result.unwrap();
+    asked.ack().await;
+    within(reaping).await.unwrap().result.unwrap();
+    assert!(is_there(open).await);
+    let reaping = reap(open);
+    let asked = within(b_revoked.recv()).await.unwrap();
+    assert_eq!(asked.orphans, [open]);
+    assert!(!reaping.is_finished());
+    // Closed by now.
+    asked.ack().await;
+    within(reaping).await.unwrap().result.unwrap();
+    assert!(!is_there(open).await);
+    // A node that is away has everything open, until it is dropped.
+    let last = orphan("last").await;
+    drop((b, b_revoked));
+    let since = Instant::now();
+    while is_there(last).await {
+        within(reap(last)).await.unwrap().result.unwrap();
+        assert!(since.elapsed() < BOUND);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(
+        since.elapsed() > Duration::from_secs(5),
+        "{:?}",
+        since.elapsed()
+    );
+    // One that nobody asks for, because its node was killed, is found.
+    let nobodys = orphan("nobodys").await;
+    while is_there(nobodys).await {
+        assert!(since.elapsed() < 2 * BOUND);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    server.end().await;
+    acking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_silent_node_delays_by_its_lease_and_is_fenced() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), 1000, None).await;

@@ -101,6 +101,14 @@ pub fn counters(kv: &impl Kv) -> Done<Counters> {
     Ok(State::new(kv)?.counters)
 }
 
+/// Inodes that have no name: nobody has them open, or somebody has.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn orphans(kv: &impl Kv) -> Done<Vec<Ino>> {
+    State::new(kv)?.orphans()
+}
+
 /// What a start does: a record that begins an epoch, as its first. The first one of all names the file system and makes
 /// its root.
 ///

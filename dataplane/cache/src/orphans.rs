@@ -1,7 +1,7 @@
 //! Inodes without a name: they live until nobody has them open, on any node.
 
 use crate::inode::Inode;
-use crate::{FileSystem, lock};
+use crate::{FileSystem, Result, lock};
 use fastcache_api::{Errno, Ino, NsOp, Version};
 use std::sync::Arc;
 
@@ -43,6 +43,30 @@ impl FileSystem {
             fs.inner.inodes.drop_if_idle(ino);
         })
         .detach();
+    }
+
+    /// Takes a lease on those orphans that are open here, or that the agent is making a file of: on nothing else may another
+    /// node's reap run aground.
+    pub(crate) async fn hold_open(&self, inos: &[Ino]) -> Result<()> {
+        for inode in inos.iter().filter_map(|ino| self.inner.inodes.get(*ino)) {
+            let (is_open, is_nameless) = {
+                let state = lock(&inode.state);
+                let has_no_link = state.attr.as_ref().is_some_and(|a| a.nlink == 0);
+                (state.opens > 0, has_no_link && !state.is_orphan)
+            };
+            if is_open {
+                self.orphaned(inode.ino);
+            }
+            if !is_open && !is_nameless {
+                continue;
+            }
+            match self.hold(&inode).await {
+                // It went before.
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Tells the coordinator of orphans that are gone. Called now and then.

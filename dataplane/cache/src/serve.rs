@@ -76,6 +76,10 @@ impl FileSystem {
                 self.forget_everything(is_shared, and_commit).await;
                 Ok(DataAnswer::Done)
             }
+            DataCall::HoldOpen { inos } => {
+                self.hold_open(&inos).await?;
+                Ok(DataAnswer::Done)
+            }
             DataCall::HandOver { inos } => {
                 // Also of those that are not known here yet: the answer that makes them known may be on its way.
                 for ino in &inos {

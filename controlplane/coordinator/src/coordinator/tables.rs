@@ -5,8 +5,8 @@
 use crate::leases::LeaseTable;
 use crate::locks::Locks;
 use crate::registry::Registry;
-use crate::revocation::Effect;
-use fastcache_api::{Attr, Ino, NsOp, grpc};
+use crate::revocation::{Effect, What};
+use fastcache_api::{Attr, Ino, grpc};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -15,6 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) struct Pending {
     pub(super) session: u64,
     pub(super) held: HashSet<Ino>,
+    /// Orphans that the node holds no lease on any more when it acknowledges, but those it took since.
+    pub(super) orphans: HashSet<Ino>,
     pub(super) stamp: u64,
     pub(super) sent: Instant,
     /// What its node was [excused](Tables::excused) then.
@@ -93,7 +95,9 @@ impl Tables {
         let of_it = self.pending.values().filter(|p| p.session == session);
         let oldest = of_it.map(|p| self.counts_from(p, now, lease)).min();
         let until = oldest.map_or(now, |sent| sent.min(now)) + lease;
-        self.leases.renew(session, until, now)
+        let until = self.leases.renew(session, until, now);
+        self.registry.leased(session, until);
+        until
     }
 
     /// How long a session's changes have waited for other nodes. A node may be unable to do what a revocation asks before its
@@ -150,6 +154,7 @@ impl Tables {
         let pending = Pending {
             session,
             held,
+            orphans: HashSet::new(),
             stamp,
             sent,
             excused: self.excused(session, sent),
@@ -185,25 +190,13 @@ impl Tables {
         self.leases.changed();
         // A name that is none: the names of these are to be forgotten, too.
         let names = inos.iter().take(1).map(|ino| (*ino, Vec::new()));
-        let what: crate::revocation::What = (
-            inos.iter().copied().collect(),
-            names.collect(),
-            Vec::new(),
-            Vec::new(),
-        );
-        match postcard::to_stdvec(&what) {
-            Ok(what) => {
-                let revocation = grpc::Revocation {
-                    what,
-                    ..Default::default()
-                };
-                self.revoke(session, inos, revocation, lease);
-                self.making_room.insert(self.next_revocation);
-            }
-            Err(error) => {
-                tracing::error!(target: "leases", %error, "a revocation cannot be encoded: the table of leases stays full");
-            }
-        }
+        let what = What {
+            inos: inos.iter().copied().collect(),
+            entries: names.collect(),
+            ..What::default()
+        };
+        self.revoke(session, inos, what.into_revocation(), lease);
+        self.making_room.insert(self.next_revocation);
     }
 
     /// Asks the writer of an inode to commit what it has, and to write no more. Asked once for each lease on writing: a node
@@ -226,21 +219,11 @@ impl Tables {
                 until,
             };
         }
-        let what: crate::revocation::What = (Vec::new(), Vec::new(), Vec::new(), vec![ino]);
-        let revocation = match postcard::to_stdvec(&what) {
-            Ok(what) => grpc::Revocation {
-                what,
-                ..Default::default()
-            },
-            Err(error) => {
-                tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
-                grpc::Revocation {
-                    everything: true,
-                    ..Default::default()
-                }
-            }
+        let what = What {
+            hand_over: vec![ino],
+            ..What::default()
         };
-        let wait = self.revoke(session, [ino].into(), revocation, lease);
+        let wait = self.revoke(session, [ino].into(), what.into_revocation(), lease);
         if let Some(pending) = self.pending.get_mut(&self.next_revocation) {
             pending.hand_over = Some(number);
         }
@@ -293,46 +276,13 @@ impl Tables {
                         .into_iter()
                         .any(|s| self.registry.is_same_node(*s, holder))
                 });
-            let revocation = match effect.told_to(&held, touched) {
-                Ok(what) => grpc::Revocation {
-                    what,
-                    ..Default::default()
-                },
-                Err(error) => {
-                    tracing::error!(target: "leases", %error, "a revocation cannot be encoded: forgetting everything instead");
-                    grpc::Revocation {
-                        everything: true,
-                        ..Default::default()
-                    }
-                }
-            };
+            let revocation = effect.told_to(&held, touched).into_revocation();
             let wait = self.revoke(holder, held, revocation, lease);
             if !wants {
                 waits.push(wait);
             }
         }
         waits
-    }
-
-    /// Takes those orphans out of a reap that another node may have open: it holds a lease on them. The asker has not.
-    pub(super) fn spare_open_orphans(&mut self, session: u64, op: &mut NsOp) {
-        if !self.registry.is_shared() {
-            return;
-        }
-        match op {
-            NsOp::Reap { inos } => {
-                let given_up = inos.iter().copied().collect();
-                self.leases.release(session, &given_up, u64::MAX);
-                let holders = self.leases.holders(inos.iter().copied(), Instant::now());
-                inos.retain(|ino| {
-                    !holders.iter().any(|(holder, held)| {
-                        held.contains(ino) && !self.registry.is_same_node(*holder, session)
-                    })
-                });
-            }
-            NsOp::ReapAllBut { .. } => *op = NsOp::Reap { inos: Vec::new() },
-            _ => {}
-        }
     }
 
     /// What the node of a new session may write it may write on: its data plane is not new, and what was written is committed

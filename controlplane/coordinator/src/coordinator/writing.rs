@@ -108,7 +108,7 @@ impl Coordinator {
     /// What is refused, or taken out of a request, because of other nodes.
     pub(super) fn refused(&self, session: u64, request: &mut NsRequest) -> Option<NsReply> {
         let mut tables = self.tables();
-        tables.spare_open_orphans(session, &mut request.op);
+        tables.spare_held(session, &mut request.op);
         let NsOp::Commit(commit) = &request.op else {
             return None;
         };

@@ -22,6 +22,9 @@ pub struct Revocation {
     /// Inodes that another node wants to write: what was written here is to be committed, and no more be written before it
     /// is asked for again. What is cached stays.
     pub hand_over: Vec<Ino>,
+    /// Inodes that lost their last name. They go, but for those that are open here: on these a lease is to be taken before
+    /// this is acknowledged.
+    pub orphans: Vec<Ino>,
     /// There are other nodes, from now on.
     pub is_shared: bool,
     pub(super) ack: Ack,
