@@ -251,7 +251,7 @@ test-gc: setup build
 
 # Several nodes on one machine, the long form: 100,000 operations against a model.
 test-cluster: setup build
-	FASTCACHE_ORACLE_OPS=100000 FASTCACHE_EXCL_ROUNDS=500 $(E2E) --no-fail-fast --test remote_coordinator --test coherence --test coherence_locks --test peers \
+	FASTCACHE_ORACLE_OPS=100000 FASTCACHE_EXCL_ROUNDS=500 FASTCACHE_SHARED_READ_MIB=1024 $(E2E) --no-fail-fast --test remote_coordinator --test coherence --test coherence_locks --test peers \
 		--test coherence_oracle -- --test-threads=1 --nocapture
 
 lint:

@@ -16,6 +16,7 @@ pub struct Cluster {
     /// Their coordinator.
     pub coordinator: Coordinator,
     flags: Vec<String>,
+    capacity: &'static str,
     /// They have chunks from each other, not from the bucket alone.
     listen: bool,
     _bucket: TempDir,
@@ -28,7 +29,7 @@ impl Cluster {
     /// When one does not come up.
     #[track_caller]
     pub fn start(count: usize, coordinator: &[&str]) -> Cluster {
-        Cluster::of(count, coordinator, true)
+        Cluster::of(count, coordinator, true, "256MiB")
     }
 
     /// The same with nodes that have chunks of others from the bucket alone.
@@ -37,11 +38,20 @@ impl Cluster {
     /// When one does not come up.
     #[track_caller]
     pub fn start_apart(count: usize, coordinator: &[&str]) -> Cluster {
-        Cluster::of(count, coordinator, false)
+        Cluster::of(count, coordinator, false, "256MiB")
+    }
+
+    /// Nodes that have chunks from each other, each with room for 1 GiB and as much again.
+    ///
+    /// # Panics
+    /// When one does not come up.
+    #[track_caller]
+    pub fn start_large(count: usize) -> Cluster {
+        Cluster::of(count, &[], true, "2GiB")
     }
 
     #[track_caller]
-    fn of(count: usize, coordinator: &[&str], listen: bool) -> Cluster {
+    fn of(count: usize, coordinator: &[&str], listen: bool, capacity: &'static str) -> Cluster {
         let bucket = temp_dir("bucket");
         let folder = bucket.path().display().to_string();
         let cloud = ["--cloud-provider", "dir", "--cloud-dir", folder.as_str()];
@@ -54,6 +64,7 @@ impl Cluster {
             nodes: Vec::new(),
             coordinator,
             flags,
+            capacity,
             listen,
             _bucket: bucket,
         };
@@ -80,7 +91,7 @@ impl Cluster {
 
     fn node(&self) -> Node {
         let mut setup = Setup {
-            capacity: Some("256MiB"),
+            capacity: Some(self.capacity),
             flags: self.flags.clone(),
             ..Setup::default()
         };

@@ -310,6 +310,40 @@ fn within_a_lease_nothing_is_asked_beyond_the_node() {
     assert!(asked <= 12, "{asked} questions to the coordinator");
 }
 
+#[test]
+fn nodes_that_make_files_in_one_folder_do_not_wait_for_leases() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[]);
+    fs::create_dir(cluster.nodes[0].at("dir")).expect("mkdir");
+    let longest: Vec<Duration> = std::thread::scope(|scope| {
+        let makers = cluster.nodes.iter().enumerate().map(|(n, node)| {
+            scope.spawn(move || {
+                let make = |i: u32| {
+                    let since = Instant::now();
+                    fs::write(node.at(&format!("dir/{n}-{i}")), b"new").expect("write");
+                    // Both have the folder's names, and lose them again.
+                    assert!(fs::metadata(node.at("dir/none")).is_err());
+                    since.elapsed()
+                };
+                (0..300).map(make).max().expect("some")
+            })
+        });
+        let makers: Vec<_> = makers.collect();
+        makers
+            .into_iter()
+            .map(|m| m.join().expect("a maker"))
+            .collect()
+    });
+    // A lease is 10 s.
+    assert!(
+        longest.iter().all(|t| *t < Duration::from_secs(3)),
+        "{longest:?}"
+    );
+    for node in &cluster.nodes {
+        assert_eq!(listed(node.at("dir")).len(), 600);
+    }
+}
+
 /// Changes a file's mode on one node while a process of the other stands, which has it cached: the change takes a lease at
 /// most, and once the other goes on it tells the new one.
 fn a_node_that_stands(plane: Plane) {

@@ -171,4 +171,17 @@ fn locks_outlive_the_agent_and_the_coordinator_and_end_with_the_node() {
     cluster.nodes[0].kill(Plane::Data);
     wait_until("the lock is free", SOON, || try_lock(&wanted));
     drop(held);
+
+    // A node that is gone gives up nothing: its locks last as long as its lease.
+    cluster.nodes[0].wait_for_return();
+    drop(wanted);
+    let held = lock(&cluster.nodes[0]);
+    wait_until("the close gave it up", SOON, || try_lock(&held));
+    let wanted = lock(&cluster.nodes[1]);
+    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+        cluster.nodes[0].kill(plane);
+    }
+    assert!(!try_lock(&wanted), "its node was killed");
+    wait_until("the lease is over", SOON, || try_lock(&wanted));
+    drop(held);
 }

@@ -2,7 +2,8 @@
 //! is gone, slow or not let in costs time, never a wrong byte.
 
 use fastcache_tests::{
-    Bytes, Coordinator, Fault, FaultProxy, Node, Plane, S3, Setup, serial, wait_until,
+    Bytes, Cluster, Coordinator, Fault, FaultProxy, Node, Plane, S3, Setup, number, serial,
+    wait_until,
 };
 use serde_json::Value;
 use std::io::Write as _;
@@ -217,25 +218,49 @@ fn a_node_with_another_token_is_not_let_in_and_reads_from_the_cloud() {
 }
 
 #[test]
-fn what_two_nodes_read_at_once_comes_from_the_cloud_once() {
+fn what_three_nodes_read_at_once_comes_from_the_cloud_once() {
     let _one = serial();
-    let two = Two::start([TOKEN; 2]);
-    two.proxy.set(Fault::Pass);
-    const LEN: usize = 96 << 20;
-    write(&two.first, "large", 3, LEN);
-    two.first.flush();
-    wait_until("nothing is kept any more", HEARD_OF, || {
-        two.second.stat("held_chunks") == 0
-    });
-    two.first.evict();
-    two.second.evict();
+    let cluster = Cluster::start_large(3);
+    let [first, others @ ..] = &cluster.nodes[..] else {
+        panic!("three nodes")
+    };
+    let len = usize::try_from(number("FASTCACHE_SHARED_READ_MIB", 96)).expect("a size") << 20;
+    write(first, "large", 3, len);
+    first.flush();
+    for node in others {
+        wait_until("nothing is kept any more", HEARD_OF, || {
+            node.stat("held_chunks") == 0
+        });
+    }
+    for node in &cluster.nodes {
+        node.evict();
+    }
     std::thread::scope(|scope| {
-        scope.spawn(|| expect(&two.first, "large", 3, LEN));
-        scope.spawn(|| expect(&two.second, "large", 3, LEN));
+        for node in &cluster.nodes {
+            scope.spawn(|| expect(node, "large", 3, len));
+        }
     });
-    let both = two.first.stat("get_bytes") + two.second.stat("get_bytes");
-    let most = LEN as u64 / 10 * 11;
-    assert!((LEN as u64..=most).contains(&both), "{both} bytes of {LEN}");
+    let all: u64 = cluster.nodes.iter().map(|n| n.stat("get_bytes")).sum();
+    let most = len as u64 / 10 * 11;
+    assert!((len as u64..=most).contains(&all), "{all} bytes of {len}");
+}
+
+#[test]
+fn a_file_closed_on_one_node_is_read_on_all_others_at_once() {
+    let _one = serial();
+    let cluster = Cluster::start(3, &[]);
+    for (n, len) in [(1, 100), (2, 12 << 20)] {
+        // Each writes one.
+        for (at, node) in cluster.nodes.iter().enumerate() {
+            let name = format!("{at}-{len}");
+            std::fs::write(node.at(&name), Bytes::of(n).range(0, len)).expect("write");
+            for other in &cluster.nodes {
+                expect(other, &name, n, len);
+            }
+        }
+    }
+    let gets: u64 = cluster.nodes.iter().map(|n| n.stat("gets")).sum();
+    assert_eq!(gets, 0, "the cloud was not asked");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use fastcache_chunkstore::StoreError;
 use fastcache_reactor::{Instant, IoBuf, now, sleep, spawn, timeout};
 use fastcache_types::{BLOCK, CHUNK_MAX, ChunkId};
 use futures_channel::oneshot;
-use futures_util::future::LocalBoxFuture;
+use futures_util::future::{Either, LocalBoxFuture, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -22,8 +22,10 @@ const SLOTS_SPARED: usize = 8;
 
 /// Least patience with a node for what nobody waits for yet: a hedge may cost a read of the cloud.
 const AHEAD_PATIENCE: Duration = Duration::from_millis(200);
-/// How long the first home of a chunk may take to fetch it from the cloud before this node does it itself.
-const BRING_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the first home of a chunk may take to fetch it from the cloud before it is looked whether it is there at all.
+const BRING_PATIENCE: Duration = Duration::from_millis(500);
+/// How long it may take when it is: the cloud is read once for everybody, and a slow one all the more.
+const BRING_MAX: Duration = Duration::from_secs(10);
 /// How long a chunk that is not in the cloud is tried for while nodes that may have it cannot be reached.
 const UNREACHABLE_MAX: Duration = Duration::from_secs(10);
 /// First pause between two tries; doubled after each.
@@ -50,6 +52,9 @@ pub trait PeerSource {
 
     /// Has it fetch a chunk from the cloud and keep it, for everybody. Bounded in time.
     fn bring(&self, key: ChunkKey) -> LocalBoxFuture<'_, std::result::Result<(), PeerMiss>>;
+
+    /// Whether it answers at all. Bounded in time.
+    fn answers(&self, key: ChunkKey) -> LocalBoxFuture<'_, bool>;
 
     /// The whole chunk into `buf`, which has room for the largest: the buffer, and how many bytes there are. `expected` is
     /// how many there should be. Bounded in time. What comes is verified as it was sent.
@@ -119,6 +124,23 @@ impl From<PeerMiss> for Miss {
             PeerMiss::Absent => Miss::Absent,
             PeerMiss::Failed => Miss::Unreachable,
         }
+    }
+}
+
+/// Has a node fetch a chunk from the cloud for everybody, and waits for it as long as it answers.
+async fn has_brought(peer: &dyn PeerSource, key: ChunkKey) -> std::result::Result<(), Miss> {
+    let stands_still = std::pin::pin!(async {
+        let began = now();
+        while began.elapsed() < BRING_MAX {
+            sleep(BRING_PATIENCE).await;
+            if !peer.answers(key).await {
+                break;
+            }
+        }
+    });
+    match select(peer.bring(key), stands_still).await {
+        Either::Left((brought, _)) => brought.map_err(Miss::from),
+        Either::Right(((), _)) => Err(Miss::Unreachable),
     }
 }
 
@@ -212,8 +234,8 @@ impl FileSystem {
                     }
                     next_at = match &source {
                         Source::Peer(peer) => Some(now() + peer.patience().max(least)),
-                        Source::Keeper(_) => Some(now() + BRING_PATIENCE),
-                        Source::Agent => None,
+                        // It gives up by itself.
+                        Source::Keeper(_) | Source::Agent => None,
                     };
                     running.push(self.ask(source, key));
                 } else if running.is_empty() {
@@ -247,7 +269,7 @@ impl FileSystem {
         match source {
             Source::Peer(peer) => self.fetch_from_peer(&*peer, key).await,
             Source::Keeper(peer) => {
-                peer.bring(key).await.map_err(Miss::from)?;
+                has_brought(&*peer, key).await?;
                 self.fetch_from_peer(&*peer, key).await
             }
             Source::Agent => {

@@ -242,6 +242,13 @@ impl PeerSource for Source {
         })
     }
 
+    fn answers(&self, key: ChunkKey) -> LocalBoxFuture<'_, bool> {
+        Box::pin(async move {
+            let has = self.cluster.has(&self.peer, key, HAS_MAX).await;
+            matches!(has, Ok(_) | Err(AskError::NotFound))
+        })
+    }
+
     fn fetch(
         &self,
         key: ChunkKey,

@@ -19,6 +19,8 @@ enum Does {
     Absent,
     Failed,
     Nothing,
+    /// It takes long to bring something, and answers meanwhile.
+    Slow,
 }
 
 #[derive(Default)]
@@ -69,12 +71,21 @@ impl PeerSource for Other {
     fn bring(&self, _key: ChunkKey) -> LocalBoxFuture<'_, Result<(), PeerMiss>> {
         let mut script = self.others.0.lock().unwrap();
         script.asked.push(format!("{} brings", self.name));
-        let done = match self.does {
-            Does::Has => Ok(()),
-            Does::Absent => Err(PeerMiss::Absent),
-            Does::Failed | Does::Nothing => Err(PeerMiss::Failed),
+        let (after, done) = match self.does {
+            Does::Has => (0, Ok(())),
+            Does::Slow => (3, Ok(())),
+            Does::Absent => (0, Err(PeerMiss::Absent)),
+            Does::Failed => (0, Err(PeerMiss::Failed)),
+            Does::Nothing => (3600, Err(PeerMiss::Failed)),
         };
-        Box::pin(async move { done })
+        Box::pin(async move {
+            sleep(Duration::from_secs(after)).await;
+            done
+        })
+    }
+
+    fn answers(&self, _key: ChunkKey) -> LocalBoxFuture<'_, bool> {
+        Box::pin(async move { self.does != Does::Nothing })
     }
 
     fn fetch(
@@ -98,7 +109,7 @@ impl PeerSource for Other {
                     sleep(Duration::from_secs(3600)).await;
                     Err(PeerMiss::Failed)
                 }
-                Does::Has => {
+                Does::Has | Does::Slow => {
                     let script = self.others.0.lock().unwrap();
                     let (_, bytes) = script.contents.iter().find(|(k, _)| *k == key).unwrap();
                     assert_eq!(expected, bytes.len());
@@ -230,12 +241,25 @@ fn the_first_home_brings_it_from_the_cloud_when_it_can() {
         s.keeper = Some(("a", Has));
     });
     let brought: Vec<String> = ["b", "a brings", "a"].map(str::to_owned).to_vec();
-    assert_eq!((asked, fetches), (brought, 0));
+    assert_eq!((asked, fetches), (brought.clone(), 0));
     let (asked, fetches) = who_is_asked(true, |s| {
         s.homes = vec![("b", Absent)];
         s.keeper = Some(("a", Absent));
     });
     assert_eq!((asked.len(), fetches), (2, 1));
+    // As long as it is there it is waited for; else not.
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("b", Absent)];
+        s.keeper = Some(("a", Does::Slow));
+    });
+    assert_eq!((asked, fetches), (brought, 0));
+    let since = std::time::Instant::now();
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("b", Absent)];
+        s.keeper = Some(("a", Does::Nothing));
+    });
+    assert_eq!((asked.len(), fetches), (2, 1));
+    assert!(since.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
@@ -493,7 +517,9 @@ fn copies_of_a_version_are_needed_until_the_next_one_is_committed() {
             let is_sealed = || keys(ino)[1] != before;
             crate::node::until("it is sealed ahead", is_sealed).await;
         }
-        assert!(node.fs.awaits_commit(keys(ino)[1]));
+        // It is in the store a moment before that is noted.
+        let awaits = || node.fs.awaits_commit(keys(ino)[1]);
+        crate::node::until("it awaits its commit", awaits).await;
         node.flush(ino).await.unwrap();
         let second = keys(ino);
         let is_asked = || agent.commits.borrow().len() > asked;
