@@ -94,6 +94,14 @@ fn known(node: &Node) -> Vec<Value> {
     peers.as_array().cloned().unwrap_or_default()
 }
 
+fn know_each_other(nodes: &[Node]) {
+    for node in nodes {
+        wait_until("the nodes know each other", HEARD_OF, || {
+            known(node).len() == nodes.len() - 1
+        });
+    }
+}
+
 /// Writes a file with these bytes; when this returns every node can see it.
 fn write(node: &Node, name: &str, number: u64, len: usize) {
     let mut file = std::fs::File::create(node.at(name)).expect("create");
@@ -221,6 +229,7 @@ fn a_node_with_another_token_is_not_let_in_and_reads_from_the_cloud() {
 fn what_three_nodes_read_at_once_comes_from_the_cloud_once() {
     let _one = serial();
     let cluster = Cluster::start_large(3);
+    know_each_other(&cluster.nodes);
     let [first, others @ ..] = &cluster.nodes[..] else {
         panic!("three nodes")
     };
@@ -249,6 +258,7 @@ fn what_three_nodes_read_at_once_comes_from_the_cloud_once() {
 fn a_file_closed_on_one_node_is_read_on_all_others_at_once() {
     let _one = serial();
     let cluster = Cluster::start(3, &[]);
+    know_each_other(&cluster.nodes);
     for (n, len) in [(1, 100), (2, 12 << 20)] {
         // Each writes one.
         for (at, node) in cluster.nodes.iter().enumerate() {
