@@ -1,39 +1,17 @@
 //! What an agent is told at start.
 
 use crate::error::AgentError;
-use fastcache_api::control::SLOT_BYTES;
+use fastcache_api::control::{FsyncLevel, SLOT_BYTES};
+use fastcache_api::placement::HOMES;
 use fastcache_cloud::{CloudConfig, Secret};
 use fastcache_coordinator::HistoryOptions;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What an `fsync` waits for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum FsyncLevel {
-    /// The node's device, and the namespace log on stable storage.
-    #[default]
-    Local,
-    /// As `Local`, and copies on peers as soon as there are any.
-    Peers,
-    /// The object store has every chunk of the file.
-    Cloud,
-}
-
-impl std::str::FromStr for FsyncLevel {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<FsyncLevel, String> {
-        match s {
-            "local" => Ok(FsyncLevel::Local),
-            "peers" => Ok(FsyncLevel::Peers),
-            "cloud" => Ok(FsyncLevel::Cloud),
-            other => Err(format!(
-                "`{other}` is not a durability level; use local, peers or cloud"
-            )),
-        }
-    }
-}
+/// Most copies that an fsync of level `peers` can wait for: a node may be one of a chunk's homes itself.
+#[allow(clippy::cast_possible_truncation, reason = "a small number")]
+pub const FSYNC_COPIES_MAX: u32 = HOMES as u32 - 1;
 
 /// Largest body of a REST `PUT` unless configured otherwise, bytes.
 pub const PUT_LIMIT_DEFAULT: u64 = 100 << 20;
@@ -59,8 +37,11 @@ pub struct AgentConfig {
     pub api_key: Option<Secret>,
     /// The cloud tier.
     pub cloud: CloudConfig,
-    /// What `fsync` waits for.
-    pub fsync: FsyncLevel,
+    /// What `fsync` waits for; `None`: `Local` while this node is alone, `Peers` as soon as there is another one.
+    pub fsync: Option<FsyncLevel>,
+    /// On how many other nodes' devices a file is when an fsync of level `Peers` returns without the cloud: 1 to
+    /// [`FSYNC_COPIES_MAX`].
+    pub fsync_copies: u32,
     /// Address of this pod, for other nodes.
     pub pod_ip: Option<String>,
     /// How long an object stays when nothing names it any more, where the namespace is embedded.
@@ -92,7 +73,8 @@ impl Default for AgentConfig {
             chunk_size: 4 << 20,
             api_key: None,
             cloud: CloudConfig::None,
-            fsync: FsyncLevel::Local,
+            fsync: None,
+            fsync_copies: 1,
             pod_ip: None,
             garbage_grace: HistoryOptions::default().garbage_grace,
             upload_parallel: 8,
@@ -119,13 +101,20 @@ impl AgentConfig {
                 "uploads and fetches at once must each be at least 1".to_owned(),
             ));
         }
-        if self.fsync == FsyncLevel::Cloud && matches!(self.cloud, CloudConfig::None) {
-            return Err(AgentError::Config(
+        let has_cloud = !matches!(self.cloud, CloudConfig::None);
+        let wrong = match self.fsync {
+            Some(FsyncLevel::Cloud) if !has_cloud => {
                 "--fsync cloud needs an object store; set --cloud-provider, or another level"
-                    .to_owned(),
-            ));
-        }
-        Ok(())
+            }
+            Some(FsyncLevel::Peers) if !has_cloud && self.coordinator.is_none() => {
+                "--fsync peers needs other nodes or an object store; set --coordinator or --cloud-provider, or another level"
+            }
+            _ if !(1..=FSYNC_COPIES_MAX).contains(&self.fsync_copies) => {
+                "--fsync-copies is 1 or 2: a chunk has three homes, and its own node may be one of them"
+            }
+            _ => return Ok(()),
+        };
+        Err(AgentError::Config(wrong.to_owned()))
     }
 
     /// The configured name of this node, or the one drawn at its first start.

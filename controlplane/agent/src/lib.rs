@@ -12,6 +12,7 @@
 mod bucket;
 pub mod check;
 mod config;
+mod durability;
 mod error;
 mod garbage;
 pub mod health;
@@ -34,7 +35,8 @@ pub mod types;
 mod victims;
 pub mod warm;
 
-pub use config::{AgentConfig, FsyncLevel, PUT_LIMIT_DEFAULT, UPLOADS_MAX};
+pub use config::{AgentConfig, FSYNC_COPIES_MAX, PUT_LIMIT_DEFAULT, UPLOADS_MAX};
 pub use error::AgentError;
+pub use fastcache_api::control::FsyncLevel;
 pub use fastcache_cloud::{AzureConfig, CloudConfig, Encryption, Environment, S3Config, Secret};
 pub use node::Node;

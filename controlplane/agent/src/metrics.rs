@@ -135,6 +135,7 @@ pub fn render(stats: &NodeStats) -> Option<String> {
     let mut text = handle.render();
     if let Some(data) = &stats.data {
         requests::fuse_durations(&mut text, &data.fuse_latency);
+        requests::fsync_durations(&mut text, &data.fsync_latency);
         peers::answer_durations(&mut text, &data.peers);
     }
     Some(text)

@@ -2,7 +2,7 @@
 
 use crate::bucket::{self, Bucket};
 use crate::check;
-use crate::config::{AgentConfig, FsyncLevel};
+use crate::config::AgentConfig;
 use crate::error::AgentError;
 use crate::garbage;
 use crate::leases::{self, Leases};
@@ -15,8 +15,8 @@ use crate::peers;
 use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
 use crate::pins;
 use crate::types::{
-    Backlog, CachedChunk, CloudCounters, FileState, FlushProgress, NamespaceStats, NodeStats,
-    PinStats, ShutdownReport,
+    Backlog, CachedChunk, CloudCounters, FlushProgress, NamespaceStats, NodeStats, PinStats,
+    ShutdownReport,
 };
 use crate::victims;
 use bytes::Bytes;
@@ -89,6 +89,8 @@ pub(crate) struct Inner {
     pub(crate) peer_address: Mutex<String>,
     /// Whether the data plane has other nodes to ask.
     pub(crate) has_peers: AtomicBool,
+    /// Whether it ever had.
+    pub(crate) had_peers: AtomicBool,
     /// Whether the data planes of all live nodes reach each other.
     pub(crate) are_all_peers: AtomicBool,
     pub(crate) counters: Counters,
@@ -184,9 +186,6 @@ impl Node {
         namespace: NamespaceHandle,
         cloud: Option<Cloud>,
     ) -> Node {
-        if config.fsync == FsyncLevel::Peers {
-            info!(target: "control", "fsync level peers: as local while there is no other node");
-        }
         let pace = Pace {
             quiet: config.upload_quiet,
             longest: config.upload_max_delay,
@@ -228,6 +227,7 @@ impl Node {
             capacity_bytes: AtomicU64::new(0),
             peer_address: Mutex::default(),
             has_peers: AtomicBool::new(false),
+            had_peers: AtomicBool::new(false),
             are_all_peers: AtomicBool::new(false),
             counters: Counters::default(),
             stop: CancellationToken::new(),
@@ -429,11 +429,6 @@ impl Node {
     /// The nodes, as the coordinator knows them; with an embedded one there are none but this.
     pub async fn peers(&self) -> Result<Vec<fastcache_api::grpc::Peer>, String> {
         self.inner.namespace.peers().await
-    }
-
-    /// Durability of a file: of its committed contents.
-    pub async fn file_state(&self, ino: Ino) -> Result<FileState, Errno> {
-        self.inner.file_state(ino).await
     }
 
     /// Seals, and uploads at once, one file or all. With `wait` returns when everything is persisted; without, how

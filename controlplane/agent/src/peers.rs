@@ -120,7 +120,10 @@ pub(crate) async fn tell_loop(inner: Arc<Inner>) {
                     };
                     if !is_told {
                         match session.call(session.any_lane(), call).await {
-                            Ok(DataAnswer::Done) => told = Some((session, file_system, peers)),
+                            Ok(DataAnswer::Done) => {
+                                inner.peers_are_told(if listens { peers.len() } else { 0 });
+                                told = Some((session, file_system, peers));
+                            }
                             other => {
                                 warn!(target: "control", ?other, "the data plane was not told which nodes there are");
                             }

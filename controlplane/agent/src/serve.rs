@@ -1,14 +1,11 @@
 //! What the data plane asks and tells: namespace operations, fetches, fsync, states; events.
 
-use crate::config::FsyncLevel;
 use crate::link::{Session, lock, unexpected};
 use crate::node::Inner;
-use crate::types::{ChunkState, Durability, FileState};
 use fastcache_api::control::{DataAnswer, DataCall, DataEvent, NodeAnswer, NodeCall, Waited};
-use fastcache_api::{ChunkKey, CloudRef, Errno, Ino, Kind, NsAnswer, NsOp};
+use fastcache_api::{ChunkKey, CloudRef, Errno, Ino, NsAnswer, NsOp};
 use fastcache_cloud::CloudError;
 use metrics::{counter, histogram};
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,11 +47,15 @@ impl Inner {
                     }
                 }
             }
-            NodeCall::Fsync { ino, waited } => self.fsync(ino, waited).await,
+            NodeCall::Fsync {
+                ino,
+                waited,
+                is_cloud,
+            } => self.fsync(ino, waited, is_cloud).await,
             NodeCall::Persist { ino, waited } => self.persist_now(ino, waited).await,
             NodeCall::Lock(op) => self.namespace.lock(&op).await.map(NodeAnswer::Lock),
             NodeCall::State { ino } => Ok(NodeAnswer::State(
-                self.file_state(ino).await?.state.to_string(),
+                self.state_with_copies(ino).await?.state.to_string(),
             )),
         }
     }
@@ -166,17 +167,6 @@ impl Inner {
         }
     }
 
-    async fn fsync(&self, ino: Ino, waited: Option<Waited>) -> Result<NodeAnswer, Errno> {
-        self.namespace.call(self.request(NsOp::Sync)).await.result?;
-        if self.config.fsync != FsyncLevel::Cloud {
-            return Ok(NodeAnswer::Done);
-        }
-        self.wait_a_while(Some(ino), waited).await.map_err(|errno| {
-            warn!(target: "cloud", %ino, %errno, "fsync could not reach the object store");
-            Errno::EIO
-        })
-    }
-
     /// The device of the data plane may lose it: the cloud is the only place.
     async fn persist_now(
         &self,
@@ -191,67 +181,6 @@ impl Inner {
             warn!(target: "cloud", ?ino, %errno, "the device fails and the object store cannot have it: EIO");
             Errno::EIO
         })
-    }
-
-    /// Durability of a file's committed contents.
-    pub(crate) async fn file_state(&self, ino: Ino) -> Result<FileState, Errno> {
-        let open = self.request(NsOp::Open { ino, write: false });
-        let (attr, layout) = match self.namespace.call(open).await.result {
-            Ok(NsAnswer::Opened { attr, layout }) => (attr, layout),
-            Ok(_) => return Err(Errno::EIO),
-            // Not a file: a directory, a link. It has no chunks.
-            Err(Errno::EISDIR | Errno::EINVAL) => {
-                return Ok(FileState {
-                    state: self.durability(ino, &[]).await,
-                    size: 0,
-                    chunks: Vec::new(),
-                });
-            }
-            Err(errno) => return Err(errno),
-        };
-        let mut chunks = Vec::new();
-        if attr.kind == Kind::File && !layout.runs.is_empty() {
-            let mut refs: HashMap<_, CloudRef> = self
-                .cloud_refs(ino, None)
-                .await?
-                .into_iter()
-                .map(|(index, version, at)| ((index, version), at))
-                .collect();
-            for (index, version, len) in layout.chunks(attr.chunk_size) {
-                let at = refs.remove(&(index, version));
-                let state = if at.is_some() {
-                    Durability::Persisted
-                } else {
-                    Durability::Dirty
-                };
-                let (object, etag) = at.map_or((None, None), |at| (Some(at.object), at.etag));
-                chunks.push(ChunkState {
-                    index,
-                    version,
-                    len,
-                    state,
-                    object,
-                    etag,
-                });
-            }
-        }
-        Ok(FileState {
-            state: self.durability(ino, &chunks).await,
-            size: attr.size,
-            chunks,
-        })
-    }
-
-    /// What is said of a file: `persisted` only when the bucket has its bytes and the records that name them.
-    async fn durability(&self, ino: Ino, chunks: &[ChunkState]) -> Durability {
-        let is_dirty = self.cloud.is_none()
-            || chunks.iter().any(|c| c.state == Durability::Dirty)
-            || !self.history(Some(ino)).await.is_ok_and(|h| h.is_covered);
-        if is_dirty {
-            Durability::Dirty
-        } else {
-            Durability::Persisted
-        }
     }
 
     /// Takes in news. Called by the lanes' readers, in order per file; does not block.

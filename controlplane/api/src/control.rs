@@ -26,8 +26,8 @@ use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
 /// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: memory.
-/// 6: leases that end, several nodes, locks; peers.
-pub const CONTROL_VERSION: u32 = 6;
+/// 6: leases that end, several nodes, locks; peers. 7: fsync waits for other nodes.
+pub const CONTROL_VERSION: u32 = 7;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -103,14 +103,16 @@ pub enum NodeCall {
         /// Where to put it.
         slot: u32,
     },
-    /// `fsync` of a file whose bytes are on this node's device and whose commit is acknowledged: answer `Done` when
-    /// the configured level is reached (local: the log is stable; cloud: every chunk is persisted), `Waiting` when the
-    /// cloud takes longer.
+    /// `fsync` of a file whose bytes are on this node's device and whose commit is acknowledged: answer `Synced` when
+    /// the level is reached (local: the log is stable; cloud: every chunk is persisted), `Waiting` when the
+    /// cloud takes longer, `Copies` when the log is stable on another node and the bytes have yet to leave this one.
     Fsync {
         /// The file (or directory).
         ino: Ino,
         /// From the last `Waiting`.
         waited: Option<Waited>,
+        /// Copies on other nodes cannot be had, or take long: level `peers` is to be reached as `cloud` is.
+        is_cloud: bool,
     },
     /// The device may lose what was sealed: bring a file, or everything, to the cloud now. Answer: `Done` when every chunk
     /// is persisted, `Waiting` when it takes longer.
@@ -143,6 +145,17 @@ pub enum NodeAnswer {
     },
     /// Done.
     Done,
+    /// An `fsync` is at this level.
+    Synced {
+        /// The level.
+        level: FsyncLevel,
+    },
+    /// An `fsync` of level `peers`: the log is on stable storage outside this node, and what of the file is not in the cloud
+    /// has to be on other nodes' devices.
+    Copies {
+        /// On so many nodes, at least 1.
+        copies: u32,
+    },
     /// Of a lock.
     Lock(LockAnswer),
     /// Text.
@@ -154,6 +167,32 @@ pub enum NodeAnswer {
         /// Whether the cloud took anything since the question.
         has_moved: bool,
     },
+}
+
+/// What an `fsync` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FsyncLevel {
+    /// The node's device, and the namespace's log on stable storage.
+    Local,
+    /// As `Local`, and copies on other nodes' devices or the object store, whichever is first; the log outside this node.
+    Peers,
+    /// The object store has every chunk of the file, and the log that names them.
+    Cloud,
+}
+
+impl FsyncLevel {
+    /// All of them, the weakest first.
+    pub const ALL: [FsyncLevel; 3] = [FsyncLevel::Local, FsyncLevel::Peers, FsyncLevel::Cloud];
+
+    /// As flags and metrics name it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            FsyncLevel::Local => "local",
+            FsyncLevel::Peers => "peers",
+            FsyncLevel::Cloud => "cloud",
+        }
+    }
 }
 
 /// How far somebody who waits for the cloud has come. The agent's own; whoever asks brings it back, so that what is written
@@ -248,6 +287,11 @@ pub enum DataCall {
     },
     /// Counters. Answer: `Stats`.
     Stats,
+    /// How many other nodes have the chunks of a file that are not in the cloud, as this node knows. Answer: `Copies`.
+    Copies {
+        /// The file.
+        ino: Ino,
+    },
     /// Who this node is, and which other nodes are live; replaces what was said before. Answer: `Done`.
     Peers {
         /// This node's id.
@@ -353,6 +397,8 @@ pub enum DataAnswer {
     Stats(Box<DataStats>),
     /// Locks that are held.
     Locks(Vec<(Ino, Lock)>),
+    /// Dirty chunks of a file, and how many other nodes have each on their devices.
+    Copies(Vec<(ChunkKey, u32)>),
 }
 
 /// News from the data plane, on any lane. Per chunk in order, because all news of one file go over one lane
@@ -461,6 +507,8 @@ pub struct DataStats {
     pub fuse_requests: Vec<(String, u64)>,
     /// How long FUSE requests took, by operation name.
     pub fuse_latency: Vec<Latency>,
+    /// How long fsyncs took that reached their level, by level.
+    pub fsync_latency: Vec<Latency>,
     /// FUSE transport in use (`dev` or `uring`).
     pub transport: String,
     /// Why this one.

@@ -124,7 +124,7 @@ pub enum LogTo {
 pub enum Fsync {
     /// The node's device.
     Local,
-    /// The node's device and copies on peers, as soon as there are any.
+    /// The node's device, and other nodes' devices or the object store, whichever is first.
     Peers,
     /// The object store.
     Cloud,
@@ -201,9 +201,12 @@ pub struct AgentFlags {
     /// Which object store.
     #[command(flatten)]
     pub store: StoreFlags,
-    /// What an fsync waits for [default: local]
+    /// What an fsync waits for [default: local; peers as soon as there are other nodes]
     #[arg(long, value_enum, value_name = "LEVEL", env = "FASTCACHE_FSYNC")]
     pub fsync: Option<Fsync>,
+    /// On how many other nodes a file is after an fsync of level peers: 1 or 2 [default: 1]
+    #[arg(long, value_name = "N", env = "FASTCACHE_FSYNC_COPIES")]
+    pub fsync_copies: Option<u32>,
     /// Directory for the peer id and the embedded namespace [default: /var/lib/fastcache; `up`: DIR/state]
     #[arg(long, value_name = "DIR", env = "FASTCACHE_STATE_DIR")]
     pub state_dir: Option<PathBuf>,

@@ -5,8 +5,8 @@ pub(crate) mod cloud;
 use crate::cli::{AgentFlags, DataFlags, Fsync, FuseTransport, Provider};
 use cloud::{Addressing, CloudSettings, EncryptionKind};
 use fastcache_agent::{
-    AgentConfig, AzureConfig, CloudConfig, Environment as CloudEnvironment, FsyncLevel,
-    PUT_LIMIT_DEFAULT, S3Config, Secret,
+    AgentConfig, AzureConfig, CloudConfig, Environment as CloudEnvironment, FSYNC_COPIES_MAX,
+    FsyncLevel, PUT_LIMIT_DEFAULT, S3Config, Secret,
 };
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -61,6 +61,7 @@ pub struct FileConfig {
     azure_tenant_id: Option<String>,
     azure_token_file: Option<PathBuf>,
     fsync: Option<Fsync>,
+    fsync_copies: Option<u32>,
     state_dir: Option<PathBuf>,
     put_limit: Option<String>,
     stop_timeout: Option<u32>,
@@ -194,8 +195,10 @@ pub struct AgentSettings {
     pub cloud: CloudSettings,
     /// Access key, secret key and session token, of settings or of AWS's variables.
     pub s3_keys: (Option<String>, Option<Secret>, Option<Secret>),
-    /// What an fsync waits for.
-    pub fsync: Fsync,
+    /// What an fsync waits for; `None`: for other nodes as soon as there are any.
+    pub fsync: Option<Fsync>,
+    /// Other nodes that have a file after an fsync of level `peers`.
+    pub fsync_copies: u32,
     /// State directory.
     pub state_dir: PathBuf,
     /// Bytes.
@@ -289,7 +292,8 @@ impl AgentSettings {
                 .cloud_dir
                 .or(file.cloud_dir)
                 .or_else(|| defaults.cloud_dir.clone()),
-            fsync: flags.fsync.or(file.fsync).unwrap_or(Fsync::Local),
+            fsync: flags.fsync.or(file.fsync),
+            fsync_copies: flags.fsync_copies.or(file.fsync_copies).unwrap_or(1),
             state_dir: flags
                 .state_dir
                 .or(file.state_dir)
@@ -322,9 +326,17 @@ impl AgentSettings {
             Provider::S3 if self.s3_keys.0.is_some() != self.s3_keys.1.is_some() => {
                 wrong("set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY both, or neither")
             }
-            Provider::None if self.fsync == Fsync::Cloud => {
+            Provider::None if self.fsync == Some(Fsync::Cloud) => {
                 wrong("--fsync cloud cannot be kept without a cloud: choose a --cloud-provider")
             }
+            Provider::None if self.fsync == Some(Fsync::Peers) && self.coordinator.is_none() => {
+                wrong(
+                    "--fsync peers cannot be kept without other nodes and without a cloud: name a --coordinator, or choose a --cloud-provider",
+                )
+            }
+            _ if !(1..=FSYNC_COPIES_MAX).contains(&self.fsync_copies) => wrong(
+                "--fsync-copies is 1 or 2: a chunk has three homes, and its own node may be one of them",
+            ),
             _ => Ok(()),
         }
     }
@@ -381,11 +393,12 @@ impl AgentSettings {
             chunk_size: self.chunk_size << 20,
             api_key: self.api_key.clone(),
             cloud,
-            fsync: match self.fsync {
+            fsync: self.fsync.map(|level| match level {
                 Fsync::Local => FsyncLevel::Local,
                 Fsync::Peers => FsyncLevel::Peers,
                 Fsync::Cloud => FsyncLevel::Cloud,
-            },
+            }),
+            fsync_copies: self.fsync_copies,
             pod_ip: self.pod_ip.clone(),
             put_limit: self.put_limit,
             upload_parallel: self.cloud.uploads,
@@ -413,7 +426,8 @@ impl AgentSettings {
             ("azure-container", Some(self.azure_container.clone())),
             ("azure-endpoint", some(&self.azure_endpoint)),
             ("cloud-dir", self.cloud_dir.as_deref().map(path)),
-            ("fsync", Some(name_of(self.fsync))),
+            ("fsync", self.fsync.map(name_of)),
+            ("fsync-copies", Some(self.fsync_copies.to_string())),
             ("state-dir", Some(path(&self.state_dir))),
             ("put-limit", Some(self.put_limit.to_string())),
             (

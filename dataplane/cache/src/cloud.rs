@@ -1,6 +1,5 @@
 //! Waiting for the cloud: for as long as it takes something.
 
-use crate::link::unexpected;
 use crate::{FileSystem, Result};
 use fastcache_api::Errno;
 use fastcache_api::control::{NodeAnswer, NodeCall, Waited};
@@ -10,17 +9,16 @@ use std::time::Duration;
 const NOTHING_MAX: Duration = Duration::from_secs(60);
 
 impl FileSystem {
-    /// Asks the agent for something that may need the cloud, again and again until it is done. EIO when the cloud takes
-    /// nothing, or the agent does not answer.
+    /// Asks the agent for something that may need the cloud, again and again until it is done; what it says then. EIO when
+    /// the cloud takes nothing, or the agent does not answer.
     pub(crate) async fn with_the_cloud(
         &self,
         call: impl Fn(Option<Waited>) -> NodeCall,
-    ) -> Result<()> {
+    ) -> Result<NodeAnswer> {
         let mut waited = None;
         let mut since = fastcache_reactor::now();
         loop {
             match self.inner.link.call(call(waited)).await? {
-                NodeAnswer::Done => return Ok(()),
                 NodeAnswer::Waiting {
                     waited: so_far,
                     has_moved,
@@ -34,7 +32,7 @@ impl FileSystem {
                         return Err(Errno::EIO);
                     }
                 }
-                other => return Err(unexpected(&other)),
+                done => return Ok(done),
             }
         }
     }

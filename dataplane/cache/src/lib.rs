@@ -15,6 +15,7 @@ mod conflict;
 mod content;
 mod entries;
 mod fetch;
+mod fsync;
 mod inode;
 mod lease;
 mod link;
@@ -222,6 +223,7 @@ pub(crate) struct Inner {
     /// Other nodes; never set where there is to be none.
     pub peers: OnceLock<Box<dyn PeerTier>>,
     pub holds: replicas::Holds,
+    pub fsyncs: fsync::Fsyncs,
 }
 
 impl FileSystem {
@@ -256,6 +258,7 @@ impl FileSystem {
                 extra_stats: OnceLock::new(),
                 peers: OnceLock::new(),
                 holds: replicas::Holds::default(),
+                fsyncs: fsync::Fsyncs::default(),
             }),
         }
     }

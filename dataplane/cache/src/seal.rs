@@ -7,7 +7,7 @@
 use crate::inode::{Inode, InodeState, PendingCommit, Unsealed};
 use crate::open_chunk::{Contents, OpenChunk, device_error};
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::control::{DataEvent, LocalChunk, NodeCall};
+use fastcache_api::control::{DataEvent, LocalChunk};
 use fastcache_api::{ChunkKey, Commit, Errno, Ino, Kind, Run, Version};
 use fastcache_chunkstore::{ChunkBody, SealChunk, SealData, SealFile};
 use std::sync::Arc;
@@ -34,6 +34,7 @@ impl FileSystem {
 
     /// `fsync`: sealed, on stable storage here, committed, and at the level the agent is set to.
     pub async fn fsync(&self, ino: Ino, _fh: u64, _datasync: bool) -> Result<()> {
+        let since = fastcache_reactor::now();
         if let Some(inode) = self.inner.inodes.get(ino) {
             self.seal_file(&inode, true).await?;
             self.commits_done(&inode).await?;
@@ -42,8 +43,7 @@ impl FileSystem {
             }
             self.safe_somewhere(&inode).await?;
         }
-        self.with_the_cloud(|waited| NodeCall::Fsync { ino, waited })
-            .await
+        self.reach_level(ino, since).await
     }
 
     /// sync(2) and shutdown: every file with changes.

@@ -125,6 +125,7 @@ impl FileSystem {
                 }
                 Ok(DataAnswer::Done)
             }
+            DataCall::Copies { ino } => Ok(DataAnswer::Copies(self.copies_of(ino))),
             DataCall::Stats => Ok(DataAnswer::Stats(Box::new(self.stats()))),
         }
     }
@@ -407,6 +408,7 @@ impl FileSystem {
             peers: self.peer_stats(),
             fuse_requests: Vec::new(),
             fuse_latency: Vec::new(),
+            fsync_latency: self.inner.fsyncs.latencies(),
             transport: String::new(),
             transport_why: String::new(),
             stuck_cores: Vec::new(),

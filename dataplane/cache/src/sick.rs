@@ -2,9 +2,10 @@
 //! what it cannot give back is fetched again, and where nothing else has it, said.
 
 use crate::inode::Inode;
+use crate::link::unexpected;
 use crate::open_chunk::device_error;
 use crate::{FileSystem, Result, lock};
-use fastcache_api::control::NodeCall;
+use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, Errno, Ino};
 use fastcache_chunkstore::{ChunkBody, StoreError};
 use fastcache_reactor::sync::Mutex;
@@ -85,8 +86,11 @@ impl FileSystem {
     }
 
     async fn persist(&self, ino: Option<Ino>) -> Result<()> {
-        self.with_the_cloud(|waited| NodeCall::Persist { ino, waited })
-            .await
+        let persisted = self.with_the_cloud(|waited| NodeCall::Persist { ino, waited });
+        match persisted.await? {
+            NodeAnswer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// These are in the cloud now: those that are in RAM because the device refused them make room.

@@ -5,6 +5,7 @@
 //! the others are told that nobody waits for them any more.
 
 use crate::{FileSystem, Result, count, lock, lock_read};
+use event_listener::EventListener;
 use fastcache_api::control::{PeerNode, PeersStats};
 use fastcache_api::{ChunkKey, Errno};
 use fastcache_chunkstore::StoreError;
@@ -92,6 +93,15 @@ pub trait PeerTier: Send + Sync {
 
     /// These versions are in the cloud, or no layout names them any more.
     fn settled(&self, keys: &[ChunkKey]);
+
+    /// How many other nodes have a version of a chunk on their devices, by what they said over connections that are up still.
+    fn copies(&self, key: ChunkKey) -> usize;
+
+    /// Somebody waits for copies of these versions: they come before others, and before a pause after a failure is over.
+    fn hurry(&self, keys: &[ChunkKey]);
+
+    /// Hears of the next change of what [`PeerTier::copies`] says, or of what is in the cloud.
+    fn copies_changed(&self) -> EventListener;
 
     /// Counters.
     fn stats(&self) -> PeersStats;

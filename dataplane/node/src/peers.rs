@@ -3,6 +3,7 @@
 
 use crate::replicate::Replicator;
 use anyhow::{Context, Result};
+use event_listener::EventListener;
 use fastcache_api::control::{PeerNode, PeersStats};
 use fastcache_api::placement::{NodeHash, homes};
 use fastcache_api::{ChunkId, ChunkKey, Errno};
@@ -208,6 +209,18 @@ impl PeerTier for Nodes {
 
     fn settled(&self, keys: &[ChunkKey]) {
         self.replicator.remove(keys);
+    }
+
+    fn copies(&self, key: ChunkKey) -> usize {
+        self.replicator.copies(key)
+    }
+
+    fn hurry(&self, keys: &[ChunkKey]) {
+        self.replicator.hurry(keys);
+    }
+
+    fn copies_changed(&self) -> EventListener {
+        self.replicator.copies_changed()
     }
 
     fn stats(&self) -> PeersStats {

@@ -12,6 +12,7 @@ use fastcache_cache::FileSystem;
 use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer};
 use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep};
 use fastcache_types::BLOCK;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,9 @@ const WORKERS: usize = 2;
 pub const CORE_BYTES: u64 = (WORKERS * (PAGE + PAYLOAD_MAX)) as u64;
 /// Most chunks that are known; further ones have no copies, and are counted.
 const CHUNKS_MAX: usize = 1 << 18;
-/// How long a home may take for a part, or to say that it has a chunk.
+/// How long a home may take to say that it has a chunk.
+const HOLD_MAX: Duration = Duration::from_secs(2);
+/// How long it may take for a part.
 const GIVE_MAX: Duration = Duration::from_secs(10);
 /// Pauses after a failure; doubled after each.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
@@ -45,18 +48,42 @@ struct Copies {
     is_tried: bool,
     failures: u32,
     due: Instant,
-    /// It is in the queue, or being copied.
+    /// It is in a queue, or being copied.
     is_busy: bool,
+    /// It is in a queue. It may be in both, and is copied once.
+    is_queued: bool,
+}
+
+impl Copies {
+    /// It is put into a queue.
+    fn queue(&mut self) {
+        (self.is_busy, self.is_queued) = (true, true);
+    }
 }
 
 #[derive(Default)]
 struct State {
     chunks: HashMap<ChunkKey, Copies>,
     due: VecDeque<ChunkKey>,
+    /// Those that somebody waits for.
+    first: VecDeque<ChunkKey>,
     /// The others when it was last looked, and their numbers.
     nodes: Vec<(String, u64)>,
     /// Whether what was dirty at the start is known.
     has_looked: bool,
+}
+
+impl State {
+    /// What is to be copied next.
+    fn take(&mut self) -> Option<ChunkKey> {
+        while let Some(key) = self.first.pop_front().or_else(|| self.due.pop_front()) {
+            let known = self.chunks.get_mut(&key);
+            if known.is_some_and(|copies| std::mem::take(&mut copies.is_queued)) {
+                return Some(key);
+            }
+        }
+        None
+    }
 }
 
 /// Copies chunks to other nodes. Shared by all cores.
@@ -64,6 +91,8 @@ pub struct Replicator {
     cluster: Arc<Cluster>,
     state: Mutex<State>,
     changed: event_listener::Event,
+    /// Copies were made or lost, or are not needed any more.
+    copied: event_listener::Event,
     given: AtomicU64,
     errors: AtomicU64,
 }
@@ -75,6 +104,7 @@ impl Replicator {
             cluster,
             state: Mutex::default(),
             changed: event_listener::Event::new(),
+            copied: event_listener::Event::new(),
             given: AtomicU64::new(0),
             errors: AtomicU64::new(0),
         })
@@ -113,7 +143,7 @@ impl Replicator {
                         let was_committed = copies.is_committed;
                         copies.is_committed |= is_committed;
                         if is_committed && !was_committed && !copies.is_busy {
-                            copies.is_busy = true;
+                            copies.queue();
                             state.due.push_back(key);
                         }
                     }
@@ -129,6 +159,7 @@ impl Replicator {
                             failures: 0,
                             due: now,
                             is_busy: true,
+                            is_queued: true,
                         });
                         state.due.push_back(key);
                     }
@@ -157,6 +188,44 @@ impl Replicator {
                 }
             }
         }
+        self.copied.notify(usize::MAX);
+    }
+
+    /// Nodes that have a copy on their devices, and whose connections are those over which they said so.
+    pub fn copies(&self, key: ChunkKey) -> usize {
+        let peers = self.cluster.peers();
+        let is_up = |(id, changes): &&(String, u64)| {
+            let mut peers = peers.iter();
+            peers.any(|peer| peer.id == *id && peer.changes() == *changes)
+        };
+        let state = self.state();
+        let known = state.chunks.get(&key);
+        known.map_or(0, |copies| copies.done.iter().filter(is_up).count())
+    }
+
+    /// Somebody waits for these.
+    pub fn hurry(&self, keys: &[ChunkKey]) {
+        {
+            let mut state = self.state();
+            let State { chunks, first, .. } = &mut *state;
+            for key in keys {
+                let Some(copies) = chunks.get_mut(key) else {
+                    continue;
+                };
+                let is_whole = copies.wanted > 0 && copies.done.len() >= copies.wanted;
+                if copies.is_queued || !(copies.is_busy || is_whole) {
+                    copies.failures = 0;
+                    copies.queue();
+                    first.push_back(*key);
+                }
+            }
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// The next change of what [`Replicator::copies`] says.
+    pub fn copies_changed(&self) -> event_listener::EventListener {
+        self.copied.listen()
     }
 
     /// Completes the counters.
@@ -196,7 +265,7 @@ impl Replicator {
                     let is_moved = is_changed && !copies.done.iter().all(|at| nodes.contains(at));
                     let is_lacking = is_changed && copies.done.len() < copies.wanted.max(1);
                     if !copies.is_busy && (now >= copies.due || is_moved || is_lacking) {
-                        copies.is_busy = true;
+                        copies.queue();
                         state.due.push_back(*key);
                     }
                 }
@@ -208,9 +277,12 @@ impl Replicator {
     async fn work(&self, fs: &FileSystem) {
         loop {
             let listener = self.changed.listen();
-            let next = self.state().due.pop_front();
+            let next = self.state().take();
             match next {
-                Some(key) => self.copy(fs, key).await,
+                Some(key) => {
+                    self.copy(fs, key).await;
+                    self.copied.notify(usize::MAX);
+                }
                 None => listener.await,
             }
         }
@@ -243,9 +315,14 @@ impl Replicator {
         let mut is_named = !is_again;
         let mut done = Vec::new();
         let mut lost = Vec::new();
-        for at in &homes {
+        // All at once: one that stands still does not keep a copy from the others.
+        let ask = |at: &usize| {
             let peer = &peers[*at];
-            let mut held = self.cluster.hold(peer, key, GIVE_MAX).await.map(|_| ());
+            let held = self.cluster.hold(peer, key, HOLD_MAX);
+            async move { (peer, held.await.map(|_| ())) }
+        };
+        let mut asked: FuturesUnordered<_> = homes.iter().map(ask).collect();
+        while let Some((peer, mut held)) = asked.next().await {
             if let (Err(AskError::NotFound), Some(body)) = (&held, &here) {
                 // Lost there, or never taken: perhaps another node has written the chunk since, and its copy is in place.
                 is_named = is_named || fs.is_named(key).await != Some(false);
@@ -257,7 +334,11 @@ impl Replicator {
                 held = self.give(fs, peer, key, body.len() as usize).await;
             }
             match held {
-                Ok(()) => done.push((peer.id.clone(), peer.changes())),
+                Ok(()) => {
+                    let at = (peer.id.clone(), peer.changes());
+                    self.has_copy(key, at.clone());
+                    done.push(at);
+                }
                 Err(error) => {
                     if error == AskError::NotFound {
                         lost.push(&peer.id);
@@ -289,6 +370,15 @@ impl Replicator {
                 self.cluster.release(&peers[at], key);
             }
         }
+    }
+
+    /// A home has a copy: who waits for it need not wait for the others.
+    fn has_copy(&self, key: ChunkKey, at: (String, u64)) {
+        if let Some(copies) = self.state().chunks.get_mut(&key) {
+            copies.done.retain(|(id, _)| *id != at.0);
+            copies.done.push(at);
+        }
+        self.copied.notify(usize::MAX);
     }
 
     /// The chunk is looked at again after a pause that grows, unless `then` says when. False when it is not known any more.

@@ -11,6 +11,9 @@ use std::time::Duration;
 /// How long requests of FUSE took; kept here, since it is counted elsewhere.
 const FUSE_DURATION: &str = "fastcache_fuse_request_duration_seconds";
 
+/// How long fsyncs took; kept here, since it is counted elsewhere.
+const FSYNC_DURATION: &str = "fastcache_fsync_duration_seconds";
+
 /// The metrics of this subject.
 pub(super) const METRICS: &[Metric] = &[
     metric(
@@ -24,6 +27,12 @@ pub(super) const METRICS: &[Metric] = &[
         Histogram,
         "operation",
         "how long they took, until the answer is ready",
+    ),
+    metric(
+        FSYNC_DURATION,
+        Histogram,
+        "level",
+        "how long fsyncs took that reached their level: `local`, `peers` or `cloud`",
     ),
     metric(
         "fastcache_rest_requests_total",
@@ -60,6 +69,13 @@ pub(super) fn export(data: &DataStats) {
 /// How long requests of the kernel took.
 pub(super) fn fuse_durations(text: &mut String, latencies: &[Latency]) {
     if let Some(metric) = METRICS.iter().find(|m| m.name == FUSE_DURATION) {
+        durations(text, metric, latencies);
+    }
+}
+
+/// How long fsyncs took.
+pub(super) fn fsync_durations(text: &mut String, latencies: &[Latency]) {
+    if let Some(metric) = METRICS.iter().find(|m| m.name == FSYNC_DURATION) {
         durations(text, metric, latencies);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::link::lock;
 use crate::node::Inner;
+use crate::types::Durability;
 use fastcache_api::control::{NodeAnswer, Waited};
 use fastcache_api::{Errno, Ino};
 use std::sync::atomic::Ordering;
@@ -143,7 +144,7 @@ impl Inner {
 
     async fn is_uploaded(&self, ino: Ino) -> Result<bool, Errno> {
         let state = self.file_state(ino).await?;
-        let is_dirty = |c: &crate::types::ChunkState| c.state == crate::types::Durability::Dirty;
-        Ok(!state.chunks.iter().any(is_dirty))
+        let mut chunks = state.chunks.iter();
+        Ok(chunks.all(|c| c.state == Durability::Persisted))
     }
 }

@@ -4,9 +4,9 @@ use super::cache::stats_body;
 use super::path::{FilePath, parameter};
 use super::types::{ChunkStateBody, EvictBody, FlushBody, QueueBody, StateBody, StatusBody};
 use super::{ApiError, Rest, tree};
+use crate::CloudConfig;
 use crate::check::report::Line;
 use crate::check::{CheckError, FsckRequest, GRACE_DEFAULT, GcRequest, LINES_MAX};
-use crate::{CloudConfig, FsyncLevel};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -36,12 +36,7 @@ pub async fn status(State(rest): State<Rest>) -> Json<StatusBody> {
             .unwrap_or_else(|| "embedded".to_owned()),
         cloud_place: place(&config.cloud),
         chunk_size_bytes: config.chunk_size,
-        fsync: match config.fsync {
-            FsyncLevel::Local => "local",
-            FsyncLevel::Peers => "peers",
-            FsyncLevel::Cloud => "cloud",
-        }
-        .to_owned(),
+        fsync: rest.node.fsync_level().name().to_owned(),
         problems: crate::health::assess(&stats),
         stats: stats_body(&stats),
     })

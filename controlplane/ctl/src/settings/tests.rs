@@ -58,10 +58,7 @@ fn precedence() {
     assert_eq!(bare.s3_region, "us-east-1");
     assert_eq!(bare.s3_bucket, "fuse-client-cache");
     assert_eq!(bare.azure_container, "fuse-cache");
-    assert_eq!(
-        (bare.port, bare.chunk_size, bare.fsync),
-        (None, 4, Fsync::Local)
-    );
+    assert_eq!((bare.port, bare.chunk_size, bare.fsync), (None, 4, None));
     assert_eq!(bare.provider, Provider::S3);
     assert_eq!(bare.to_config().port, 8081);
     assert_eq!(bare.to_config().chunk_size, 4 << 20);
@@ -71,7 +68,7 @@ fn precedence() {
     assert_eq!(from_file.s3_region, "file");
     assert_eq!(from_file.s3_bucket, "file");
     assert_eq!((from_file.port, from_file.chunk_size), (Some(1), 2));
-    assert_eq!(from_file.fsync, Fsync::Cloud);
+    assert_eq!(from_file.fsync, Some(Fsync::Cloud));
     assert_eq!(from_file.api_key.as_ref().unwrap().expose(), "s3cr3t-file");
 
     let from_env = resolve(&AgentFlags::default(), file, &clouds_env);
@@ -94,7 +91,10 @@ fn precedence() {
     };
     let from_flags = resolve(&flags, file, &clouds_env);
     assert_eq!(from_flags.s3_region, "flag");
-    assert_eq!((from_flags.port, from_flags.fsync), (Some(9), Fsync::Peers));
+    assert_eq!(
+        (from_flags.port, from_flags.fsync),
+        (Some(9), Some(Fsync::Peers))
+    );
     assert_eq!(from_flags.api_key.as_ref().unwrap().expose(), "s3cr3t-flag");
     assert_eq!(
         from_flags.azure_container, "env-container",
@@ -177,6 +177,25 @@ fn what_cannot_work_is_refused() {
         ..with()
     };
     assert!(refused(none).contains("--fsync cloud"));
+    let alone = |coordinator: Option<&str>| AgentFlags {
+        store: provider(Provider::None),
+        fsync: Some(Fsync::Peers),
+        coordinator: coordinator.map(str::to_owned),
+        ..with()
+    };
+    assert!(refused(alone(None)).contains("--fsync peers"));
+    let among_others = resolve(&alone(Some("host:8080")), "", &no_env).to_config();
+    assert_eq!(
+        (among_others.fsync, among_others.fsync_copies),
+        (Some(FsyncLevel::Peers), 1)
+    );
+    for copies in [0, 3] {
+        let flags = AgentFlags {
+            fsync_copies: Some(copies),
+            ..with()
+        };
+        assert!(refused(flags).contains("--fsync-copies is 1 or 2"));
+    }
     assert!(
         refused(AgentFlags {
             put_limit: Some("x".into()),

@@ -5,7 +5,7 @@
 mod desk;
 
 use fastcache_api::control::{
-    DataAnswer, DataCall, DataEvent, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
+    DataAnswer, DataCall, DataEvent, FsyncLevel, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
 };
 use fastcache_api::{
     Attr, ChunkKey, Commit, Errno, Ino, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
@@ -58,6 +58,12 @@ pub struct Agent {
     pub write_opens: Cell<usize>,
     /// Calls to bring something to the cloud now that are not answered yet.
     pub persists: RefCell<Vec<(u64, Option<Waited>)>>,
+    /// An fsync waits for so many copies; `None`: for none.
+    pub copies: Cell<Option<u32>>,
+    /// Fsyncs that were answered without the cloud.
+    pub fsyncs: Cell<u64>,
+    /// Those that wait for the cloud.
+    pub cloud_fsyncs: RefCell<Vec<u64>>,
 }
 
 #[derive(Default)]
@@ -117,7 +123,21 @@ impl Agent {
                     self.fetch(link, arena, id, key, slot);
                 }
             }
-            ToAgent::Call(id, NodeCall::Fsync { .. }) => link.answered(0, id, Ok(NodeAnswer::Done)),
+            ToAgent::Call(
+                id,
+                NodeCall::Fsync {
+                    is_cloud: false, ..
+                },
+            ) => {
+                self.fsyncs.set(self.fsyncs.get() + 1);
+                let level = FsyncLevel::Local;
+                let answer = match self.copies.get() {
+                    Some(copies) => NodeAnswer::Copies { copies },
+                    None => NodeAnswer::Synced { level },
+                };
+                link.answered(0, id, Ok(answer));
+            }
+            ToAgent::Call(id, NodeCall::Fsync { .. }) => self.cloud_fsyncs.borrow_mut().push(id),
             ToAgent::Call(id, NodeCall::Persist { waited, .. }) => {
                 self.persists.borrow_mut().push((id, waited));
             }
@@ -207,6 +227,12 @@ impl Agent {
     }
 
     /// Tells those who wait for the cloud that it takes longer, and to bring this along.
+    pub fn let_fsyncs_go(&self, link: &Link, answer: Result<NodeAnswer, Errno>) {
+        for id in self.cloud_fsyncs.take() {
+            link.answered(0, id, answer.clone());
+        }
+    }
+
     pub fn let_persists_wait(&self, link: &Link, waited: Waited) {
         for (id, _) in self.persists.take() {
             let has_moved = true;

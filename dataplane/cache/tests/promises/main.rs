@@ -6,6 +6,7 @@
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
 //! - `conflicts`: what was written under a lost lease is saved beside, and nothing of another node's is overwritten.
+//! - `fsync`: it returns when the level that the agent says is reached, and not before.
 //! - `locks`: what a program holds, and what it gave up, is what the coordinator has.
 //! - `misses`: one fetch for everybody, and never wrong bytes.
 //! - `sick`: a device that fails loses nothing that the cloud can take.
@@ -25,6 +26,7 @@ mod ahead;
 mod commits;
 mod conflicts;
 mod contents;
+mod fsync;
 mod locks;
 mod memory;
 mod misses;

@@ -3,18 +3,20 @@
 
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start};
+use event_listener::{Event, EventListener};
 use fastcache_api::control::{PeerNode, PeersStats};
 use fastcache_api::{ChunkId, ChunkKey, Errno, Ino, Version};
 use fastcache_cache::{PeerMiss, PeerSource, PeerTier};
 use fastcache_reactor::{IoBuf, now, sleep};
 use futures_util::future::LocalBoxFuture;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What a node does when it is asked for a chunk.
 #[derive(Clone, Copy, PartialEq)]
-enum Does {
+pub enum Does {
     Has,
     Absent,
     Failed,
@@ -24,9 +26,9 @@ enum Does {
 }
 
 #[derive(Default)]
-struct Script {
+pub struct Script {
     /// Homes, by their names.
-    homes: Vec<(&'static str, Does)>,
+    pub homes: Vec<(&'static str, Does)>,
     /// Who is to bring a chunk, and whether it can.
     keeper: Option<(&'static str, Does)>,
     /// Who has it beyond the homes.
@@ -38,10 +40,14 @@ struct Script {
     given_up: usize,
     sealed: Vec<ChunkKey>,
     settled: Vec<ChunkKey>,
+    /// How many of them have a chunk on their devices.
+    pub copies: HashMap<ChunkKey, usize>,
+    pub changed: Event,
+    pub hurried: Vec<ChunkKey>,
 }
 
 #[derive(Clone, Default)]
-struct Others(Arc<Mutex<Script>>);
+pub struct Others(pub Arc<Mutex<Script>>);
 
 struct Other {
     name: &'static str,
@@ -167,7 +173,22 @@ impl PeerTier for Others {
     }
 
     fn settled(&self, keys: &[ChunkKey]) {
-        self.0.lock().unwrap().settled.extend(keys);
+        let mut script = self.0.lock().unwrap();
+        script.settled.extend(keys);
+        script.changed.notify(usize::MAX);
+    }
+
+    fn copies(&self, key: ChunkKey) -> usize {
+        let script = self.0.lock().unwrap();
+        script.copies.get(&key).copied().unwrap_or_default()
+    }
+
+    fn hurry(&self, keys: &[ChunkKey]) {
+        self.0.lock().unwrap().hurried.extend(keys);
+    }
+
+    fn copies_changed(&self) -> EventListener {
+        self.0.lock().unwrap().changed.listen()
     }
 
     fn stats(&self) -> PeersStats {
