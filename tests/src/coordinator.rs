@@ -11,6 +11,7 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub struct Coordinator {
     home: TempDir,
+    host: String,
     port: u16,
     flags: Vec<String>,
     env: Vec<(&'static str, String)>,
@@ -49,8 +50,18 @@ impl Coordinator {
     /// When it does not.
     #[track_caller]
     pub fn start_in(flags: &[&str], env: &[(&'static str, String)]) -> Coordinator {
+        Coordinator::start_at("127.0.0.1", flags, env)
+    }
+
+    /// The same on another address of this machine.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[track_caller]
+    pub fn start_at(host: &str, flags: &[&str], env: &[(&'static str, String)]) -> Coordinator {
         let mut coordinator = Coordinator {
             home: temp_dir("coordinator"),
+            host: host.to_owned(),
             port: free_port(),
             flags: flags.iter().map(|f| (*f).to_owned()).collect(),
             env: env.to_vec(),
@@ -92,7 +103,7 @@ impl Coordinator {
             .unwrap_or_else(|e| panic!("fastcache-ctl coordinator: {e}"));
         self.child = Some(child);
         wait_until("the coordinator answers", Duration::from_secs(20), || {
-            TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+            TcpStream::connect((&*self.host, self.port)).is_ok()
         });
     }
 
@@ -126,7 +137,7 @@ impl Coordinator {
 
     /// `HOST:PORT`.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("{}:{}", self.host, self.port)
     }
 
     /// A folder that goes with it.

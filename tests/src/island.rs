@@ -3,7 +3,8 @@
 
 use crate::machine::run;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::process::Command;
 
 /// Addresses at which clouds tell instances and containers their credentials: EC2 and Azure, ECS, EKS.
@@ -47,5 +48,79 @@ fn cut_off(hosts: &[(&str, &str)]) {
     for address in METADATA {
         let address = format!("{address}/32");
         run(Command::new("ip").args(["address", "add", &address, "dev", "lo"]));
+    }
+}
+
+/// A network beside that of an island's test, and the cable between the two, which can be pulled out.
+#[derive(Debug)]
+pub struct Cable {
+    network: OwnedFd,
+}
+
+impl Cable {
+    /// Address of the test's own end.
+    pub const NEAR: &str = "10.97.1.1";
+    /// Address of the other end.
+    pub const FAR: &str = "10.97.1.2";
+    /// The interface at the test's own end.
+    const LINK: &str = "near";
+
+    /// One for each island; to be called by its test.
+    ///
+    /// # Panics
+    /// Without root.
+    pub fn lay() -> Cable {
+        let network = std::thread::scope(|scope| {
+            let far = scope.spawn(|| {
+                // SAFETY: this thread gets a network of its own; its table of file descriptors stays shared.
+                unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }.unwrap_or_else(
+                    |e| panic!("no network of its own: {e}; run the tests as root"),
+                );
+                std::fs::File::open("/proc/thread-self/ns/net").unwrap_or_else(|e| panic!("{e}"))
+            });
+            OwnedFd::from(far.join().expect("a network"))
+        });
+        let far = format!("/proc/{}/fd/{}", std::process::id(), network.as_raw_fd());
+        let ip = |args: &[&str]| run(Command::new("ip").args(args));
+        let near = ["link", "add", Cable::LINK, "type", "veth", "peer", "name"];
+        ip(&[&near[..], &["far", "netns", &far]].concat());
+        let address = |address: &str, device: &str| {
+            ip(&["address", "add", &format!("{address}/24"), "dev", device]);
+            ip(&["link", "set", device, "up"]);
+        };
+        address(Cable::NEAR, Cable::LINK);
+        let cable = Cable { network };
+        cable.at_far_end(|| {
+            ip(&["link", "set", "lo", "up"]);
+            address(Cable::FAR, "far");
+        });
+        cable
+    }
+
+    /// Does something at the other end: what it starts stays there.
+    ///
+    /// # Panics
+    /// As `what` does.
+    pub fn at_far_end<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        let done = std::thread::scope(|scope| {
+            let there = || {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(self.network.as_fd(), kind)
+                    .unwrap_or_else(|e| panic!("the other network: {e}"));
+                what()
+            };
+            scope.spawn(there).join()
+        });
+        done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Nothing goes through any more, and nobody is told.
+    pub fn pull(&self) {
+        run(Command::new("ip").args(["link", "set", Cable::LINK, "down"]));
+    }
+
+    /// It is back.
+    pub fn plug_in(&self) {
+        run(Command::new("ip").args(["link", "set", Cable::LINK, "up"]));
     }
 }

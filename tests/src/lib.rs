@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod azurite;
+mod busy;
 mod bytes;
 mod ceph;
 mod certificates;
@@ -22,6 +23,7 @@ mod machine;
 mod manifest;
 mod mapping;
 mod node;
+mod plane;
 mod s3;
 mod s3s;
 mod shared;
@@ -31,6 +33,7 @@ mod uring;
 mod written;
 
 pub use azurite::Azurite;
+pub use busy::{Busy, Seen};
 pub use bytes::{Bytes, sha256_file};
 pub use ceph::Ceph;
 pub use certificates::Certificates;
@@ -40,7 +43,7 @@ pub use fault_proxy::{Fault, FaultProxy, SeenRequest};
 pub use held::HeldNodes;
 pub use http::{Answer, Http, read_answer, vanish};
 pub use identity::{Identity, IdentitySetup};
-pub use island::on_an_island;
+pub use island::{Cable, on_an_island};
 pub use loss::lose_everything;
 pub use machine::{
     close, drop_page_cache, free_port, number, output_of, program, repository, run, seed, serial,
@@ -48,7 +51,8 @@ pub use machine::{
 };
 pub use manifest::Container;
 pub use mapping::Mapping;
-pub use node::{Cloud, Node, Plane, Setup};
+pub use node::{Cloud, Node, Setup};
+pub use plane::{Plane, Stopped};
 pub use s3::S3;
 pub use s3s::S3s;
 pub use shared::{shared_folder, shared_node};

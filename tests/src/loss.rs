@@ -1,6 +1,7 @@
 //! The loss of every disk: what is left is the bucket.
 
-use crate::node::{Node, Plane};
+use crate::node::Node;
+use crate::plane::Plane;
 
 /// kill -9 of everything, and every file the node kept is deleted. Only the bucket stays.
 ///

@@ -1,6 +1,7 @@
 //! A node, started, asked and stopped through `fastcache-ctl`, as an operator would.
 
 use crate::machine::{free_port, output_of, program, run, temp_dir, wait_until};
+use crate::plane::{Plane, Stopped, is_dead, kill_9, pid_in, signal};
 use crate::s3::S3;
 use crate::uring::{UringOn, transport_of};
 use serde_json::Value;
@@ -11,17 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// A process of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plane {
-    /// `fastcache-data`.
-    Data,
-    /// `fastcache-ctl`, the agent.
-    Agent,
-    /// `fastcache-ctl up`, which watches the two.
-    Supervisor,
-}
 
 /// Where chunks go.
 #[derive(Debug)]
@@ -431,6 +421,20 @@ impl Node {
         pid.is_some()
     }
 
+    /// SIGSTOP. It goes on when what this returns is dropped.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[track_caller]
+    pub fn stop(&self, plane: Plane) -> Stopped {
+        let pid = self.pid(plane).expect("it runs");
+        assert!(
+            signal(pid, rustix::process::Signal::STOP),
+            "{plane:?} runs no more"
+        );
+        Stopped(pid)
+    }
+
     /// Kills everything and unmounts: a test gives up, and nothing may hang.
     pub fn stop_by_force(&self) {
         stop_by_force(&self.dir(), &self.mount);
@@ -546,50 +550,8 @@ fn stop_by_force(dir: &Path, mount: &Path) {
     let _ = rustix::mount::unmount(mount, rustix::mount::UnmountFlags::DETACH);
 }
 
-fn pid_in(node_json: &str, plane: Plane) -> Option<u32> {
-    let name = match plane {
-        Plane::Data => "data",
-        Plane::Agent => "agent",
-        Plane::Supervisor => "supervisor",
-    };
-    let value: Value = serde_json::from_str(node_json).ok()?;
-    let found = [
-        name.to_owned(),
-        format!("{name}_pid"),
-        format!("pid_{name}"),
-    ];
-    let pid = found
-        .iter()
-        .find_map(|n| find(&value, n).and_then(Value::as_u64))?;
-    u32::try_from(pid)
-        .ok()
-        .filter(|pid| *pid > 1 && is_ours(*pid))
-}
-
-/// A process id can have been given to somebody else.
-fn is_ours(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c.contains("fastcache-"))
-}
-
-fn kill_9(pid: u32) -> bool {
-    i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .is_some_and(|pid| {
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok()
-        })
-}
-
-fn is_dead(pid: u32) -> bool {
-    // The state stands behind the name, which may hold anything.
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .ok()
-        .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()))
-        .is_none_or(|rest| rest.starts_with(['Z', 'X']))
-}
-
 /// The value of a name, wherever in a document it is.
-fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
+pub(crate) fn find<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
     match value {
         Value::Object(map) => map
             .get(name)

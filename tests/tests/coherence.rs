@@ -21,30 +21,6 @@ fn short_leases(count: usize) -> Cluster {
     Cluster::start(count, &["--lease", &lease])
 }
 
-/// Stops a process of a node; it goes on when this is dropped.
-struct Stopped(u32);
-
-impl Stopped {
-    fn new(node: &Node, plane: Plane) -> Stopped {
-        let pid = node.pid(plane).expect("it runs");
-        signal(pid, rustix::process::Signal::STOP);
-        Stopped(pid)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        signal(self.0, rustix::process::Signal::CONT);
-    }
-}
-
-fn signal(pid: u32, signal: rustix::process::Signal) {
-    let pid = i32::try_from(pid)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
-    rustix::process::kill_process(pid.expect("a process"), signal).expect("kill");
-}
-
 /// A file, to be read and written.
 fn both(node: &Node, name: &str) -> File {
     let file = OpenOptions::new()
@@ -358,7 +334,7 @@ fn a_node_that_stands(plane: Plane) {
     let mut open = File::open(b.at("file")).expect("open");
     let mut text = String::new();
     open.read_to_string(&mut text).expect("read");
-    let stopped = Stopped::new(b, plane);
+    let stopped = b.stop(plane);
     let since = Instant::now();
     fs::set_permissions(a.at("file"), fs::Permissions::from_mode(0o600)).expect("chmod");
     let waited = since.elapsed();
@@ -413,7 +389,7 @@ fn what_was_written_under_a_lost_lease_becomes_a_file_beside() {
     let (file, alone) = (open("dir/file"), open("dir/alone"));
     file.write_all_at(b"ours", 100).expect("write");
     alone.write_all_at(b"ours", 0).expect("write");
-    let stopped = Stopped::new(a, Plane::Agent);
+    let stopped = a.stop(Plane::Agent);
     fs::write(b.at("dir/file"), b"theirs").expect("write");
     drop(stopped);
     // Nobody else wrote this one: nothing is lost.

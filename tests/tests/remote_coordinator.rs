@@ -1,7 +1,7 @@
 //! Promise: a node works the same with a coordinator in a process of its own (gRPC) as with the embedded one.
 
-use fastcache_tests::{Bytes, Coordinator, Node, Setup, serial, temp_dir, wait_until};
-use std::time::Duration;
+use fastcache_tests::{Bytes, Coordinator, Node, Plane, Setup, serial, temp_dir, wait_until};
+use std::time::{Duration, Instant};
 
 #[test]
 fn a_node_with_a_coordinator_of_its_own_process() {
@@ -56,6 +56,60 @@ fn refusal(node: &Node, flags: &[&str]) -> String {
     assert!(!out.status.success(), "{flags:?}: the node started: {said}");
     assert!(!node.is_mounted(), "{flags:?}: something is mounted");
     said
+}
+
+#[test]
+fn a_second_node_with_the_id_of_another_is_refused_and_the_first_is_back_at_once() {
+    let _one = serial();
+    let bucket = temp_dir("bucket");
+    let (mut coordinator, flags) = Coordinator::start_with_folder(bucket.path());
+    let setup = || Setup {
+        capacity: Some("256MiB"),
+        flags: flags.clone(),
+        ..Setup::default()
+    };
+    let (first, second) = (Node::prepare(setup()), Node::prepare(setup()));
+    first.up_with(&["--peer-id=one"]);
+    std::fs::write(first.at("file"), b"of the first").expect("write");
+    let is_refused = || {
+        let said = refusal(&second, &["--peer-id=one"]);
+        for words in [
+            "another node is registered as one",
+            "--peer-id",
+            "directory",
+        ] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+    };
+    is_refused();
+    assert_eq!(
+        std::fs::read(first.at("file")).expect("read"),
+        b"of the first"
+    );
+    // All of it killed: its place is kept, and it is back without a wait for a lease.
+    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+        assert!(first.kill(plane));
+    }
+    is_refused();
+    let since = Instant::now();
+    first.up_with(&["--peer-id=one"]);
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    assert_eq!(
+        std::fs::read(first.at("file")).expect("read"),
+        b"of the first"
+    );
+    // The coordinator, too.
+    assert!(first.kill(Plane::Supervisor) && first.kill(Plane::Agent));
+    coordinator.kill();
+    coordinator.start();
+    is_refused();
+    first.up_with(&["--peer-id=one"]);
+    second.up_with(&["--peer-id=two"]);
+    assert_eq!(
+        std::fs::read(second.at("file")).expect("read"),
+        b"of the first"
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ use fastcache_api::control::{FsyncLevel, SLOT_BYTES};
 use fastcache_api::placement::HOMES;
 use fastcache_cloud::{CloudConfig, Secret};
 use fastcache_coordinator::HistoryOptions;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -122,20 +123,39 @@ impl AgentConfig {
         if let Some(id) = &self.peer_id {
             return Ok(id.clone());
         }
-        let path = self.state_dir.join("peer-id");
+        self.drawn_once("peer-id", || {
+            format!("node-{:012x}", rand::random::<u64>() >> 16)
+        })
+    }
+
+    /// What tells this node from another one of the same name: it goes with `state_dir`.
+    pub(crate) fn keep_identity(&self) -> Result<String, AgentError> {
+        self.drawn_once("identity", || format!("{:032x}", rand::random::<u128>()))
+    }
+
+    /// What a file of `state_dir` says; drawn when there is none.
+    fn drawn_once(&self, name: &str, draw: impl Fn() -> String) -> Result<String, AgentError> {
+        let path = self.state_dir.join(name);
         let failed = |source| AgentError::State {
             path: path.clone(),
             source,
         };
         match std::fs::read_to_string(&path) {
-            Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+            Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(e)),
             _ => {}
         }
-        let id = format!("node-{:012x}", rand::random::<u64>() >> 16);
-        let new = self.state_dir.join("peer-id.new");
-        std::fs::write(&new, format!("{id}\n")).map_err(failed)?;
-        std::fs::rename(&new, &path).map_err(failed)?;
-        Ok(id)
+        let drawn = draw();
+        let new = path.with_extension("new");
+        let write = || {
+            let mut file = std::fs::File::create(&new)?;
+            file.write_all(format!("{drawn}\n").as_bytes())?;
+            // A power cut must not make it another node.
+            file.sync_all()?;
+            std::fs::rename(&new, &path)?;
+            std::fs::File::open(&self.state_dir)?.sync_all()
+        };
+        write().map_err(failed)?;
+        Ok(drawn)
     }
 }

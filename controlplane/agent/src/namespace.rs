@@ -43,6 +43,7 @@ impl NamespaceHandle {
                 used_bytes: 0,
                 dirty_bytes: 0,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                identity: config.keep_identity()?,
             };
             let key = config.api_key.as_ref().map(|key| key.expose());
             info!(target: "control", coordinator, "registering with the coordinator");

@@ -33,8 +33,10 @@ impl From<RegisterError> for Status {
     fn from(e: RegisterError) -> Status {
         let text = e.to_string();
         match e {
-            RegisterError::PeerId => Status::invalid_argument(text),
-            RegisterError::Taken(_) => Status::already_exists(text),
+            RegisterError::PeerId | RegisterError::Identity => Status::invalid_argument(text),
+            // The process before it may be gone in a moment.
+            RegisterError::Taken(_) => Status::unavailable(text),
+            RegisterError::OtherNode { .. } => Status::already_exists(text),
             RegisterError::Version { .. } => Status::failed_precondition(text),
             RegisterError::Full => Status::resource_exhausted(text),
             RegisterError::Io(_) => Status::internal(text),

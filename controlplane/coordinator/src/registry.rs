@@ -2,6 +2,10 @@
 //!
 //! A node is known by its peer id for ever (`peers.json` in the state directory): that it once held leases decides
 //! whether a change has to wait after a restart of the coordinator. Sessions are of one run of the coordinator.
+//!
+//! With the id goes the identity of the directory the node was started in. The same one may take its place again as soon
+//! as the process before it is gone. Another one may when the node was not heard of until it is stale, and nothing that it
+//! was promised lasts any more.
 
 use fastcache_api::grpc;
 use serde::{Deserialize, Serialize};
@@ -14,6 +18,8 @@ use std::time::{Duration, Instant};
 pub const PEERS_MAX: usize = 1000;
 /// Longest peer id, bytes.
 pub const PEER_ID_MAX: usize = 128;
+/// Longest identity, bytes.
+const IDENTITY_MAX: usize = 128;
 
 /// Why a registration was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -21,11 +27,28 @@ pub enum RegisterError {
     /// Not an id.
     #[error("a peer id has 1 to {PEER_ID_MAX} characters of A-Z a-z 0-9 . _ -")]
     PeerId,
-    /// Another process answers to this id.
+    /// Another process answers to this id, as far as is known: the same node's of before, or that of a copy.
     #[error(
         "another live node is registered as {0}: give this one an id of its own (--peer-id, or an empty --state-dir)"
     )]
     Taken(String),
+    /// The id is that of a node with another directory.
+    #[error(
+        "another node is registered as {peer_id} and was heard of {heard_seconds} s ago: give this one an id of its own (--peer-id); \
+        to take the other one's place, start it with the other one's directory (DIR or --state-dir) and device, or, when they \
+        are gone for good, when that one was silent for {stale_seconds} s"
+    )]
+    OtherNode {
+        /// The id.
+        peer_id: String,
+        /// Since the node that has it was heard of; since the coordinator was started, when it was not.
+        heard_seconds: u64,
+        /// How long it has to be silent until another one may have the id.
+        stale_seconds: u64,
+    },
+    /// Not an identity.
+    #[error("the identity of a node has at most {IDENTITY_MAX} characters")]
+    Identity,
     /// The node speaks another version of the namespace operations.
     #[error(
         "this coordinator speaks version {ours} of the namespace operations, the node {theirs}: install the same release on both"
@@ -85,6 +108,7 @@ impl From<Peer> for grpc::Peer {
                 used_bytes: p.used_bytes,
                 dirty_bytes: p.dirty_bytes,
                 version: p.version,
+                identity: String::new(),
             }),
         }
     }
@@ -107,7 +131,9 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Registry {
     path: PathBuf,
-    known: BTreeSet<String>,
+    /// Every peer id that ever was, and whose it is; empty: unknown.
+    known: BTreeMap<String, String>,
+    opened: Instant,
     peers: BTreeMap<String, Entry>,
     /// Peer of each session of this run that may still hold leases.
     sessions: HashMap<u64, String>,
@@ -118,6 +144,23 @@ pub(crate) struct Registry {
     live_for: Duration,
     /// Rises with every node that comes, goes, or is reached in another way.
     version: u64,
+}
+
+/// `peers.json`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum KnownFile {
+    Ids(BTreeSet<String>),
+    Identities(BTreeMap<String, String>),
+}
+
+impl KnownFile {
+    fn known(self) -> BTreeMap<String, String> {
+        match self {
+            KnownFile::Ids(ids) => ids.into_iter().map(|id| (id, String::new())).collect(),
+            KnownFile::Identities(known) => known,
+        }
+    }
 }
 
 /// A registration that was accepted.
@@ -141,13 +184,14 @@ impl Registry {
     ) -> std::io::Result<Registry> {
         let path = dir.join("peers.json");
         let known = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
+            Ok(bytes) => serde_json::from_slice::<KnownFile>(&bytes)?.known(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(e) => return Err(e),
         };
         Ok(Registry {
             path,
             known,
+            opened: Instant::now(),
             peers: BTreeMap::new(),
             sessions: HashMap::new(),
             next_session: first_session,
@@ -174,6 +218,10 @@ impl Registry {
         if id.is_empty() || id.len() > PEER_ID_MAX || !id.chars().all(is_id_char) {
             return Err(RegisterError::PeerId);
         }
+        if node.identity.len() > IDENTITY_MAX {
+            return Err(RegisterError::Identity);
+        }
+        self.check_identity(&node, now)?;
         let mut replaced = None;
         if let Some(old) = self.peers.get(&id) {
             let is_heard = old.is_live && !old.is_unwatched && now < old.seen + self.live_for;
@@ -182,18 +230,21 @@ impl Registry {
             }
             replaced = Some(old.session);
         }
-        let mut is_second = false;
-        if !self.known.contains(&id) {
-            if self.known.len() >= PEERS_MAX {
-                return Err(RegisterError::Full);
-            }
-            self.known.insert(id.clone());
+        let before = self.known.get(&id).cloned();
+        if before.is_none() && self.known.len() >= PEERS_MAX {
+            return Err(RegisterError::Full);
+        }
+        if before.as_ref() != Some(&node.identity) {
+            self.known.insert(id.clone(), node.identity.clone());
             if let Err(e) = self.save() {
-                self.known.remove(&id);
+                match before {
+                    Some(identity) => self.known.insert(id, identity),
+                    None => self.known.remove(&id),
+                };
                 return Err(RegisterError::Io(e.to_string()));
             }
-            is_second = self.known.len() == 2;
         }
+        let is_second = before.is_none() && self.known.len() == 2;
         self.next_session += 1;
         self.version += 1;
         let session = self.next_session;
@@ -213,6 +264,29 @@ impl Registry {
             session,
             replaced,
             is_second,
+        })
+    }
+
+    /// Whether a node may have its id: it is nobody's, its own, or that of one that is gone for good.
+    fn check_identity(&self, node: &grpc::Node, now: Instant) -> Result<(), RegisterError> {
+        let id = &node.peer_id;
+        let Some(owner) = self.known.get(id) else {
+            return Ok(());
+        };
+        if owner.is_empty() || *owner == node.identity {
+            return Ok(());
+        }
+        let heard = self.peers.get(id).map_or(self.opened, |e| e.seen);
+        // It may have been promised more than it takes to be stale.
+        let is_promised = self.sessions.values().any(|of| of == id);
+        if now >= heard + self.stale_after && !is_promised {
+            tracing::warn!(target: "registry", peer_id = id, "another node takes the place of one that is stale");
+            return Ok(());
+        }
+        Err(RegisterError::OtherNode {
+            peer_id: id.clone(),
+            heard_seconds: now.saturating_duration_since(heard).as_secs(),
+            stale_seconds: self.stale_after.as_secs(),
         })
     }
 
@@ -460,5 +534,71 @@ mod tests {
         assert!(r.ended().contains(&stale[0]) && !r.ended().contains(&stale[1]));
         let r = open();
         assert!(r.is_shared() && r.peers(t).is_empty());
+    }
+
+    fn of(id: &str, identity: &str) -> grpc::Node {
+        grpc::Node {
+            identity: identity.to_owned(),
+            ..node(id)
+        }
+    }
+
+    #[track_caller]
+    fn refuse(r: &mut Registry, identity: &str, now: Instant) {
+        let refused = r.register(of("a", identity), 0, now).unwrap_err();
+        let is_it = matches!(&refused, RegisterError::OtherNode { peer_id, .. } if peer_id == "a");
+        assert!(is_it, "{refused:?}");
+    }
+
+    #[test]
+    fn an_id_is_another_nodes_when_its_own_is_stale_and_holds_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let second = Duration::from_secs(1);
+        let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
+        let mut r = open();
+        let t = Instant::now();
+        let a = r.register(of("a", "here"), 0, t).unwrap();
+        refuse(&mut r, "there", t);
+        refuse(&mut r, "", t);
+        // Killed: it is back at once, and nobody else gets in between.
+        r.unwatched(a.session);
+        refuse(&mut r, "there", t);
+        let again = r.register(of("a", "here"), 0, t).unwrap();
+        assert_eq!(again.replaced, Some(a.session));
+        // Fenced, silent, and stale at last; but its leases last.
+        r.fence(again.session).unwrap();
+        refuse(&mut r, "there", t + 59 * second);
+        refuse(&mut r, "there", t + 60 * second);
+        r.forget(a.session);
+        refuse(&mut r, "there", t + 60 * second);
+        r.forget(again.session);
+        refuse(&mut r, "there", t + 59 * second);
+        assert!(r.register(of("a", "there"), 0, t + 60 * second).is_ok());
+        // The first one comes back to an id that it has no more; also when the coordinator was started again.
+        refuse(&mut r, "here", t + 61 * second);
+        let mut r = open();
+        let t = Instant::now();
+        refuse(&mut r, "here", t);
+        assert!(r.register(of("a", "there"), 0, t).is_ok());
+        assert!(!r.is_shared());
+    }
+
+    #[test]
+    fn a_list_of_nodes_without_identities_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("peers.json"), br#"["a","b"]"#).unwrap();
+        let second = Duration::from_secs(1);
+        let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
+        let mut r = open();
+        assert!(r.is_shared());
+        let t = Instant::now();
+        assert!(r.register(of("a", "here"), 0, t).is_ok());
+        refuse(&mut r, "there", t);
+        refuse(&mut open(), "there", t);
+        assert_eq!(
+            r.register(of("a", &"x".repeat(IDENTITY_MAX + 1)), 0, t)
+                .unwrap_err(),
+            RegisterError::Identity
+        );
     }
 }

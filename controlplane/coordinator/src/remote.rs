@@ -472,7 +472,9 @@ impl Keeper {
                 Err(status) => status,
             };
             let coordinator = &self.shared.coordinator;
-            if is_for_good(status.code()) {
+            // One that runs has its id back when the other node is gone.
+            let is_others = status.code() == Code::AlreadyExists && previous == NONE;
+            if is_for_good(status.code()) || is_others {
                 let why = status.message().to_owned();
                 return Err(RemoteError::Refused {
                     coordinator: coordinator.clone(),

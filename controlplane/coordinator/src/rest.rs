@@ -119,6 +119,7 @@ impl NodeBody {
             used_bytes: self.used_bytes,
             dirty_bytes: self.dirty_bytes,
             version: self.version,
+            identity: String::new(),
         }
     }
 }

@@ -521,6 +521,41 @@ async fn an_id_belongs_to_one_live_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_id_is_refused_to_another_node_until_its_own_is_stale() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 2000, None).await;
+    let address = server.address.to_string();
+    let connect = |identity: &str| {
+        let node = Node {
+            peer_id: "a".to_owned(),
+            identity: identity.to_owned(),
+            ..Default::default()
+        };
+        let address = address.clone();
+        within(async move { RemoteNamespace::connect(&address, node, None).await })
+    };
+    let (a, notices) = connect("here").await.unwrap();
+    let others = |refused: Result<_, RemoteError>| match refused.map(drop) {
+        Err(RemoteError::Refused { why, .. }) => {
+            assert!(why.contains("another node is registered as a"), "{why}");
+            assert!(why.contains("--peer-id"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    };
+    others(connect("there").await);
+    // Its process is killed, and the coordinator started again: it is waited for.
+    drop((a, notices));
+    others(connect("there").await);
+    let (_a, _notices) = connect("here").await.unwrap();
+    let address = server.end().await;
+    let server = Server::start(dir.path(), 2000, Some(address)).await;
+    others(connect("there").await);
+    let (_, peers, _) = server.http("GET", "/api/peers", None).await;
+    assert!(!peers.to_string().contains("here"), "{peers}");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn with_a_key_nothing_but_health_is_open() {
     let dir = tempfile::tempdir().unwrap();
     let key = Some(ApiKey::new("right"));

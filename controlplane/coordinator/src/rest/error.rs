@@ -58,10 +58,12 @@ impl From<RegisterError> for ApiError {
     fn from(e: RegisterError) -> ApiError {
         let text = e.to_string();
         let (status, code) = match e {
-            RegisterError::PeerId | RegisterError::Version { .. } => {
+            RegisterError::PeerId | RegisterError::Identity | RegisterError::Version { .. } => {
                 (StatusCode::BAD_REQUEST, "bad_request")
             }
-            RegisterError::Taken(_) => (StatusCode::CONFLICT, "peer_id_taken"),
+            RegisterError::Taken(_) | RegisterError::OtherNode { .. } => {
+                (StatusCode::CONFLICT, "peer_id_taken")
+            }
             // Trying again cannot help: a cluster knows its nodes for ever.
             RegisterError::Full => (StatusCode::CONFLICT, "too_many_peers"),
             RegisterError::Io(_) => (StatusCode::INTERNAL_SERVER_ERROR, "io"),

@@ -1,0 +1,489 @@
+//! Promise: the table of faults (docs/architecture.md), where several nodes are concerned. A node that stands, is cut off, is
+//! killed or has a bad disk costs the others time within a bound, never an error or a wrong byte; and when everything is
+//! killed at once, what was acknowledged is there.
+//!
+//! `FASTCACHE_FAULTS=long` makes the outages as long as the promise says (`make test-cluster`).
+
+use fastcache_tests::{
+    Busy, Bytes, Cable, Cluster, Coordinator, Node, Plane, Setup, drop_page_cache, on_an_island,
+    serial, temp_dir, wait_until, write_and_close,
+};
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Longest a read may take whose first source stands: a chunk's first home has a second to fetch it for everybody, and
+/// two cores run four nodes.
+const HEDGED: Duration = Duration::from_secs(4);
+/// Longest a read may take that needs nobody else.
+const CACHED: Duration = Duration::from_secs(2);
+/// More than a lease and what follows take on a machine that is busy.
+const SOON: Duration = Duration::from_secs(30);
+/// Of the files that one node writes and others read: less than a chunk, one, and more.
+const LENGTHS: [usize; 3] = [10_000, 300_000, (4 << 20) + 5_000];
+
+fn is_long() -> bool {
+    std::env::var("FASTCACHE_FAULTS").as_deref() == Ok("long")
+}
+
+fn three(cluster: &Cluster) -> [&Node; 3] {
+    let [a, b, c] = &cluster.nodes[..] else {
+        panic!("three nodes")
+    };
+    [a, b, c]
+}
+
+/// A file's name, the seed of its bytes, and how many.
+type Named = (String, u64, usize);
+
+/// Writes files on a node, and has them in the bucket.
+fn written(node: &Node, what: &str, count: u64) -> Vec<Named> {
+    let lengths = LENGTHS.into_iter().cycle();
+    let files = (0..count).zip(lengths);
+    let files: Vec<Named> = files
+        .map(|(n, len)| (format!("{what}{n}"), n + 1000 * what.len() as u64, len))
+        .collect();
+    for (name, seed, len) in &files {
+        write_and_close(node.at(name), &Bytes::of(*seed).range(0, *len)).expect("write");
+    }
+    node.flush();
+    files
+}
+
+/// Reads them, each within a bound.
+#[track_caller]
+fn expect_within(node: &Node, files: &[Named], bound: Duration) {
+    for (name, seed, len) in files {
+        let since = Instant::now();
+        let got = fs::read(node.at(name));
+        let took = since.elapsed();
+        let got = got.unwrap_or_else(|e| panic!("{name}: {e} after {took:?}\n{}", node.logs()));
+        let differs = Bytes::of(*seed).first_difference(0, &got);
+        assert_eq!((got.len(), differs), (*len, None), "{name}");
+        assert!(took < bound, "{name}: read in {took:?}");
+    }
+}
+
+/// A node stands. The others read what they have, and what it has; so does it when it goes on.
+fn a_peer_that_is_slow_or_gone(plane: Plane) {
+    let _one = serial();
+    let cluster = Cluster::start(3, &[]);
+    let [a, b, c] = three(&cluster);
+    let held = written(b, "held", 6);
+    expect_within(c, &held, SOON);
+    let there = written(a, "there", 9);
+    for node in [a, b, c] {
+        // Its layout is known, not its bytes.
+        for (name, _, _) in &there {
+            fs::metadata(node.at(name)).expect("stat");
+        }
+    }
+    for node in [b, c] {
+        wait_until("nothing is kept for others any more", SOON, || {
+            node.stat("held_chunks") == 0
+        });
+        node.evict();
+    }
+    // They have connections to it, and know how long it takes.
+    let (used, unused) = there.split_at(3);
+    expect_within(b, used, SOON);
+    expect_within(c, used, SOON);
+    expect_within(b, &held, SOON);
+    expect_within(c, &held, SOON);
+    if plane == Plane::Agent {
+        // It is asked to fetch them for everybody, and cannot.
+        a.evict();
+    }
+    drop_page_cache();
+    let stopped = a.stop(plane);
+    std::thread::scope(|scope| {
+        for node in [b, c] {
+            let held = &held;
+            scope.spawn(move || {
+                expect_within(node, held, CACHED);
+                expect_within(node, unused, HEDGED);
+            });
+        }
+    });
+    // What one of them writes, the other reads.
+    let since = Instant::now();
+    let new = written(b, "new", 3);
+    expect_within(c, &new, HEDGED);
+    assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+    drop(stopped);
+    expect_within(a, &new, SOON);
+    expect_within(a, &held, SOON);
+    let back = written(a, "back", 3);
+    expect_within(c, &back, HEDGED);
+}
+
+#[test]
+fn peer_slow_or_gone_its_data_plane_stands() {
+    a_peer_that_is_slow_or_gone(Plane::Data);
+}
+
+#[test]
+fn peer_slow_or_gone_its_agent_stands() {
+    a_peer_that_is_slow_or_gone(Plane::Agent);
+}
+
+#[test]
+fn coordinator_killed_under_the_load_of_three_nodes() {
+    let _one = serial();
+    let outage = Duration::from_secs(if is_long() { 30 } else { 5 });
+    // Renewed each quarter: what is cached can be read all the time that the coordinator is away.
+    let lease = (outage * 8 / 5).as_secs().to_string();
+    let mut cluster = Cluster::start(3, &["--lease", &lease]);
+    let (nodes, coordinator) = (&cluster.nodes, &mut cluster.coordinator);
+    let coordinator = Mutex::new(coordinator);
+    let busy = Busy::during(nodes, |busy| {
+        let mut coordinator = coordinator.lock().expect("lock");
+        let reads = |n: usize| busy.seen[n].cached_reads.load(Ordering::Relaxed);
+        coordinator.kill();
+        let since = Instant::now();
+        let mut before: Vec<u64> = (0..3).map(reads).collect();
+        while since.elapsed() < outage {
+            std::thread::sleep(outage / 5);
+            for (n, before) in before.iter_mut().enumerate() {
+                let now = reads(n);
+                assert!(now > *before + 3, "node {n} reads what it has cached");
+                *before = now;
+            }
+        }
+        coordinator.start();
+    });
+    let (reads, writes) = busy.errors();
+    assert_eq!(reads, Vec::<String>::new());
+    if !is_long() {
+        // They waited.
+        assert_eq!(writes, Vec::<String>::new());
+    }
+    for seen in &busy.seen {
+        let slowest = seen.slowest_cached_ms.load(Ordering::Relaxed);
+        assert!(u128::from(slowest) < CACHED.as_millis(), "{slowest} ms");
+    }
+}
+
+#[test]
+fn everything_killed_at_once_and_started_again() {
+    let _one = serial();
+    let mut cluster = Cluster::start(3, &["--lease", "4"]);
+    let rounds = if is_long() { 10 } else { 1 };
+    for round in 0..rounds {
+        let (nodes, coordinator) = (&cluster.nodes, Mutex::new(&mut cluster.coordinator));
+        // fsynced and never closed; what is written behind that is nobody's promise.
+        let open = |n: usize| -> File {
+            let mut options = OpenOptions::new();
+            let options = options.create(true).write(true).truncate(true);
+            options
+                .open(nodes[n].at(&format!("open{n}")))
+                .expect("open")
+        };
+        let bytes = Bytes::of(77 + round).range(0, 200_000);
+        let synced: Vec<File> = (0..3).map(open).collect();
+        for file in &synced {
+            file.write_all_at(&bytes, 0).expect("write");
+            file.sync_all().expect("fsync");
+            file.write_all_at(b"more", 200_000).expect("write");
+        }
+        let busy = Busy::prepare(nodes);
+        busy.run(|busy| {
+            let so_far = busy.count();
+            wait_until("more is written", SOON, || busy.count() > so_far + 60);
+            for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+                for node in nodes {
+                    assert!(node.kill(plane), "{plane:?}");
+                }
+                if plane == Plane::Supervisor {
+                    coordinator.lock().expect("lock").kill();
+                }
+            }
+        });
+        drop(synced);
+        coordinator.lock().expect("lock").start();
+        std::thread::scope(|scope| {
+            for node in nodes {
+                scope.spawn(|| node.up());
+            }
+        });
+        busy.expect_all();
+        for node in nodes {
+            for n in 0..3 {
+                let got = fs::read(node.at(&format!("open{n}"))).expect("read");
+                assert!(got.starts_with(&bytes), "open{n} was fsynced");
+            }
+            node.wait_for_return();
+        }
+    }
+}
+
+/// Reads a name on a node again and again.
+struct Watcher<'w> {
+    is_over: &'w AtomicBool,
+    /// When a read began, and what it said.
+    seen: Mutex<Vec<(Instant, Result<Vec<u8>, String>)>>,
+}
+
+/// Ends a watch also when the test panics.
+struct Over<'w>(&'w AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Watcher<'_> {
+    fn watch(&self, path: &std::path::Path) {
+        while !self.is_over.load(Ordering::Relaxed) {
+            let since = Instant::now();
+            let got = fs::read(path).map_err(|e| e.to_string());
+            self.seen.lock().expect("lock").push((since, got));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn partition_of_one_node() {
+    let _one = serial();
+    on_an_island(&[], || {
+        const LEASE: Duration = Duration::from_secs(3);
+        let cable = Cable::lay();
+        let bucket = temp_dir("bucket");
+        let folder = bucket.path().display().to_string();
+        let cloud = ["--cloud-provider", "dir", "--cloud-dir", &folder];
+        let lease = LEASE.as_secs().to_string();
+        let flags = [&cloud[..], &["--lease", &lease]].concat();
+        let coordinator = Coordinator::start_at(Cable::NEAR, &flags, &[]);
+        let start = |host: &str| {
+            let own = [
+                format!("--coordinator={}", coordinator.address()),
+                format!("--listen={host}:0"),
+            ];
+            let flags = cloud.iter().map(|f| (*f).to_owned()).chain(own);
+            Node::start(Setup {
+                capacity: Some("256MiB"),
+                flags: flags.collect(),
+                env: vec![
+                    ("FASTCACHE_CLUSTER_TOKEN", "0".repeat(32)),
+                    ("POD_IP", host.to_owned()),
+                ],
+                ..Setup::default()
+            })
+        };
+        let (a, c) = (start(Cable::NEAR), start(Cable::NEAR));
+        let far = cable.at_far_end(|| start(Cable::FAR));
+        cut_off_and_back([&a, &c], &far, &cable, LEASE);
+        // Its REST is at the other end.
+        cable.at_far_end(|| far.down());
+        drop((a, c));
+    });
+}
+
+fn cut_off_and_back([a, c]: [&Node; 2], far: &Node, cable: &Cable, lease: Duration) {
+    let near = written(a, "near", 6);
+    expect_within(far, &near, SOON);
+    expect_within(c, &near, SOON);
+    fs::write(a.at("changes"), b"old").expect("write");
+    for node in [a, c, far] {
+        assert_eq!(fs::read(node.at("changes")).expect("read"), b"old");
+    }
+    fs::write(far.at("own"), b"of the far node").expect("write");
+    let is_over = AtomicBool::new(false);
+    let watcher = Watcher {
+        is_over: &is_over,
+        seen: Mutex::default(),
+    };
+    let changed = std::thread::scope(|scope| {
+        let over = Over(&is_over);
+        scope.spawn(|| watcher.watch(&far.at("changes")));
+        wait_until("it reads", SOON, || {
+            !watcher.seen.lock().expect("lock").is_empty()
+        });
+        cable.pull();
+        // What the far node has cached is changed: that takes its lease, and no longer.
+        let since = Instant::now();
+        let done = fs::write(a.at("changes"), b"new");
+        let (changed, took) = (Instant::now(), since.elapsed());
+        // The others go on, with what it wrote, too.
+        done.expect("a change");
+        assert!(took < lease + SOON / 2, "{took:?}");
+        assert_eq!(fs::read(c.at("changes")).expect("read"), b"new");
+        expect_within(c, &near, CACHED);
+        let since = Instant::now();
+        let more = written(c, "more", 3);
+        expect_within(a, &more, HEDGED);
+        assert_eq!(fs::read(c.at("own")).expect("read"), b"of the far node");
+        fs::rename(a.at("own"), a.at("renamed")).expect("rename");
+        assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+        std::thread::sleep(lease);
+        cable.plug_in();
+        wait_until("the far node sees the change", SOON, || {
+            let seen = watcher.seen.lock().expect("lock");
+            seen.last()
+                .is_some_and(|(_, got)| got.as_deref() == Ok(b"new"))
+        });
+        drop(over);
+        changed
+    });
+    let seen = watcher.seen.lock().expect("lock");
+    let mut old = 0;
+    for (since, got) in &*seen {
+        match got.as_deref() {
+            Ok(b"old") => {
+                assert!(*since < changed, "what was changed was read after that");
+                old += 1;
+            }
+            // The file was cut off and not written again when it was read.
+            Ok(b"new" | b"") | Err(_) => {}
+            Ok(other) => panic!("{other:?}"),
+        }
+    }
+    assert!(old > 0, "it never read what was there before");
+    drop(seen);
+    assert!(fs::metadata(far.at("own")).is_err());
+    assert_eq!(
+        fs::read(far.at("renamed")).expect("read"),
+        b"of the far node"
+    );
+    expect_within(far, &near, SOON);
+    fs::write(far.at("back"), b"back").expect("write");
+    assert_eq!(fs::read(a.at("back")).expect("read"), b"back");
+}
+
+#[test]
+fn a_node_that_comes_back_with_a_warm_cache_sees_what_was_changed() {
+    let _one = serial();
+    let cluster = Cluster::start(3, &["--lease", "3"]);
+    let [a, b, c] = three(&cluster);
+    let same = written(a, "same", 9);
+    fs::create_dir(a.at("dir")).expect("mkdir");
+    for name in ["rewritten", "renamed", "removed", "cut", "dir/within"] {
+        write_and_close(a.at(name), &Bytes::of(1).range(0, 100_000)).expect("write");
+    }
+    let look = |node: &Node| {
+        for name in ["rewritten", "renamed", "removed", "cut", "dir/within"] {
+            assert_eq!(fs::read(node.at(name)).expect("read").len(), 100_000);
+        }
+        assert!(fs::metadata(node.at("absent")).is_err());
+    };
+    look(b);
+    expect_within(b, &same, SOON);
+    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+        assert!(b.kill(plane));
+    }
+    write_and_close(a.at("rewritten"), &Bytes::of(2).range(0, 100_000)).expect("write");
+    let part = OpenOptions::new().write(true).open(c.at("dir/within"));
+    part.expect("open")
+        .write_all_at(b"in the middle", 50_000)
+        .expect("write");
+    fs::rename(c.at("renamed"), c.at("another")).expect("rename");
+    fs::remove_file(a.at("removed")).expect("unlink");
+    let cut = OpenOptions::new().write(true).open(a.at("cut"));
+    cut.expect("open").set_len(10).expect("truncate");
+    fs::write(c.at("absent"), b"there").expect("write");
+    b.up();
+    let got = fs::read(b.at("rewritten")).expect("read");
+    assert_eq!(Bytes::of(2).first_difference(0, &got), None);
+    let got = fs::read(b.at("dir/within")).expect("read");
+    assert_eq!(&got[50_000..50_013], b"in the middle");
+    assert_eq!(Bytes::of(1).first_difference(0, &got), Some(50_000));
+    assert!(fs::metadata(b.at("renamed")).is_err());
+    assert_eq!(fs::read(b.at("another")).expect("read").len(), 100_000);
+    assert!(fs::metadata(b.at("removed")).is_err());
+    let got = fs::read(b.at("cut")).expect("read");
+    assert_eq!(
+        (got.len(), Bytes::of(1).first_difference(0, &got)),
+        (10, None)
+    );
+    assert_eq!(fs::read(b.at("absent")).expect("read"), b"there");
+    // And what was not changed costs nothing.
+    let came = || b.stat("peer_fetched_bytes") + b.stat("get_bytes");
+    let before = came();
+    expect_within(b, &same, SOON);
+    assert_eq!(came(), before, "its cache is warm");
+}
+
+#[test]
+fn nvme_read_error_of_a_copy_on_another_node() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &[]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    let files = written(a, "file", 9);
+    wait_until("nothing is kept for others any more", SOON, || {
+        b.stat("held_chunks") == 0
+    });
+    b.evict();
+    // Nobody but the first node and the bucket has them: and it sends them as they are on its device.
+    let noise = Bytes::of(99).range(0, 4096);
+    for (name, seed, len) in &files {
+        let block = Bytes::of(*seed).range((len / 2).next_multiple_of(4096) as u64 - 4096, 4096);
+        let places = find_on_device(a, &block);
+        assert!(!places.is_empty(), "{name} is not on the device");
+        let device = OpenOptions::new().write(true).open(a.dir().join("nvme"));
+        let device = device.expect("open");
+        for at in places {
+            device.write_all_at(&noise, at).expect("write");
+        }
+        device.sync_all().expect("sync");
+    }
+    drop_page_cache();
+    expect_within(b, &files, SOON);
+    let errors = a.stat("checksum_errors");
+    assert!(errors >= files.len() as u64, "{errors} were counted");
+    assert_eq!(b.stat("checksum_errors"), 0);
+    // Mended there, too: the next one to read them has them as they were.
+    expect_within(a, &files, SOON);
+    b.evict();
+    expect_within(b, &files, SOON);
+}
+
+/// Where a block is on a node's device, bytes: what was overwritten since may be there, too.
+fn find_on_device(node: &Node, block: &[u8]) -> Vec<u64> {
+    let device = File::open(node.dir().join("nvme")).expect("open");
+    let len = device.metadata().expect("stat").len();
+    let mut piece = vec![0; 1 << 20];
+    let mut places = Vec::new();
+    for at in (0..len).step_by(piece.len()) {
+        let n = device.read_at(&mut piece, at).expect("read");
+        let blocks = piece[..n].chunks_exact(4096).zip(0u64..);
+        for (found, n) in blocks {
+            if found == block {
+                places.push(at + n * 4096);
+            }
+        }
+    }
+    places
+}
+
+#[test]
+fn nodes_restarted_one_after_the_other_under_load() {
+    let _one = serial();
+    let cluster = Cluster::start(3, &["--lease", "4"]);
+    let rounds = if is_long() { 10 } else { 1 };
+    let busy = Busy::during(&cluster.nodes, |busy| {
+        for round in 0..rounds {
+            for n in 0..3 {
+                let so_far = busy.count();
+                busy.without(n, |node| {
+                    // In order, and not.
+                    if (round + n) % 3 == 2 {
+                        for plane in [Plane::Supervisor, Plane::Data, Plane::Agent] {
+                            assert!(node.kill(plane));
+                        }
+                    } else {
+                        node.down();
+                    }
+                    node.up();
+                });
+                wait_until("the load goes on", SOON, || busy.count() > so_far + 30);
+            }
+        }
+    });
+    assert_eq!(busy.errors(), (Vec::new(), Vec::new()));
+}
