@@ -5,10 +5,11 @@
 
 use fastcache_api::grpc;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Most nodes of a cluster.
 pub const PEERS_MAX: usize = 1000;
@@ -108,7 +109,7 @@ pub(crate) struct Registry {
     known: BTreeSet<String>,
     peers: BTreeMap<String, Entry>,
     /// Peer of each session of this run that may still hold leases.
-    sessions: HashMap<u64, String>,
+    sessions: BTreeMap<u64, String>,
     next_session: u64,
     stale_after: Duration,
     live_for: Duration,
@@ -145,7 +146,7 @@ impl Registry {
             path,
             known,
             peers: BTreeMap::new(),
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             next_session: first_session,
             stale_after,
             live_for,
