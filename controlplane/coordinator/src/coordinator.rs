@@ -35,12 +35,13 @@ use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
 use crate::revocation::{Effect, is_cached, revealed};
 use crate::{Engine, EngineError, HistoryConfig};
 use fastcache_api::{Ino, Kind, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, grpc};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tables::{Outlet, Tables, Wait};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// How long a lease is, from when the request was received. Holders count from when they sent it, which is earlier.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -204,7 +205,7 @@ impl Coordinator {
         let tables = Tables {
             registry,
             leases: LeaseTable::default(),
-            pending: HashMap::new(),
+            pending: BTreeMap::new(),
             outlets: HashMap::new(),
             wanting: HashMap::new(),
             excuses: HashMap::new(),
@@ -368,9 +369,8 @@ impl Coordinator {
             let Some(until) = until.filter(|_| now < latest) else {
                 return false;
             };
-            let until = tokio::time::Instant::from_std(until.min(latest));
             // Dropped: the session is over, and what it held with it.
-            if tokio::time::timeout_at(until, &mut acknowledged)
+            if tokio::time::timeout_at(until.min(latest), &mut acknowledged)
                 .await
                 .is_ok()
             {

@@ -8,8 +8,8 @@
 //! is nearly full, the session that holds most is to give up its oldest ([`LeaseTable::oldest_of_most`]).
 
 use fastcache_api::Ino;
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use tokio::time::Instant;
 
 /// Most leases at once; beyond, replies carry no lease, but for those on writing and on what has no name. About 150 bytes
 /// each where nobody else holds one on the same inode.
@@ -149,7 +149,7 @@ impl LeaseTable {
         }
         let sessions = self.by_session.iter();
         let live = sessions.filter(|(s, _)| self.is_live(**s, now));
-        let session = *live.max_by_key(|(_, held)| held.count)?.0;
+        let session = *live.max_by_key(|(s, held)| (held.count, **s))?.0;
         if is_asked(session) {
             return None;
         }
@@ -249,13 +249,13 @@ impl LeaseTable {
         }
     }
 
-    /// The sessions that hold any of these inodes now, with the inodes.
+    /// The sessions that hold any of these inodes now, in order, with the inodes.
     pub(crate) fn holders(
         &self,
         inos: impl IntoIterator<Item = Ino>,
         now: Instant,
-    ) -> HashMap<u64, HashSet<Ino>> {
-        let mut out: HashMap<u64, HashSet<Ino>> = HashMap::new();
+    ) -> BTreeMap<u64, HashSet<Ino>> {
+        let mut out: BTreeMap<u64, HashSet<Ino>> = BTreeMap::new();
         for ino in inos {
             for grant in self.by_ino.get(&ino).into_iter().flatten() {
                 if self.until(grant.session, now).is_some() {

@@ -18,6 +18,7 @@
     )
 )]
 
+pub mod carrier;
 mod coordinator;
 mod engine;
 mod grpc;
@@ -32,6 +33,7 @@ mod rest;
 mod revocation;
 mod serve;
 
+pub use carrier::Carrier;
 pub use coordinator::{
     Coordinator, CoordinatorStats, LEASE, Options, REVOCATIONS_QUEUED, Registered, Renewed,
     Revocations, STALE_AFTER,

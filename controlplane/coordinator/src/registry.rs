@@ -9,10 +9,11 @@
 
 use fastcache_api::grpc;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Most nodes of a cluster.
 pub const PEERS_MAX: usize = 1000;
@@ -136,7 +137,7 @@ pub(crate) struct Registry {
     opened: Instant,
     peers: BTreeMap<String, Entry>,
     /// Peer of each session of this run that may still hold leases.
-    sessions: HashMap<u64, String>,
+    sessions: BTreeMap<u64, String>,
     next_session: u64,
     /// This run began then.
     began: Instant,
@@ -193,7 +194,7 @@ impl Registry {
             known,
             opened: Instant::now(),
             peers: BTreeMap::new(),
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             next_session: first_session,
             began: Instant::now(),
             stale_after,
@@ -356,7 +357,7 @@ impl Registry {
     /// Whether a node that may come back with what it had open cannot be asked now: it is not registered, or has no lease, and
     /// that not for so long that it is dropped.
     pub(crate) fn is_one_away(&self, now: Instant) -> bool {
-        self.known.iter().any(|id| {
+        self.known.keys().any(|id| {
             let last = match self.peers.get(id) {
                 None => self.began,
                 Some(e) if e.is_live && now < e.leased => return false,

@@ -18,6 +18,7 @@ pub use notice::{Lease, Notice, Revocation};
 
 use notice::Ack;
 
+use crate::Carrier;
 use crate::grpc::MESSAGE_MAX;
 use crate::revocation::What;
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
@@ -36,7 +37,7 @@ use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 /// How long a call is tried before it fails with EIO: a coordinator that is away for half a minute is waited for.
@@ -60,7 +61,7 @@ const REVOCATIONS_WAITING: usize = 1024;
 const NONE: u64 = 0;
 const CLOSED: u64 = u64::MAX;
 
-type Client = CoordinatorClient<InterceptedService<Channel, ShowKey>>;
+type Client = CoordinatorClient<InterceptedService<Carrier, ShowKey>>;
 
 /// Sends the API key with every call.
 #[derive(Clone)]
@@ -151,6 +152,22 @@ impl RemoteNamespace {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
+        let carrier = crate::carrier::over(endpoint.connect_lazy());
+        RemoteNamespace::connect_over(carrier, coordinator, node, key, boot_time).await
+    }
+
+    /// [`RemoteNamespace::connect`], where `carrier` has the messages and `clock` stands for CLOCK_BOOTTIME. In a simulated
+    /// world neither is this machine's.
+    ///
+    /// # Errors
+    /// When trying again cannot help.
+    pub async fn connect_over(
+        carrier: Carrier,
+        coordinator: &str,
+        node: Node,
+        key: Option<&str>,
+        clock: fn() -> Duration,
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
         let key = match key.map(MetadataValue::try_from).transpose() {
             Ok(mut key) => {
                 if let Some(key) = &mut key {
@@ -160,7 +177,7 @@ impl RemoteNamespace {
             }
             Err(_) => return Err(RemoteError::Key),
         };
-        let client = CoordinatorClient::with_interceptor(endpoint.connect_lazy(), ShowKey(key))
+        let client = CoordinatorClient::with_interceptor(carrier, ShowKey(key))
             .max_decoding_message_size(MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_MAX);
         let shared = Arc::new(Shared {
@@ -177,6 +194,7 @@ impl RemoteNamespace {
         let keeper = Keeper {
             shared: Arc::clone(&shared),
             sender,
+            clock,
         };
         // The queue is empty: it takes this one.
         let forgotten = keeper.revoke_everything().await;
@@ -429,6 +447,8 @@ type Beat = (Duration, Result<HeartbeatReply, Status>);
 struct Keeper {
     shared: Arc<Shared>,
     sender: mpsc::Sender<Notice>,
+    /// [`boot_time`], but for tests.
+    clock: fn() -> Duration,
 }
 
 /// CLOCK_BOOTTIME: unlike the clock of timers it goes on while the machine sleeps, and so do leases.
@@ -453,7 +473,7 @@ impl Keeper {
     async fn register(&self, previous: u64) -> Result<(RegisterReply, Duration), RemoteError> {
         let mut wait = FAST_WAIT;
         for attempt in 1.. {
-            let sent = boot_time();
+            let sent = (self.clock)();
             let request = RegisterRequest {
                 node: Some(self.node()),
                 ns_version: NS_VERSION,
@@ -587,23 +607,9 @@ impl Keeper {
                     None => std::future::pending::<Result<Beat, tokio::task::JoinError>>().await,
                 }
             };
+            // In this order: the same happens every time. What is rare comes first, so that nothing is kept waiting for ever.
             tokio::select! {
-                message = stream.message() => match message {
-                    Ok(Some(revocation)) => {
-                        // A heartbeat's answer may be from before the second node.
-                        let everything = revocation.everything;
-                        last.1 |= everything;
-                        if let Err(why) = self.hand_on(session, revocation) {
-                            return why;
-                        }
-                        if everything {
-                            // The lease itself goes on: for what is learned from now on.
-                            told = self.tell_lease(last.0, last.1);
-                        }
-                    }
-                    Ok(None) => return "the coordinator ended it".to_owned(),
-                    Err(status) => return status.message().to_owned(),
-                },
+                biased;
                 beat = beating => {
                     heartbeat = None;
                     match beat {
@@ -621,7 +627,7 @@ impl Keeper {
                     }
                 }
                 _ = ticks.tick() => {
-                    if boot_time().saturating_sub(heard) >= lease {
+                    if (self.clock)().saturating_sub(heard) >= lease {
                         return "no heartbeat was answered for one lease".to_owned();
                     }
                     if heartbeat.is_none() {
@@ -645,6 +651,22 @@ impl Keeper {
                         Err(_) => return "no answer to a heartbeat".to_owned(),
                     }
                 }
+                message = stream.message() => match message {
+                    Ok(Some(revocation)) => {
+                        // A heartbeat's answer may be from before the second node.
+                        let everything = revocation.everything;
+                        last.1 |= everything;
+                        if let Err(why) = self.hand_on(session, revocation) {
+                            return why;
+                        }
+                        if everything {
+                            // The lease itself goes on: for what is learned from now on.
+                            told = self.tell_lease(last.0, last.1);
+                        }
+                    }
+                    Ok(None) => return "the coordinator ended it".to_owned(),
+                    Err(status) => return status.message().to_owned(),
+                },
             }
         }
     }
@@ -653,8 +675,9 @@ impl Keeper {
     fn beat(&self, session: u64, is_heard: bool) -> tokio::task::JoinHandle<Beat> {
         let mut client = self.shared.client.clone();
         let node = Some(self.node());
+        let clock = self.clock;
         tokio::spawn(async move {
-            let at = boot_time();
+            let at = clock();
             let asked = client.heartbeat(HeartbeatRequest {
                 session,
                 node,

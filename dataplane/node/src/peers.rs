@@ -5,10 +5,12 @@ use crate::replicate::Replicator;
 use anyhow::{Context, Result};
 use event_listener::EventListener;
 use fastcache_api::control::{PeerNode, PeersStats};
-use fastcache_api::placement::{NodeHash, homes};
 use fastcache_api::{ChunkId, ChunkKey, Errno};
 use fastcache_cache::{FileSystem, PeerMiss, PeerSource, PeerTier};
-use fastcache_peer::{AskError, Chunks, Cluster, Identity, Part, Peer, PeerAt, Status, Token};
+use fastcache_peer::{
+    AskError, Chunks, Cluster, Identity, Part, Peer, PeerAt, Status, Token, first_home_among,
+    homes_among,
+};
 use fastcache_reactor::{Fd, IoBuf, Remote, spawn};
 use fastcache_types::BLOCK;
 use futures_util::future::{LocalBoxFuture, join_all};
@@ -23,10 +25,6 @@ const FETCH_MAX: Duration = Duration::from_secs(10);
 const BRING_MAX: Duration = Duration::from_secs(40);
 /// How long it may take to say whether it has one.
 const HAS_MAX: Duration = Duration::from_secs(2);
-/// Least time, beyond what is usual for a node, before the next one is asked.
-const HEDGE_MIN: Duration = Duration::from_millis(10);
-/// Most time before the next one is asked.
-const HEDGE_MAX: Duration = Duration::from_millis(500);
 /// Most nodes that are asked at once whether they have a chunk that its homes do not have.
 const SEARCH_MAX: usize = 64;
 
@@ -121,20 +119,6 @@ impl Nodes {
     }
 }
 
-/// Places of a chunk's homes in the list of the others. This node may be one of the homes, and is not in that list.
-pub fn homes_among(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
-    let mut found = all_homes(id, peers, me);
-    found.retain(|at| *at < peers.len());
-    found
-}
-
-/// The same with this node, whose place is behind the list.
-fn all_homes(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
-    let mut nodes: Vec<NodeHash> = peers.iter().map(|p| NodeHash::of(&p.id)).collect();
-    nodes.extend(me.map(|me| NodeHash::of(&me.id)));
-    homes(id, &nodes)
-}
-
 impl PeerTier for Nodes {
     fn set(&self, me: String, file_system: u64, peers: &[PeerNode]) {
         let at = |p: &PeerNode| match p.address.parse() {
@@ -165,9 +149,7 @@ impl PeerTier for Nodes {
 
     fn keeper(&self, id: ChunkId) -> Option<Box<dyn PeerSource>> {
         let peers = self.cluster.peers();
-        let first = all_homes(id, &peers, self.cluster.me().as_ref())
-            .first()
-            .copied()?;
+        let first = first_home_among(id, &peers, self.cluster.me().as_ref())?;
         peers.get(first).map(|peer| self.source(peer))
     }
 
@@ -242,7 +224,7 @@ impl PeerSource for Source {
     }
 
     fn patience(&self) -> Duration {
-        (HEDGE_MIN + self.peer.usual()).min(HEDGE_MAX)
+        self.peer.patience()
     }
 
     fn bring(&self, key: ChunkKey) -> LocalBoxFuture<'_, std::result::Result<(), PeerMiss>> {

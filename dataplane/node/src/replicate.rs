@@ -5,11 +5,10 @@
 //! request a home then, which a home that lost it answers so, and is given it anew. What the next version took the place of in
 //! this node's store is confirmed, too, until that one is committed.
 
-use crate::peers::homes_among;
 use fastcache_api::ChunkKey;
 use fastcache_api::control::PeersStats;
 use fastcache_cache::FileSystem;
-use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer};
+use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer, homes_among};
 use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep};
 use fastcache_types::BLOCK;
 use futures_util::stream::{FuturesUnordered, StreamExt};

@@ -229,7 +229,7 @@ impl Cluster {
             tracing::error!(target: "peer", ?peer, %key, offset, length, got, total, "an answer has another length than was asked for");
             return Err(AskError::Nonsense);
         }
-        peer.counters.took(since.elapsed());
+        peer.took(since.elapsed());
         peer.counters
             .in_bytes
             .fetch_add(got as u64, Ordering::Relaxed);

@@ -10,6 +10,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+/// Least time, beyond what is usual for a node, before the next one is asked.
+const HEDGE_MIN: Duration = Duration::from_millis(10);
+/// Most time before the next one is asked.
+const HEDGE_MAX: Duration = Duration::from_millis(500);
+
 /// Another node, as it is named to this one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PeerAt {
@@ -73,8 +78,18 @@ impl PeerCounters {
 }
 
 impl Peer {
+    /// How long it is waited for before somebody else is asked, too.
+    pub fn patience(&self) -> Duration {
+        (HEDGE_MIN + self.usual()).min(HEDGE_MAX)
+    }
+
+    /// A request was answered with bytes, after this time.
+    pub fn took(&self, time: Duration) {
+        self.counters.took(time);
+    }
+
     /// How long almost all of its answers took lately: the smoothed duration and four deviations. Zero before the first.
-    pub fn usual(&self) -> Duration {
+    pub(crate) fn usual(&self) -> Duration {
         let smooth = self.counters.smooth_us.load(Ordering::Relaxed);
         let deviation = self.counters.deviation_us.load(Ordering::Relaxed);
         Duration::from_micros(smooth + 4 * deviation)

@@ -11,7 +11,8 @@ use crate::revocation::What;
 use fastcache_api::{Ino, NsOp, NsRequest, OpId, Time};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Most orphans in one reap of the coordinator's own.
 const REAP_BATCH: usize = 1024;

@@ -7,9 +7,10 @@ use crate::locks::Locks;
 use crate::registry::Registry;
 use crate::revocation::{Effect, What};
 use fastcache_api::{Attr, Ino, grpc};
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// A revocation whose acknowledgement is waited for.
 pub(super) struct Pending {
@@ -63,7 +64,7 @@ pub(super) struct Outlet {
 pub(super) struct Tables {
     pub(super) registry: Registry,
     pub(super) leases: LeaseTable,
-    pub(super) pending: HashMap<u64, Pending>,
+    pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) outlets: HashMap<u64, Outlet>,
     /// Sessions that wait for the lease on writing of an inode. See `Coordinator::take_write`.
     pub(super) wanting: HashMap<Ino, Vec<u64>>,

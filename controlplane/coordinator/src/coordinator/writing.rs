@@ -3,7 +3,7 @@
 use super::{Coordinator, FENCING_TICKS};
 use crate::registry::UnknownSession;
 use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest};
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// A session waits for the lease on writing of an inode, until this is dropped.
 struct Wants<'c> {
