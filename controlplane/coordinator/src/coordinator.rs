@@ -20,6 +20,7 @@
 
 mod locking;
 mod orphans;
+mod promised;
 mod revocations;
 mod tables;
 #[cfg(test)]
@@ -35,6 +36,7 @@ use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
 use crate::revocation::{Effect, is_cached, revealed};
 use crate::{Engine, EngineError, HistoryConfig};
 use fastcache_api::{Ino, Kind, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, grpc};
+use promised::PromisedLease;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -201,7 +203,14 @@ impl Coordinator {
             path: state_dir.to_path_buf(),
             error,
         })?;
-        let is_shared = registry.is_shared();
+        // A bucket does not say which nodes there were.
+        let may_be_held = registry.is_shared() || engine.is_unsettled();
+        let promised = PromisedLease::open(state_dir, options.lease).map_err(|error| {
+            EngineError::Directory {
+                path: state_dir.to_path_buf(),
+                error,
+            }
+        })?;
         let tables = Tables {
             registry,
             leases: LeaseTable::default(),
@@ -222,20 +231,21 @@ impl Coordinator {
             options,
             tables: Mutex::new(tables),
             order: tokio::sync::Mutex::new(()),
-            settled: watch::Sender::new(match is_shared {
+            settled: watch::Sender::new(match may_be_held {
                 true => Settled::No,
                 false => Settled::Yes,
             }),
             locations: Mutex::new(Locations::default()),
             freed: watch::Sender::new(()),
         });
-        if is_shared {
-            let inner = Arc::clone(&inner);
-            tokio::spawn(async move {
-                tokio::time::sleep(inner.options.lease).await;
-                inner.settled.send_replace(Settled::Yes);
-            });
-        }
+        let settling = Arc::clone(&inner);
+        tokio::spawn(async move {
+            if may_be_held {
+                tokio::time::sleep(promised.longest()).await;
+                settling.settled.send_replace(Settled::Yes);
+            }
+            promised.is_over();
+        });
         tokio::spawn(keep_tables(
             Arc::downgrade(&inner),
             options.lease / FENCING_TICKS,

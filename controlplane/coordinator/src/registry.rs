@@ -139,8 +139,6 @@ pub(crate) struct Registry {
     /// Peer of each session of this run that may still hold leases.
     sessions: BTreeMap<u64, String>,
     next_session: u64,
-    /// This run began then.
-    began: Instant,
     stale_after: Duration,
     live_for: Duration,
     /// Rises with every node that comes, goes, or is reached in another way.
@@ -196,7 +194,6 @@ impl Registry {
             peers: BTreeMap::new(),
             sessions: BTreeMap::new(),
             next_session: first_session,
-            began: Instant::now(),
             stale_after,
             live_for,
             version: 1,
@@ -359,7 +356,7 @@ impl Registry {
     pub(crate) fn is_one_away(&self, now: Instant) -> bool {
         self.known.keys().any(|id| {
             let last = match self.peers.get(id) {
-                None => self.began,
+                None => self.opened,
                 Some(e) if e.is_live && now < e.leased => return false,
                 Some(e) => e.leased,
             };

@@ -410,7 +410,7 @@ impl<C: Chunks> Serving<C> {
         .detach();
     }
 
-    /// Serves a request in a task of its own, which its cancellation ends.
+    /// Serves a request in a task of its own, which its cancellation ends, and its deadline: who stands still cannot cancel.
     fn serve(
         self: &Rc<Self>,
         header: Header,
@@ -420,8 +420,14 @@ impl<C: Chunks> Serving<C> {
             return Err(FrameError::Bounds("the number of a request"));
         }
         let this = Rc::clone(self);
+        let limit = Duration::from_millis(u64::from(header.timeout_ms));
         let task = spawn(async move {
-            work.await;
+            match limit.is_zero() {
+                true => work.await,
+                false => {
+                    let _ = timeout(limit, work).await;
+                }
+            }
             // Itself, which is at its end.
             let own = this.tasks.borrow_mut().remove(&header.request);
             if let Some(own) = own {

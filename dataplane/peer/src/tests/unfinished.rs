@@ -70,6 +70,16 @@ fn a_replica_that_is_there_is_kept_to_the_end() {
 
 /// A node `a` that asks for so many parts and takes no answers.
 async fn standing_still(address: SocketAddr, node: &str, parts: u64) -> Fd {
+    let get = Header {
+        key: key(1),
+        length: 1 << 20,
+        ..Header::new(Kind::Get, 0)
+    };
+    asking(address, node, get, parts).await
+}
+
+/// The same with another question.
+async fn asking(address: SocketAddr, node: &str, question: Header, parts: u64) -> Fd {
     let stream = Fd::connect(address).await.unwrap();
     let mut incoming = Incoming::new(stream.clone());
     let me = identity(node);
@@ -78,15 +88,34 @@ async fn standing_still(address: SocketAddr, node: &str, parts: u64) -> Fd {
     assert_eq!(shaken.unwrap(), identity("a"));
     for request in 0..parts {
         let get = Header {
-            key: key(1),
-            length: 1 << 20,
-            ..Header::new(Kind::Get, request)
+            request,
+            ..question
         };
         let mut frame = IoBuf::alloc(HEADER_BYTES);
         frame.copy_from_slice(&get.encode());
         stream.send_whole(frame).await.0.unwrap();
     }
     stream
+}
+
+#[test]
+fn what_nobody_can_be_waiting_for_any_more_is_not_served() {
+    let memory = Memory::default();
+    memory.put(key(9999), 4096);
+    reactor(|| async {
+        let (address, _server) = server(&memory, token(), Some(identity("a")));
+        let get = Header {
+            key: key(9999),
+            length: 4096,
+            timeout_ms: 100,
+            ..Header::new(Kind::Get, 0)
+        };
+        let _still = asking(address, "c", get, 3).await;
+        let reading = || memory.reading.load(Ordering::Relaxed);
+        until("it is served", || reading() == 3).await;
+        until("it is given up", || reading() == 0).await;
+        assert_eq!(memory.abandoned.load(Ordering::Relaxed), 3);
+    });
 }
 
 #[test]
