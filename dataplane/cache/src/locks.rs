@@ -212,7 +212,11 @@ impl FileSystem {
             }
             drop(turn);
             match answer? {
-                LockAnswer::Done => return Ok(()),
+                LockAnswer::Done => {
+                    // What was written under it elsewhere is to be seen.
+                    self.pages_gone(ino).await;
+                    return Ok(());
+                }
                 LockAnswer::Held(_) if is_over => return Err(Errno::EINTR),
                 LockAnswer::Held(_) if waits.is_some() => {}
                 LockAnswer::Held(_) | LockAnswer::Free => return Err(Errno::EAGAIN),

@@ -334,7 +334,7 @@ impl FileSystem {
         let keep_cache = {
             let mut state = lock(&inode.state);
             state.opens += 1;
-            !std::mem::take(&mut state.is_kernel_stale)
+            !std::mem::take(&mut state.is_kernel_stale) && state.pages_going == 0
         };
         if flags & O_TRUNC != 0 {
             let truncated = match self.turn_to_write(&inode).await {
