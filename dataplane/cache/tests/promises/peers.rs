@@ -19,7 +19,15 @@ enum Does {
     Absent,
     Failed,
     Nothing,
+    /// Says that it is absent, after its time was over.
+    Late,
+    /// Has it after a while.
+    Slow,
 }
+
+/// Longer than anybody is patient with a node, and shorter than with one that fetches.
+const LATE: Duration = Duration::from_millis(60);
+const SLOW: Duration = Duration::from_millis(300);
 
 #[derive(Default)]
 struct Script {
@@ -70,11 +78,17 @@ impl PeerSource for Other {
         let mut script = self.others.0.lock().unwrap();
         script.asked.push(format!("{} brings", self.name));
         let done = match self.does {
-            Does::Has => Ok(()),
-            Does::Absent => Err(PeerMiss::Absent),
+            Does::Has | Does::Slow => Ok(()),
+            Does::Absent | Does::Late => Err(PeerMiss::Absent),
             Does::Failed | Does::Nothing => Err(PeerMiss::Failed),
         };
-        Box::pin(async move { done })
+        let is_slow = self.does == Does::Slow;
+        Box::pin(async move {
+            if is_slow {
+                sleep(SLOW).await;
+            }
+            done
+        })
     }
 
     fn fetch(
@@ -98,7 +112,11 @@ impl PeerSource for Other {
                     sleep(Duration::from_secs(3600)).await;
                     Err(PeerMiss::Failed)
                 }
-                Does::Has => {
+                Does::Late => {
+                    sleep(LATE).await;
+                    Err(PeerMiss::Absent)
+                }
+                Does::Has | Does::Slow => {
                     let script = self.others.0.lock().unwrap();
                     let (_, bytes) = script.contents.iter().find(|(k, _)| *k == key).unwrap();
                     assert_eq!(expected, bytes.len());
@@ -236,6 +254,17 @@ fn the_first_home_brings_it_from_the_cloud_when_it_can() {
         s.keeper = Some(("a", Absent));
     });
     assert_eq!((asked.len(), fetches), (2, 1));
+}
+
+#[test]
+fn a_late_answer_does_not_make_the_cloud_read_twice() {
+    use Does::{Late, Slow};
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("b", Late)];
+        s.keeper = Some(("a", Slow));
+    });
+    let brought: Vec<String> = ["b", "a brings", "a"].map(str::to_owned).to_vec();
+    assert_eq!((asked, fetches), (brought, 0));
 }
 
 #[test]
