@@ -218,7 +218,8 @@ impl FileSystem {
             })
     }
 
-    /// Asks one source after the other, each when the one before has failed or takes long.
+    /// Asks one source after the other, each when the one before has failed or takes long. One that fails after its time was
+    /// over changes nothing: the next one was asked for that, and has a time of its own.
     async fn race(
         &self,
         key: ChunkKey,
@@ -232,6 +233,7 @@ impl FileSystem {
         let mut running = FuturesUnordered::new();
         let mut miss = Miss::Absent;
         let mut next_at: Option<Instant> = None;
+        let mut newest = 0;
         loop {
             if running.is_empty() || next_at.is_some_and(|at| now() >= at) {
                 let is_hedge = !running.is_empty();
@@ -247,7 +249,9 @@ impl FileSystem {
                         // It gives up by itself.
                         Source::Keeper(_) | Source::Agent => None,
                     };
-                    running.push(self.ask(source, key));
+                    newest += 1;
+                    let number = newest;
+                    running.push(async move { (number, self.ask(source, key).await) });
                 } else if running.is_empty() {
                     return Err(miss);
                 } else {
@@ -260,14 +264,16 @@ impl FileSystem {
                 None => Some(running.next().await),
             };
             match done {
-                Some(Some(Ok(fetched))) => return Ok(fetched),
-                Some(Some(Err(why))) => {
+                Some(Some((_, Ok(fetched)))) => return Ok(fetched),
+                Some(Some((number, Err(why)))) => {
                     // What the agent says counts more than that a node could not be asked, and that more than nothing.
                     if !matches!((miss, why), (Miss::Agent(_), _) | (_, Miss::Absent)) {
                         miss = why;
                     }
-                    // The next one at once.
-                    next_at = Some(now());
+                    if number == newest {
+                        // The next one at once.
+                        next_at = Some(now());
+                    }
                 }
                 // None is running any more, or one takes long.
                 Some(None) | None => {}

@@ -21,9 +21,17 @@ pub enum Does {
     Absent,
     Failed,
     Nothing,
+    /// Says that it is absent, after its time was over.
+    Late,
     /// It takes long to bring something, and answers meanwhile.
     Slow,
 }
+
+/// Longer than anybody is patient with a node, and with one that fetches and does not answer.
+const LATE: Duration = Duration::from_millis(60);
+const SLOW: Duration = Duration::from_secs(3);
+/// Longer than any test.
+const NEVER: Duration = Duration::from_secs(3600);
 
 #[derive(Default)]
 pub struct Script {
@@ -78,14 +86,14 @@ impl PeerSource for Other {
         let mut script = self.others.0.lock().unwrap();
         script.asked.push(format!("{} brings", self.name));
         let (after, done) = match self.does {
-            Does::Has => (0, Ok(())),
-            Does::Slow => (3, Ok(())),
-            Does::Absent => (0, Err(PeerMiss::Absent)),
-            Does::Failed => (0, Err(PeerMiss::Failed)),
-            Does::Nothing => (3600, Err(PeerMiss::Failed)),
+            Does::Has => (Duration::ZERO, Ok(())),
+            Does::Slow => (SLOW, Ok(())),
+            Does::Absent | Does::Late => (Duration::ZERO, Err(PeerMiss::Absent)),
+            Does::Failed => (Duration::ZERO, Err(PeerMiss::Failed)),
+            Does::Nothing => (NEVER, Err(PeerMiss::Failed)),
         };
         Box::pin(async move {
-            sleep(Duration::from_secs(after)).await;
+            sleep(after).await;
             done
         })
     }
@@ -112,8 +120,12 @@ impl PeerSource for Other {
                 Does::Absent => Err(PeerMiss::Absent),
                 Does::Failed => Err(PeerMiss::Failed),
                 Does::Nothing => {
-                    sleep(Duration::from_secs(3600)).await;
+                    sleep(NEVER).await;
                     Err(PeerMiss::Failed)
+                }
+                Does::Late => {
+                    sleep(LATE).await;
+                    Err(PeerMiss::Absent)
                 }
                 Does::Has | Does::Slow => {
                     let script = self.others.0.lock().unwrap();
@@ -281,6 +293,17 @@ fn the_first_home_brings_it_from_the_cloud_when_it_can() {
     });
     assert_eq!((asked.len(), fetches), (2, 1));
     assert!(since.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_late_answer_does_not_make_the_cloud_read_twice() {
+    use Does::{Late, Slow};
+    let (asked, fetches) = who_is_asked(true, |s| {
+        s.homes = vec![("b", Late)];
+        s.keeper = Some(("a", Slow));
+    });
+    let brought: Vec<String> = ["b", "a brings", "a"].map(str::to_owned).to_vec();
+    assert_eq!((asked, fetches), (brought, 0));
 }
 
 #[test]
