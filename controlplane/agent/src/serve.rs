@@ -53,6 +53,7 @@ impl Inner {
                 is_cloud,
             } => self.fsync(ino, waited, is_cloud).await,
             NodeCall::Persist { ino, waited } => self.persist_now(ino, waited).await,
+            NodeCall::Ping => Ok(NodeAnswer::Done),
             NodeCall::Lock(op) => self.namespace.lock(&op).await.map(NodeAnswer::Lock),
             NodeCall::State { ino } => Ok(NodeAnswer::State(
                 self.state_with_copies(ino).await?.state.to_string(),

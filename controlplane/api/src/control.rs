@@ -122,6 +122,8 @@ pub enum NodeCall {
         /// From the last `Waiting`.
         waited: Option<Waited>,
     },
+    /// Is the agent there? Answer: `Done`, at once.
+    Ping,
     /// Something about locks across nodes. Answer: `Lock`; ENOSYS where there can be no other node.
     Lock(LockOp),
     /// The durability state of a committed file as text: `dirty`, `replicated N`, `persisted`. Answer: `State`.

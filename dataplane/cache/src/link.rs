@@ -241,6 +241,12 @@ impl Link {
         }
     }
 
+    /// Whether the agent answers at all.
+    pub async fn answers(&self, within: Duration) -> bool {
+        let asked = fastcache_reactor::timeout(within, self.call(NodeCall::Ping)).await;
+        matches!(asked, Ok(Ok(NodeAnswer::Done)))
+    }
+
     /// Calls about the namespace so far.
     pub(crate) fn ns_calls(&self) -> u64 {
         self.inner.ns_calls.load(Ordering::Relaxed)

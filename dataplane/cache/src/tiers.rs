@@ -371,10 +371,23 @@ impl FileSystem {
     /// For other nodes, as the first home of a chunk: fetches it into the store, with one flight for all who ask. Its length,
     /// when it is here then.
     pub async fn bring_for_peer(&self, key: ChunkKey) -> Option<usize> {
-        if self.chunk_len(key).is_none()
-            && let Err(error) = self.promote_now(key, true).await
-        {
-            tracing::debug!(target: "peer", %key, %error, "a chunk could not be fetched for another node");
+        if self.chunk_len(key).is_none() {
+            let agent_stands = std::pin::pin!(async {
+                loop {
+                    sleep(BRING_PATIENCE).await;
+                    if !self.inner.link.answers(BRING_PATIENCE).await {
+                        break;
+                    }
+                }
+            });
+            let fetching = std::pin::pin!(self.promote_now(key, true));
+            let fetched = match select(fetching, agent_stands).await {
+                Either::Left((fetched, _)) => fetched,
+                Either::Right(((), _)) => Err(Errno::ETIMEDOUT),
+            };
+            if let Err(error) = fetched {
+                tracing::debug!(target: "peer", %key, %error, "a chunk could not be fetched for another node");
+            }
         }
         self.chunk_len(key)
     }

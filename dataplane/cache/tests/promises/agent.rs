@@ -46,6 +46,8 @@ pub struct Agent {
     pub damages_fetches: Cell<bool>,
     /// What is not in the cloud may be on another node.
     pub has_peers: Cell<bool>,
+    /// It does not say that it is there.
+    pub stands: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
     /// Where locks are asked for.
     pub locks: desk::Desk,
@@ -140,6 +142,11 @@ impl Agent {
             ToAgent::Call(id, NodeCall::Fsync { .. }) => self.cloud_fsyncs.borrow_mut().push(id),
             ToAgent::Call(id, NodeCall::Persist { waited, .. }) => {
                 self.persists.borrow_mut().push((id, waited));
+            }
+            ToAgent::Call(id, NodeCall::Ping) => {
+                if !self.stands.get() {
+                    link.answered(0, id, Ok(NodeAnswer::Done));
+                }
             }
             ToAgent::Call(id, NodeCall::Lock(op)) => self.locks.take(link, id, op),
             ToAgent::Call(id, NodeCall::State { .. }) => {

@@ -170,9 +170,32 @@ fn what_the_lease_names_and_nobody_has_yet_is_waited_for() {
     });
 }
 
+#[test]
+fn what_is_fetched_for_another_node_is_given_up_when_the_agent_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        shared(&node, &pattern(1, CHUNK)).await;
+        let key = agent.cloud.borrow().keys().copied().next().unwrap();
+        agent.holds_fetches.set(true);
+        let fs = node.fs.clone();
+        let mut bringing = fastcache_reactor::spawn(async move { fs.bring_for_peer(key).await });
+        // The cloud is slow, and the agent is there.
+        let pause = Duration::from_secs(2);
+        assert!(timeout(pause, &mut bringing).await.is_err(), "it waits");
+        agent.stands.set(true);
+        let since = now();
+        assert_eq!(soon("the end of it", bringing).await, None);
+        assert!(since.elapsed() < Duration::from_secs(2));
+    });
+}
+
 /// A kernel whose pages a READ holds: what it is told to drop it drops when that is answered.
 #[derive(Clone, Default)]
-struct Reading(Arc<Mutex<Vec<Box<dyn FnOnce() + Send>>>>);
+struct Reading(Arc<Mutex<Vec<Done>>>);
+
+type Done = Box<dyn FnOnce() + Send>;
 
 impl KernelNotify for Reading {
     fn inval_inode(&self, _ino: Ino) {}
