@@ -1,6 +1,7 @@
 //! Other nodes: the file system's misses go to them through the client of `fastcache-peer`, and its server reads from the file
 //! system's store. Here the two are put together; who is asked, and for how long, is decided here, too.
 
+use crate::repair::Repair;
 use crate::replicate::Replicator;
 use anyhow::{Context, Result};
 use event_listener::EventListener;
@@ -42,9 +43,11 @@ pub fn start(fs: &FileSystem, listener: TcpListener, token: Token, cores: Vec<Re
     let cluster = Arc::new(Cluster::new(token));
     let replicator = Replicator::new(Arc::clone(&cluster));
     replicator.start(fs, &cores);
+    let repair = Repair::start(Arc::clone(&cluster), fs, cores.first());
     let nodes = Nodes {
         cluster: Arc::clone(&cluster),
         replicator,
+        repair,
     };
     fs.set_peers(Box::new(nodes));
     let listener = Fd::from(OwnedFd::from(listener));
@@ -110,6 +113,7 @@ impl Chunks for LocalChunks {
 struct Nodes {
     cluster: Arc<Cluster>,
     replicator: Arc<Replicator>,
+    repair: Arc<Repair>,
 }
 
 impl Nodes {
@@ -129,7 +133,7 @@ pub fn homes_among(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> V
 }
 
 /// The same with this node, whose place is behind the list.
-fn all_homes(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
+pub fn all_homes(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
     let mut nodes: Vec<NodeHash> = peers.iter().map(|p| NodeHash::of(&p.id)).collect();
     nodes.extend(me.map(|me| NodeHash::of(&me.id)));
     homes(id, &nodes)
@@ -226,6 +230,7 @@ impl PeerTier for Nodes {
     fn stats(&self) -> PeersStats {
         let mut stats = self.cluster.stats();
         self.replicator.fill(&mut stats);
+        self.repair.fill(&mut stats);
         stats
     }
 }
