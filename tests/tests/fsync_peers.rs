@@ -15,6 +15,10 @@ const SOON: Duration = Duration::from_secs(30);
 /// How long one is watched that has nobody.
 const WATCHED: Duration = Duration::from_secs(5);
 
+/// How long it may take until a node is gone, and the others have done something about it: a minute without a heartbeat, ten
+/// seconds and its turns, and room.
+const GONE: Duration = Duration::from_secs(150);
+
 const FILES: [(&str, usize); 4] = [
     ("small", 100),
     ("block", 4096),
@@ -162,4 +166,50 @@ fn two_copies_are_two_other_nodes_or_the_cloud() {
     assert_eq!(first.state_xattr("one"), "replicated 1");
     held.let_uploads();
     returned(first, fsync);
+}
+
+#[test]
+fn a_node_that_is_gone_is_repaired_by_the_others() {
+    let _one = serial();
+    let held = HeldNodes::start(3, &[]);
+    let (first, others) = held.nodes.split_first().expect("nodes");
+    for (n, (name, len)) in (1..).zip(FILES) {
+        returned(first, syncing(first, name, n, len));
+    }
+    let chunks = FILES.iter().map(|(_, len)| len.div_ceil(4 << 20) as u64);
+    let chunks: u64 = chunks.sum();
+    lose_everything(first);
+
+    // First they have the chunks for their own, with copies on each other: the cloud takes nothing yet.
+    let sum = |name: &str| others.iter().map(|node| node.stat(name)).sum::<u64>();
+    wait_until(
+        "the node is gone, and its chunks are taken over",
+        GONE,
+        || {
+            sum("repaired_chunks") >= chunks
+                && sum("repair_chunks") >= chunks
+                && sum("under_replicated_chunks") == 0
+        },
+    );
+    for (name, _) in FILES {
+        let states: Vec<String> = others.iter().map(|node| node.state_xattr(name)).collect();
+        println!("{name}: {states:?}");
+    }
+    held.let_uploads();
+    for (n, (name, len)) in (1..).zip(FILES) {
+        for node in others {
+            wait_until("it is persisted", GONE, || {
+                node.state_xattr(name) == "persisted"
+            });
+        }
+        let node = &others[0];
+        node.evict();
+        expect(node, name, n, len);
+    }
+    wait_until("nothing is left to be repaired", SOON, || {
+        sum("repair_chunks") == 0 && sum("held_chunks") == 0 && sum("dirty_chunks") == 0
+    });
+    let done = sum("repaired_chunks");
+    println!("{chunks} chunks, {done} times taken over");
+    assert!(done < 2 * chunks, "they take turns: {done} of {chunks}");
 }

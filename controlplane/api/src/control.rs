@@ -581,6 +581,12 @@ pub struct PeersStats {
     pub given_replicas: u64,
     /// Times that a replica could not be given.
     pub replica_errors: u64,
+    /// Chunks of nodes that are gone: kept here for them, or taken over, and not known to be in the cloud.
+    pub repair_chunks: u64,
+    /// Their bytes.
+    pub repair_bytes: u64,
+    /// Chunks of nodes that are gone that were taken over.
+    pub repaired_chunks: u64,
     /// Chunks that are kept for other nodes.
     pub held_chunks: u64,
     /// Their bytes.

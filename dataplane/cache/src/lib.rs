@@ -8,6 +8,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
 mod absent;
+mod adopt;
 mod ahead;
 mod cloud;
 mod commit;
@@ -34,6 +35,7 @@ mod tiers;
 mod versions;
 mod write;
 
+pub use adopt::{Adopted, LeftReplica};
 pub use ahead::READ_AHEAD_BYTES;
 pub use lease::Grant;
 pub use link::{Link, Outgoing};

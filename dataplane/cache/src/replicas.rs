@@ -6,11 +6,11 @@
 //!
 //! Holds are in RAM. After a restart of this node its replicas can be evicted until their owners, who notice, hold them again.
 //! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
-//! word got lost. An owner that is gone may come back: its replicas are kept.
+//! word got lost. An owner that is gone may come back: its replicas are kept until this node takes them over (`adopt`).
 
 use crate::inode::PendingCommit;
 use crate::seal::keys_of;
-use crate::{FileSystem, lock};
+use crate::{FileSystem, LeftReplica, lock};
 use fastcache_api::{ChunkKey, Errno, Ino, Run, Version};
 use fastcache_chunkstore::{SealChunk, SealData};
 use fastcache_reactor::sync::Mutex;
@@ -90,6 +90,37 @@ impl FileSystem {
         here.is_some_and(|body| self.inner.holds.keeps(body.key()))
     }
 
+    /// Whether a version is kept for this node.
+    pub(crate) fn is_kept_for(&self, owner: &str, key: ChunkKey) -> bool {
+        let held = self.inner.holds.of(key.id());
+        held.is_some_and(|(version, by)| version == key.version && by == owner)
+    }
+
+    /// What is kept for nodes that are not there.
+    pub fn left_replicas(&self) -> Vec<LeftReplica> {
+        let Some(tier) = self.inner.peers.get() else {
+            return Vec::new();
+        };
+        let map = lock(&self.inner.holds.map);
+        let mut are_live: HashMap<&str, bool> = HashMap::new();
+        let mut found = Vec::new();
+        for (id, hold) in &*map {
+            let is_live = are_live.entry(&hold.owner);
+            if !*is_live.or_insert_with(|| tier.is_live(&hold.owner)) {
+                found.push(LeftReplica {
+                    key: ChunkKey {
+                        ino: id.ino,
+                        index: id.index,
+                        version: hold.version,
+                    },
+                    owner: hold.owner.clone(),
+                    len: hold.len,
+                });
+            }
+        }
+        found
+    }
+
     fn note_hold(&self, owner: &str, key: ChunkKey, len: u32) {
         let hold = Hold {
             version: key.version,
@@ -103,8 +134,7 @@ impl FileSystem {
     /// Keeps a replica that may be here; its length, when it is. What its owner has held already is on stable storage; what is
     /// only cached may not be, and has to be given again.
     pub fn hold_for_peer(&self, owner: &str, key: ChunkKey) -> Option<usize> {
-        let held = self.inner.holds.of(key.id());
-        if held.is_none_or(|(version, by)| version != key.version || by != owner) {
+        if !self.is_kept_for(owner, key) {
             return None;
         }
         let len = self.inner.store.find(key)?.len();
@@ -253,7 +283,7 @@ impl FileSystem {
     }
 
     /// These versions were committed and are not in the cloud: they are to be copied to other nodes.
-    fn replicate(&self, mut keys: Vec<ChunkKey>) {
+    pub(crate) fn replicate(&self, mut keys: Vec<ChunkKey>) {
         if let Some(tier) = self.inner.peers.get() {
             // Those that were sealed ahead of their file may be in the cloud by now.
             keys.retain(|key| {

@@ -6,6 +6,7 @@ mod config;
 mod control;
 mod memory;
 mod peers;
+mod repair;
 mod replicate;
 mod watchdog;
 

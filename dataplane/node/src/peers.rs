@@ -1,6 +1,7 @@
 //! Other nodes: the file system's misses go to them through the client of `fastcache-peer`, and its server reads from the file
 //! system's store. Here the two are put together; who is asked, and for how long, is decided here, too.
 
+use crate::repair::Repair;
 use crate::replicate::Replicator;
 use anyhow::{Context, Result};
 use event_listener::EventListener;
@@ -40,9 +41,11 @@ pub fn start(fs: &FileSystem, listener: TcpListener, token: Token, cores: Vec<Re
     let cluster = Arc::new(Cluster::new(token));
     let replicator = Replicator::new(Arc::clone(&cluster));
     replicator.start(fs, &cores);
+    let repair = Repair::start(Arc::clone(&cluster), fs, cores.first());
     let nodes = Nodes {
         cluster: Arc::clone(&cluster),
         replicator,
+        repair,
     };
     fs.set_peers(Box::new(nodes));
     let listener = Fd::from(OwnedFd::from(listener));
@@ -108,6 +111,7 @@ impl Chunks for LocalChunks {
 struct Nodes {
     cluster: Arc<Cluster>,
     replicator: Arc<Replicator>,
+    repair: Arc<Repair>,
 }
 
 impl Nodes {
@@ -208,6 +212,7 @@ impl PeerTier for Nodes {
     fn stats(&self) -> PeersStats {
         let mut stats = self.cluster.stats();
         self.replicator.fill(&mut stats);
+        self.repair.fill(&mut stats);
         stats
     }
 }

@@ -33,6 +33,6 @@ pub use client::AskError;
 pub use cluster::{Cluster, Peer, PeerAt};
 pub use frame::{FrameError, HEADER_BYTES, PAYLOAD_MAX, Status, VERSION};
 pub use handshake::{ID_MAX, Identity, TOKEN_MAX, TOKEN_MIN, Token};
-pub use placement::{first_home_among, homes_among};
+pub use placement::{all_homes, first_home_among, homes_among};
 pub use server::{CORE_BYTES, Chunks, Part, listen};
 pub use stream::Broken;

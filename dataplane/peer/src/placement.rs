@@ -20,7 +20,7 @@ pub fn first_home_among(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>)
 }
 
 /// The homes with this node, whose place is behind the list.
-fn all_homes(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
+pub fn all_homes(id: ChunkId, peers: &[Arc<Peer>], me: Option<&Identity>) -> Vec<usize> {
     let mut nodes: Vec<NodeHash> = peers.iter().map(|p| NodeHash::of(&p.id)).collect();
     nodes.extend(me.map(|me| NodeHash::of(&me.id)));
     homes(id, &nodes)

@@ -91,6 +91,19 @@ pub(super) const METRICS: &[Metric] = &[
         "times that a copy could not be given; it is tried again",
     ),
     metric(
+        "fastcache_repair_backlog_chunks",
+        Gauge,
+        "",
+        "chunks of nodes that are gone, kept here or taken over, that are not known to be in the cloud",
+    ),
+    metric("fastcache_repair_backlog_bytes", Gauge, "", "their bytes"),
+    metric(
+        "fastcache_repaired_chunks_total",
+        Counter,
+        "",
+        "chunks of nodes that are gone that were taken over",
+    ),
+    metric(
         "fastcache_held_chunks",
         Gauge,
         "",
@@ -142,6 +155,8 @@ pub(super) fn export(stats: &PeersStats) {
             "fastcache_under_replicated_chunks",
             stats.under_replicated_chunks,
         ),
+        ("fastcache_repair_backlog_chunks", stats.repair_chunks),
+        ("fastcache_repair_backlog_bytes", stats.repair_bytes),
         ("fastcache_held_chunks", stats.held_chunks),
         ("fastcache_held_bytes", stats.held_bytes),
     ] {
@@ -150,6 +165,7 @@ pub(super) fn export(stats: &PeersStats) {
     for (name, count) in [
         ("fastcache_replicas_given_total", stats.given_replicas),
         ("fastcache_replica_errors_total", stats.replica_errors),
+        ("fastcache_repaired_chunks_total", stats.repaired_chunks),
         ("fastcache_peer_absent_total", stats.peer_absent),
         ("fastcache_peer_hedges_total", stats.peer_hedges),
         ("fastcache_peer_served_bytes_total", stats.served_bytes),

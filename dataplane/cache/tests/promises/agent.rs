@@ -8,8 +8,8 @@ use fastcache_api::control::{
     DataAnswer, DataCall, DataEvent, FsyncLevel, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
 };
 use fastcache_api::{
-    Attr, ChunkKey, Commit, Errno, Ino, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
-    Run, SetAttr, Time, Version,
+    Attr, ChunkKey, CloudRef, Commit, Errno, Ino, Layout, NewInode, NsAnswer, NsOp, NsReply,
+    NsRequest, OpId, Run, SetAttr, Time, Version,
 };
 use fastcache_cache::{FileSystem, Link};
 use fastcache_chunkstore::crc_all;
@@ -165,16 +165,34 @@ impl Agent {
         }
         let is_make = matches!(request.op, NsOp::Make { .. });
         let refused = is_make.then(|| self.refuses_makes.borrow_mut().pop());
-        let reply = match refused.flatten() {
-            Some(errno) => NsReply {
-                result: Err(errno),
-                touched: Vec::new(),
-                log_position: 0,
-                lease_ms: None,
-            },
-            None => self.table.borrow_mut().answer(request),
+        let of_table = |result| NsReply {
+            result,
+            touched: Vec::new(),
+            log_position: 0,
+            lease_ms: None,
+        };
+        let reply = match (refused.flatten(), &request.op) {
+            (Some(errno), _) => of_table(Err(errno)),
+            (None, NsOp::CloudRefs { ino, .. }) => of_table(Ok(self.cloud_refs(*ino))),
+            (None, _) => self.table.borrow_mut().answer(request),
         };
         link.answered(0, id, Ok(NodeAnswer::Ns(reply)));
+    }
+
+    fn cloud_refs(&self, ino: Ino) -> NsAnswer {
+        let cloud = self.cloud.borrow();
+        let of_file = cloud.iter().filter(|(key, _)| key.ino == ino);
+        let refs = of_file.map(|(key, bytes)| {
+            let at = CloudRef {
+                object: key.to_string(),
+                offset: 0,
+                len: bytes.len() as u32,
+                crc32c: crc_all(bytes),
+                etag: None,
+            };
+            (key.index, key.version, at)
+        });
+        NsAnswer::CloudRefs(refs.collect())
     }
 
     /// How many operations are held.

@@ -1,6 +1,7 @@
 //! What the file system of a node promises, checked on its public API: no FUSE, no socket, no coordinator. The agent is
 //! a task on the same reactor (`agent`), the store is a file in a temporary directory.
 //!
+//! - `adopt`: what is kept for a node that is gone becomes this node's own.
 //! - `ahead`: who reads in sequence finds the next chunks, and speculation costs nobody anything.
 //! - `contents`: random operations against a model in memory.
 //! - `truncation`: what was cut off stays away.
@@ -21,6 +22,7 @@
     reason = "a test may fail by panicking, and its numbers are small"
 )]
 
+mod adopt;
 mod agent;
 mod ahead;
 mod commits;

@@ -46,12 +46,13 @@ pub struct Script {
     asked: Vec<String>,
     /// Requests that were given up.
     given_up: usize,
-    sealed: Vec<ChunkKey>,
+    pub sealed: Vec<ChunkKey>,
     settled: Vec<ChunkKey>,
     /// How many of them have a chunk on their devices.
     pub copies: HashMap<ChunkKey, usize>,
     pub changed: Event,
     pub hurried: Vec<ChunkKey>,
+    pub gone: Vec<&'static str>,
 }
 
 #[derive(Clone, Default)]
@@ -176,8 +177,8 @@ impl PeerTier for Others {
         Box::pin(async move { found.ok_or(PeerMiss::Absent) })
     }
 
-    fn is_live(&self, _id: &str) -> bool {
-        true
+    fn is_live(&self, id: &str) -> bool {
+        !self.0.lock().unwrap().gone.contains(&id)
     }
 
     fn sealed(&self, keys: Vec<ChunkKey>) {

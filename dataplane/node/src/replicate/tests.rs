@@ -180,3 +180,34 @@ fn what_is_replaced_and_not_committed_keeps_its_copies() {
         assert_eq!((two.held(), two.home.chunk_len(key(2))), (1, Some(LEN)));
     });
 }
+
+#[test]
+fn what_somebody_waits_for_comes_first_and_once() {
+    reactor(|_| async move {
+        let token = Token::new(b"0123456789abcdef").unwrap();
+        let replicator = Replicator::new(Arc::new(Cluster::new(token)));
+        replicator.add(vec![key(1), key(2), key(3)], true);
+        replicator.hurry(&[key(3), key(4)]);
+        let order: Vec<_> = std::iter::from_fn(|| replicator.state().take()).collect();
+        assert_eq!(order, [key(3), key(1), key(2)]);
+    });
+}
+
+#[test]
+fn a_copy_counts_while_its_node_is_there() {
+    reactor(|dir| async move {
+        let two = Two::start(&dir).await;
+        two.seal(key(1)).await;
+        assert_eq!(two.replicator.copies(key(1)), 0);
+        let changed = two.replicator.copies_changed();
+        two.replicator.add(vec![key(1)], true);
+        changed.await;
+        until("it is copied", || two.replicator.copies(key(1)) == 1).await;
+        let me = two.replicator.cluster.me().unwrap();
+        two.replicator.cluster.set(me, &[]);
+        assert_eq!(two.replicator.copies(key(1)), 0);
+        let settled = two.replicator.copies_changed();
+        two.replicator.remove(&[key(1)]);
+        settled.await;
+    });
+}
