@@ -44,6 +44,8 @@ help:
 	@echo 'make test-memory      ten minutes of mixed load within a budget of memory'
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
+	@echo 'make bench-metadata   names and attributes through the mounts of a cluster, into docs/benchmarks.md'
+	@echo 'make bench-scaling    3 and 30 nodes on a simulated network: the table of docs/scaling.md'
 	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
 	@echo 'make test-fuzz        every reader of bytes from outside, a minute each'
 	@echo 'make bench-layers     what each layer costs alone, with criterion'
@@ -272,6 +274,17 @@ bench: build
 bench-quick: build
 	@tests/setup/install.sh bench
 	tests/bench.py --quick
+
+# Names and attributes through the mounts of a cluster: a quarter of an hour, most of it a directory of a million entries.
+.PHONY: bench-metadata
+bench-metadata: build
+	@tests/setup/install.sh bench
+	tests/bench_metadata.py --write docs/benchmarks.md
+
+# What grows with the number of nodes, on a simulated network: the table of docs/scaling.md.
+.PHONY: bench-scaling
+bench-scaling:
+	cargo run -p fastcache-sim --example scaling
 
 # The choice of the embedded store: group commit and reopen of the candidates.
 bench-store:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from datetime import date
 
-from benchlib import jobs, machine, plot
+from benchlib import jobs, machine, page, plot
 from benchlib.node import Node
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -188,14 +188,7 @@ def put_into(path, text, rows):
     title = f"The mount, as a part of what the raw disk does (at {commit()}; black: must)"
     with open(os.path.join(os.path.dirname(path), PLOT), "w", encoding="utf-8") as file:
         file.write(plot.svg(bars(rows), title))
-    with open(path, encoding="utf-8") as file:
-        old = file.read()
-    if BEGIN not in old or END not in old:
-        sys.exit(f"{path} has no {BEGIN} … {END}")
-    head, rest = old.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    page.replace(path, BEGIN, END, text)
 
 
 def main():

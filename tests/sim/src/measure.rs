@@ -539,7 +539,7 @@ pub fn keeps_bounds(report: &Report) -> Result<(), String> {
         ),
         (
             "a cold file is read once from the cloud",
-            report.cold <= 1.1,
+            report.cold <= 1.05,
             report.cold,
         ),
         (

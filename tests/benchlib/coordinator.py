@@ -1,0 +1,66 @@
+"""A coordinator in a process of its own, and the nodes that use it."""
+import json
+import os
+import socket
+import subprocess
+import time
+
+from .node import Node, find
+
+# What nodes and coordinator have in common: no bucket, so that nothing is uploaded while something is measured.
+BUCKET = ("--cloud-provider", "none")
+
+
+class Coordinator:
+    """On a free port, with its state in a folder."""
+
+    def __init__(self, home, binaries):
+        self.home, self.binaries, self.nodes = home, binaries, 0
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        state = os.path.join(home, "coordinator")
+        with open(os.path.join(home, "coordinator.log"), "wb") as log:
+            self.process = subprocess.Popen(
+                [os.path.join(binaries, "fastcache-ctl"), "coordinator", "--listen", self.address, "--state-dir", state, *BUCKET],
+                stdout=log, stderr=log,
+            )
+        host, port = self.address.split(":")
+        until = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection((host, int(port))).close()
+                return
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
+    def resident(self):
+        """Resident memory of its process, bytes."""
+        with open(f"/proc/{self.process.pid}/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) * 1024
+        raise RuntimeError("no VmRSS")
+
+    def node(self):
+        """One more node, with nothing cached."""
+        self.nodes += 1
+        home = os.path.join(self.home, f"node-{self.nodes}")
+        os.makedirs(home)
+        return Node(home, self.binaries, "2GiB", ["--coordinator", self.address, *BUCKET])
+
+    def stop(self):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def backlog(node):
+    """Chunks and bytes that a node would have uploaded."""
+    stats = json.loads(node.run("status", "--json"))
+    return find(stats, "dirty_chunks") or 0, find(stats, "dirty_bytes") or 0
