@@ -58,6 +58,12 @@ fn the_check_sees_what_is_wrong() {
         ),
         (
             "base/client-daemonset.yaml",
+            "/api/health/live",
+            "/api/health",
+            "livenessProbe does not ask /api/health/live",
+        ),
+        (
+            "base/client-daemonset.yaml",
             "OnDelete",
             "RollingUpdate",
             "updated by itself",

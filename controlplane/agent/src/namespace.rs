@@ -2,6 +2,7 @@
 
 use crate::config::AgentConfig;
 use crate::error::AgentError;
+use crate::types::Starting;
 use fastcache_api::grpc;
 use fastcache_api::locks::{LockAnswer, LockOp};
 use fastcache_api::{Errno, NsReply, NsRequest};
@@ -25,11 +26,12 @@ pub(crate) enum NamespaceHandle {
 pub(crate) type Notices = Option<mpsc::Receiver<Notice>>;
 
 impl NamespaceHandle {
-    /// Opens the embedded namespace, or registers with the coordinator (however long that takes).
+    /// Opens the embedded namespace, or registers with the coordinator (however long that takes; `tell` hears of it).
     pub(crate) async fn open(
         config: &AgentConfig,
         peer_id: &str,
         cloud: Option<Cloud>,
+        tell: impl Fn(Starting) + Send + Sync,
     ) -> Result<(NamespaceHandle, Notices), AgentError> {
         let failed = |text: String| AgentError::Namespace(text);
         if let Some(coordinator) = &config.coordinator {
@@ -47,7 +49,15 @@ impl NamespaceHandle {
             };
             let key = config.api_key.as_ref().map(|key| key.expose());
             info!(target: "control", coordinator, "registering with the coordinator");
-            let connected = RemoteNamespace::connect(coordinator, node, key).await;
+            let registering = |why: Option<&str>| Starting::Registering {
+                coordinator: coordinator.clone(),
+                why: why.map(str::to_owned),
+            };
+            tell(registering(None));
+            let connected = RemoteNamespace::connect_telling(coordinator, node, key, |why| {
+                tell(registering(Some(why)));
+            });
+            let connected = connected.await;
             let (remote, revocations) = connected.map_err(|e| failed(e.to_string()))?;
             return Ok((
                 NamespaceHandle::Real(Namespace::Remote(remote)),

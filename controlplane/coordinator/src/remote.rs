@@ -144,6 +144,19 @@ impl RemoteNamespace {
         node: Node,
         key: Option<&str>,
     ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
+        RemoteNamespace::connect_telling(coordinator, node, key, |_| ()).await
+    }
+
+    /// The same; `tell` hears why this node is not registered yet, after each attempt that failed.
+    ///
+    /// # Errors
+    /// When trying again cannot help.
+    pub async fn connect_telling(
+        coordinator: &str,
+        node: Node,
+        key: Option<&str>,
+        tell: impl Fn(&str) + Send + Sync,
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
         let wrong = || RemoteError::Address(coordinator.to_owned());
         let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
             .map_err(|_| wrong())?
@@ -198,7 +211,7 @@ impl RemoteNamespace {
         };
         // The queue is empty: it takes this one.
         let forgotten = keeper.revoke_everything().await;
-        let first = keeper.register(NONE).await?;
+        let first = keeper.register(NONE, tell).await?;
         let task = tokio::spawn(keeper.keep(first, forgotten)).abort_handle();
         Ok((RemoteNamespace { shared, task }, receiver))
     }
@@ -281,7 +294,7 @@ impl RemoteNamespace {
         self.shared.session.send_replace(CLOSED);
     }
 
-    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 30 s;
+    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 60 s;
     /// then the answer is EIO, and a change may or may not have happened.
     pub async fn call(&self, request: NsRequest) -> NsReply {
         let failed = NsReply {
@@ -305,7 +318,7 @@ impl RemoteNamespace {
             }
             Err(_) => {
                 let coordinator = &self.shared.coordinator;
-                tracing::error!(target: "control", coordinator, "the coordinator did not answer for 30 s");
+                tracing::error!(target: "control", coordinator, "the coordinator did not answer for {CALL_DEADLINE:?}");
                 failed
             }
         }
@@ -469,8 +482,12 @@ impl Keeper {
             .clone()
     }
 
-    /// Registers, however long it takes. Returns with it when the request was sent.
-    async fn register(&self, previous: u64) -> Result<(RegisterReply, Duration), RemoteError> {
+    /// Registers, however long it takes. Returns with it when the request was sent. See [`RemoteNamespace::connect_telling`].
+    async fn register(
+        &self,
+        previous: u64,
+        tell: impl Fn(&str) + Send + Sync,
+    ) -> Result<(RegisterReply, Duration), RemoteError> {
         let mut wait = FAST_WAIT;
         for attempt in 1.. {
             let sent = (self.clock)();
@@ -501,6 +518,7 @@ impl Keeper {
                     why,
                 });
             }
+            tell(status.message());
             wait = if attempt < FAST_ATTEMPTS {
                 wait
             } else {
@@ -561,7 +579,7 @@ impl Keeper {
             self.shared.session.send_replace(NONE);
             tracing::warn!(target: "control", coordinator = self.shared.coordinator, session = reply.session, "session lost ({why}): registering again");
             // The leases of the old session are in use until the user has forgotten what came with them.
-            (reply, sent) = match self.register(reply.session).await {
+            (reply, sent) = match self.register(reply.session, |_| ()).await {
                 Ok(registered) => registered,
                 Err(error) => {
                     tracing::error!(target: "control", %error, "this node can change nothing until its agent is started again");

@@ -6,7 +6,7 @@ use crate::path::below_root;
 use anyhow::Context;
 use bytes::Bytes;
 use fastcache_agent::Secret;
-use fastcache_agent::rest::types::{ErrorBody, encode_path};
+use fastcache_agent::rest::types::{ErrorBody, HealthBody, encode_path};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
@@ -128,11 +128,12 @@ impl Api {
         Ok(())
     }
 
-    /// Whether the node says it is healthy, within a short time.
-    pub async fn is_healthy(&self) -> bool {
+    /// What the node says of its health, when it does within a short time.
+    pub async fn health(&self) -> Option<HealthBody> {
         let asked = self.raw(Method::GET, "/api/health");
         let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
-        matches!(answer, Ok(Ok((StatusCode::OK, _))))
+        let (_, body) = answer.ok()?.ok()?;
+        serde_json::from_slice(&body).ok()
     }
 
     async fn call<T: DeserializeOwned>(
