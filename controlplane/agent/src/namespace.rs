@@ -46,6 +46,8 @@ impl NamespaceHandle {
                 dirty_bytes: 0,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 identity: config.keep_identity()?,
+                load: 0,
+                transport: String::new(),
             };
             let key = config.api_key.as_ref().map(|key| key.expose());
             info!(target: "control", coordinator, "registering with the coordinator");
@@ -123,6 +125,13 @@ impl NamespaceHandle {
     pub(crate) fn set_status(&self, capacity_bytes: u64, used_bytes: u64, dirty_bytes: u64) {
         if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
             remote.set_status(capacity_bytes, used_bytes, dirty_bytes);
+        }
+    }
+
+    /// What the node does, for a coordinator: requests a second, and how they come.
+    pub(crate) fn set_activity(&self, load: u64, transport: &str) {
+        if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
+            remote.set_activity(load, transport);
         }
     }
 

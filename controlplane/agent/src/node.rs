@@ -7,6 +7,7 @@ use crate::error::AgentError;
 use crate::garbage;
 use crate::leases::{self, Leases};
 use crate::link::{self, Link, lock, unexpected};
+use crate::load;
 use crate::lru::{Lru, Pinned};
 use crate::metrics;
 use crate::namespace::NamespaceHandle;
@@ -248,6 +249,7 @@ impl Node {
             tasks.spawn(pins::learn(inner.clone()));
             tasks.spawn(victims::victims_loop(inner.clone()));
             tasks.spawn(peers::tell_loop(inner.clone()));
+            tasks.spawn(load::tell_loop(inner.clone()));
             if !is_settled {
                 tasks.spawn(check::settle_loop(inner.clone()));
             }

@@ -92,6 +92,10 @@ pub struct Peer {
     pub dirty_bytes: u64,
     /// Version of its software.
     pub version: String,
+    /// Requests of the kernel that its data plane was asked a second, lately.
+    pub load: u64,
+    /// How they come: `uring` or `dev`; empty while its data plane is away.
+    pub transport: String,
     /// Milliseconds since its last heartbeat.
     pub last_heartbeat_ms: u64,
 }
@@ -110,6 +114,8 @@ impl From<Peer> for grpc::Peer {
                 dirty_bytes: p.dirty_bytes,
                 version: p.version,
                 identity: String::new(),
+                load: p.load,
+                transport: p.transport,
             }),
         }
     }
@@ -453,6 +459,8 @@ impl Registry {
                 used_bytes: e.node.used_bytes,
                 dirty_bytes: e.node.dirty_bytes,
                 version: e.node.version.clone(),
+                load: e.node.load,
+                transport: e.node.transport.clone(),
                 last_heartbeat_ms: u64::try_from(now.saturating_duration_since(e.seen).as_millis())
                     .unwrap_or(u64::MAX),
             })

@@ -228,6 +228,17 @@ impl RemoteNamespace {
         node.dirty_bytes = dirty_bytes;
     }
 
+    /// What the node does, for the next heartbeat: requests a second, and how they come.
+    pub fn set_activity(&self, load: u64, transport: &str) {
+        let mut node = self
+            .shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        node.load = load;
+        transport.clone_into(&mut node.transport);
+    }
+
     /// Where other nodes reach this one's data plane; empty: they do not. For the next heartbeat.
     pub fn set_peer_address(&self, address: &str) {
         let mut node = self

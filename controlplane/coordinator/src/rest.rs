@@ -107,6 +107,10 @@ struct NodeBody {
     dirty_bytes: u64,
     #[serde(default)]
     version: String,
+    #[serde(default, deserialize_with = "whole")]
+    load: u64,
+    #[serde(default)]
+    transport: String,
 }
 
 impl NodeBody {
@@ -120,6 +124,8 @@ impl NodeBody {
             dirty_bytes: self.dirty_bytes,
             version: self.version,
             identity: String::new(),
+            load: self.load,
+            transport: self.transport,
         }
     }
 }

@@ -85,6 +85,12 @@ pub struct PeerBody {
     pub dirty_bytes: u64,
     /// Version of its software.
     pub version: String,
+    /// Requests of the kernel that its data plane was asked a second, lately; absent without a coordinator of its own process.
+    #[serde(default)]
+    pub load: Option<u64>,
+    /// How they come: `uring` or `dev`; empty while its data plane is away.
+    #[serde(default)]
+    pub transport: String,
     /// Milliseconds since the coordinator last heard of it; absent without a coordinator of its own process.
     pub last_heartbeat_ms: Option<u64>,
 }
