@@ -44,6 +44,7 @@ use std::time::Duration;
 use tables::{Outlet, Tables, Wait};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_stream::wrappers::WatchStream;
 
 /// How long a lease is, from when the request was received. Holders count from when they sent it, which is earlier.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -426,6 +427,7 @@ impl Coordinator {
         match receiver {
             Some(receiver) if !tables.is_stopping => Ok(Revocations {
                 receiver,
+                nodes: WatchStream::new(tables.registry.versions()),
                 session,
                 inner: Arc::downgrade(&self.inner),
             }),

@@ -166,7 +166,7 @@ impl RemoteNamespace {
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
         let carrier = crate::carrier::over(endpoint.connect_lazy());
-        RemoteNamespace::connect_over(carrier, coordinator, node, key, boot_time).await
+        RemoteNamespace::over_telling(carrier, coordinator, node, key, boot_time, tell).await
     }
 
     /// [`RemoteNamespace::connect`], where `carrier` has the messages and `clock` stands for CLOCK_BOOTTIME. In a simulated
@@ -180,6 +180,17 @@ impl RemoteNamespace {
         node: Node,
         key: Option<&str>,
         clock: fn() -> Duration,
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
+        RemoteNamespace::over_telling(carrier, coordinator, node, key, clock, |_| ()).await
+    }
+
+    async fn over_telling(
+        carrier: Carrier,
+        coordinator: &str,
+        node: Node,
+        key: Option<&str>,
+        clock: fn() -> Duration,
+        tell: impl Fn(&str) + Send + Sync,
     ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
         let key = match key.map(MetadataValue::try_from).transpose() {
             Ok(mut key) => {
@@ -249,7 +260,7 @@ impl RemoteNamespace {
         address.clone_into(&mut node.peer_address);
     }
 
-    /// Changes when the list of nodes does.
+    /// Changes when the list of nodes does, at once.
     pub fn peers_version(&self) -> watch::Receiver<u64> {
         self.shared.peers_version.subscribe()
     }
@@ -681,6 +692,9 @@ impl Keeper {
                     }
                 }
                 message = stream.message() => match message {
+                    Ok(Some(news)) if news.peers_version != 0 => {
+                        self.shared.learn_peers(news.peers_version);
+                    }
                     Ok(Some(revocation)) => {
                         // A heartbeat's answer may be from before the second node.
                         let everything = revocation.everything;
