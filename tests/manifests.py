@@ -313,6 +313,14 @@ def check_all(programs, repository):
     (rules,) = read(k8s / "base/kustomization.yaml")
     beside = {p.name for p in k8s.glob("*.yaml") if p.resolve() == (k8s / "base" / p.name).resolve()}
     check(beside == set(rules["resources"]), "k8s/*.yaml are not the files of k8s/base")
+    # `kubectl apply -f k8s/`: in the order of names, and what is in a namespace comes after it.
+    there = set()
+    for path in sorted(k8s.glob("*.yaml")):
+        for doc in read(path):
+            namespace = doc["metadata"].get("namespace")
+            check(namespace is None or namespace in there, f"k8s/{path.name}: applied before its namespace")
+            if doc["kind"] == "Namespace":
+                there.add(doc["metadata"]["name"])
     blocks = re.findall(r"^```yaml\n(.*?)^```", (repository / "docs/operations.md").read_text(), re.M | re.S)
     examples = [doc for text in blocks for doc in yaml.load_all(text, Loader) if "apiVersion" in doc]
     for doc in examples:
