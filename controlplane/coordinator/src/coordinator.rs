@@ -18,6 +18,7 @@
 //! A session's lease is renewed by its heartbeats, and what it holds lasts as long; when it has ended, a change waits for
 //! that node no more. What is open on a node is not known here: before an orphan is reaped, the other nodes are asked.
 
+mod asking;
 mod locking;
 mod orphans;
 mod promised;
@@ -27,6 +28,7 @@ mod tables;
 mod tests;
 mod writing;
 
+pub use asking::Held;
 pub use revocations::Revocations;
 
 use crate::leases::LeaseTable;
@@ -221,6 +223,7 @@ impl Coordinator {
             excuses: HashMap::new(),
             locks: Locks::default(),
             next_revocation: 0,
+            questions: asking::Questions::default(),
             making_room: HashSet::new(),
             position: stats.log_position,
             is_stopping: false,

@@ -14,7 +14,7 @@
 
 mod notice;
 
-pub use notice::{Lease, Notice, Revocation};
+pub use notice::{Lease, Notice, Question, Revocation};
 
 use notice::Ack;
 
@@ -27,7 +27,7 @@ use fastcache_api::grpc::{
     RegisterRequest, WatchRequest,
 };
 use fastcache_api::locks::{LockAnswer, LockOp};
-use fastcache_api::{API_KEY_HEADER, Errno, NS_VERSION, NsReply, NsRequest, grpc};
+use fastcache_api::{API_KEY_HEADER, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -692,6 +692,16 @@ impl Keeper {
                     }
                 }
                 message = stream.message() => match message {
+                    Ok(Some(news)) if news.asked_ino != 0 => {
+                        let client = Box::new(self.shared.client.clone());
+                        // One that cannot be taken now is not answered.
+                        let _ = self.sender.try_send(Notice::Asked(Question {
+                            ino: Ino(news.asked_ino),
+                            client,
+                            session,
+                            number: news.number,
+                        }));
+                    }
                     Ok(Some(news)) if news.peers_version != 0 => {
                         self.shared.learn_peers(news.peers_version);
                     }

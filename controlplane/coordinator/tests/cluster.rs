@@ -9,7 +9,7 @@ use fastcache_api::{
     OpId, SetAttr, Time, Version,
 };
 use fastcache_coordinator::{
-    Coordinator, Namespace, Notice, Options, RemoteError, RemoteNamespace, Revocation, serve,
+    Coordinator, Held, Namespace, Notice, Options, RemoteError, RemoteNamespace, Revocation, serve,
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -126,6 +126,11 @@ fn with_leases_taken(mut notices: mpsc::Receiver<Notice>) -> mpsc::Receiver<Revo
             match notice {
                 Notice::Lease(lease) => {
                     let _ = lease.heard.send(());
+                }
+                Notice::Asked(question) => {
+                    // Odd ones have something.
+                    let chunks = question.ino.0 % 2;
+                    question.answer(chunks, chunks * 100).await;
                 }
                 Notice::Revoked(revocation) => {
                     if sender.send(revocation).await.is_err() {
@@ -704,6 +709,55 @@ async fn with_a_key_nothing_but_health_is_open() {
     within(remote.heartbeat()).await.unwrap();
     drop(remote);
     server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_asked_what_they_have_of_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 10_000, None).await;
+    let (_a, a_revoked) = server.connect("a").await;
+    let acking = acknowledge_all(a_revoked);
+    let (_b, _b_revoked) = server.connect("b").await;
+    let coordinator = &server.coordinator;
+    let held = within(coordinator.held(Ino(7))).await;
+    let one = Held {
+        chunks: 1,
+        bytes: 100,
+    };
+    assert_eq!(held, [("a".to_owned(), one), ("b".to_owned(), one)].into());
+    assert!(within(coordinator.held(Ino(8))).await.is_empty());
+    // One that registered by REST listens to nobody, and is not waited for; one that listens and is silent is, for a second.
+    let deaf = json!({"peer_id": "deaf"});
+    assert_eq!(
+        server
+            .http("POST", "/api/peers/register", Some(deaf))
+            .await
+            .0,
+        200
+    );
+    let since = Instant::now();
+    assert_eq!(within(coordinator.held(Ino(7))).await.len(), 2);
+    assert!(since.elapsed() < Duration::from_millis(900));
+    let node = Node {
+        peer_id: "silent".to_owned(),
+        ..Default::default()
+    };
+    let address = server.address.to_string();
+    let (_silent, _notices) = within(RemoteNamespace::connect(&address, node, None))
+        .await
+        .unwrap();
+    within(async {
+        loop {
+            let since = Instant::now();
+            assert_eq!(coordinator.held(Ino(7)).await.len(), 2);
+            if since.elapsed() >= Duration::from_secs(1) {
+                break;
+            }
+        }
+    })
+    .await;
+    server.end().await;
+    acking.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
