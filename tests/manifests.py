@@ -166,11 +166,13 @@ def check_references(where, docs, doc):
     check(selector.items() <= labels.items(), f"{name}: does not select its own pods")
 
 
-def check_probes(name, container):
+def check_probes(name, container, live):
+    """Ready by /api/health; started, and not to be restarted, by `live`."""
     ports = {p["name"] for p in container["ports"]}
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         asked = container.get(probe, {}).get("httpGet", {})
-        check(asked.get("path") == "/api/health", f"{name}: {probe} does not ask /api/health")
+        wanted = "/api/health" if probe == "readinessProbe" else live
+        check(asked.get("path") == wanted, f"{name}: {probe} does not ask {wanted}")
         check(asked.get("port") in ports, f"{name}: {probe} asks port {asked.get('port')!r}, which is not there")
 
 
@@ -223,7 +225,7 @@ def check_coordinator(programs, where, docs):
     name = f"{where}: coordinator"
     (container,) = pod_of(doc)["containers"]
     check_command(programs, name, container, environment(docs, container, name))
-    check_probes(name, container)
+    check_probes(name, container, "/api/health")
     check(doc["spec"]["replicas"] == 1 and doc["spec"]["strategy"] == {"type": "Recreate"}, f"{name}: one at a time")
     flags = dict(word.split("=", 1) for word in container["command"] if word.startswith("--") and "=" in word)
     ports = {p["name"]: p["containerPort"] for p in container["ports"]}
@@ -247,7 +249,7 @@ def check_node(programs, where, docs, coordinator):
     variables = environment(docs, container, name)
     check_command(programs, name, container, variables)
     check_settings(programs, name, variables)
-    check_probes(name, container)
+    check_probes(name, container, "/api/health/live")
     check(doc["spec"]["updateStrategy"] == {"type": "OnDelete"}, f"{name}: is updated by itself")
     entry = next((e for e in container.get("env", []) if e["name"] == "POD_IP"), {})
     check(entry.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath") == "status.podIP", f"{name}: POD_IP")
@@ -311,6 +313,14 @@ def check_all(programs, repository):
     (rules,) = read(k8s / "base/kustomization.yaml")
     beside = {p.name for p in k8s.glob("*.yaml") if p.resolve() == (k8s / "base" / p.name).resolve()}
     check(beside == set(rules["resources"]), "k8s/*.yaml are not the files of k8s/base")
+    # `kubectl apply -f k8s/`: in the order of names, and what is in a namespace comes after it.
+    there = set()
+    for path in sorted(k8s.glob("*.yaml")):
+        for doc in read(path):
+            namespace = doc["metadata"].get("namespace")
+            check(namespace is None or namespace in there, f"k8s/{path.name}: applied before its namespace")
+            if doc["kind"] == "Namespace":
+                there.add(doc["metadata"]["name"])
     blocks = re.findall(r"^```yaml\n(.*?)^```", (repository / "docs/operations.md").read_text(), re.M | re.S)
     examples = [doc for text in blocks for doc in yaml.load_all(text, Loader) if "apiVersion" in doc]
     for doc in examples:

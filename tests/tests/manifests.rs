@@ -58,6 +58,12 @@ fn the_check_sees_what_is_wrong() {
         ),
         (
             "base/client-daemonset.yaml",
+            "/api/health/live",
+            "/api/health",
+            "livenessProbe does not ask /api/health/live",
+        ),
+        (
+            "base/client-daemonset.yaml",
             "OnDelete",
             "RollingUpdate",
             "updated by itself",
@@ -181,6 +187,11 @@ fn the_check_sees_what_is_wrong() {
         assert!(said.contains(want), "{file}: {to}:\n{said}");
         std::fs::write(&path, right).expect("write");
     }
+    let first = home.path().join("k8s/00-namespace.yaml");
+    std::fs::remove_file(first).expect("the link");
+    let said = text(&check(home.path()));
+    let want = "k8s/client-daemonset.yaml: applied before its namespace";
+    assert!(said.contains(want), "{said}");
 }
 
 /// A process that is asked to end, also when the test fails.

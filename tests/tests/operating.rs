@@ -112,6 +112,11 @@ fn status_tells_health_hits_dirt_and_what_to_do() {
         assert!(text.contains(line), "no {line:?} in\n{text}");
     }
     assert!(text.lines().count() <= 24, "one screen:\n{text}");
+    let alone = node.json(&["status", "--cluster"]);
+    assert_eq!(alone["coordinator"], "embedded", "{alone:#}");
+    let nodes = alone["nodes"].as_array().expect("nodes");
+    assert_eq!((nodes.len(), &nodes[0]["state"]), (1, &Value::from("live")));
+    assert_eq!(nodes[0]["is_self"], true, "{alone:#}");
 
     // The cloud goes away: a warning, then critical; and well again by itself.
     let cloud = node.dir().join("cloud");

@@ -2,7 +2,7 @@
 //! is gone, slow or not let in costs time, never a wrong byte.
 
 use fastcache_tests::{
-    Bytes, Cluster, Coordinator, Fault, FaultProxy, Node, Plane, S3, Setup, number, serial,
+    Bytes, Cluster, Coordinator, Fault, FaultProxy, Http, Node, Plane, S3, Setup, number, serial,
     wait_until,
 };
 use serde_json::Value;
@@ -18,7 +18,7 @@ struct Two {
     first: Node,
     second: Node,
     proxy: FaultProxy,
-    _coordinator: Coordinator,
+    coordinator: Coordinator,
     _s3: S3,
 }
 
@@ -63,7 +63,7 @@ impl Two {
             first,
             second,
             proxy,
-            _coordinator: coordinator,
+            coordinator,
             _s3: s3,
         };
         two.hold_uploads();
@@ -273,6 +273,165 @@ fn a_file_closed_on_one_node_is_read_on_all_others_at_once() {
     }
     let gets: u64 = cluster.nodes.iter().map(|n| n.stat("gets")).sum();
     assert_eq!(gets, 0, "the cloud was not asked");
+}
+
+#[test]
+fn the_nodes_stand_side_by_side_with_how_they_are() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    let both = [&two.first, &two.second];
+    write(&two.first, "file", 1, 9 << 20);
+    expect(&two.second, "file", 1, 9 << 20);
+    let name = |node: &Node| {
+        let status = node.json(&["status"]);
+        status["peer_id"].as_str().expect("a name").to_owned()
+    };
+    let names = both.map(name);
+    let cluster = || two.first.json(&["status", "--cluster"]);
+    wait_until("each tells what it does", HEARD_OF, || {
+        for (n, node) in both.iter().enumerate() {
+            std::fs::write(node.at(&format!("probe-{n}")), b"probe").expect("write");
+        }
+        let nodes = cluster()["nodes"].as_array().cloned().expect("nodes");
+        nodes.len() == 2 && nodes.iter().all(|n| n["load"].as_u64() > Some(0))
+    });
+    let told = cluster();
+    assert_eq!(told["coordinator"], Value::from(two.coordinator.address()));
+    let nodes = told["nodes"].as_array().expect("nodes");
+    for (node, name) in both.iter().zip(&names) {
+        let line = nodes.iter().find(|n| n["id"] == **name).expect("its line");
+        let here = node.json(&["status"]);
+        assert_eq!(line["state"], "live", "{told:#}");
+        for of_both in ["transport", "capacity_bytes"] {
+            assert_eq!(line[of_both], here["nvme"][of_both], "{told:#}");
+        }
+        assert_eq!(line["version"], here["version"]);
+        assert_eq!(
+            line["is_self"],
+            Value::from(std::ptr::eq(*node, &two.first))
+        );
+        assert!(line["last_heartbeat_ms"].as_u64() < Some(4000), "{told:#}");
+        for place in ["address", "peer_address"] {
+            assert!(
+                line[place].as_str().is_some_and(|a| a.contains(':')),
+                "{told:#}"
+            );
+        }
+        for bytes in ["used_bytes", "dirty_bytes"] {
+            assert!(line[bytes].is_u64(), "{told:#}");
+        }
+    }
+    assert!(
+        nodes
+            .iter()
+            .any(|n| n["used_bytes"].as_u64() > Some(9 << 20))
+    );
+    assert!(
+        nodes.iter().any(|n| n["dirty_bytes"].as_u64() > Some(0)),
+        "{told:#}"
+    );
+
+    // A table, one line each; and the same from wherever the coordinator is reached.
+    let text = two.second.ctl(&["status", "--cluster"]);
+    for (name, mark) in names.iter().zip(["", "*"]) {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with(name))
+            .expect("its line");
+        let words: Vec<_> = line.split_whitespace().collect();
+        assert_eq!(words.get(1) == Some(&"*"), mark == "*", "{text}");
+        assert!(words.contains(&"live"), "{text}");
+    }
+    for heading in ["heard", "transport", "capacity", "dirty", "load"] {
+        assert!(
+            text.lines().nth(1).is_some_and(|l| l.contains(heading)),
+            "{text}"
+        );
+    }
+    let address = two.coordinator.address();
+    let direct = fastcache_tests::run(
+        std::process::Command::new(fastcache_tests::program("fastcache-ctl")).args([
+            "status",
+            "--cluster",
+            "--json",
+            "--coordinator",
+            &address,
+        ]),
+    );
+    let direct: Value = serde_json::from_str(&direct).expect("JSON");
+    assert_eq!(
+        direct["nodes"].as_array().map(Vec::len),
+        Some(2),
+        "{direct:#}"
+    );
+
+    // And each says what it has to do with the other.
+    copied(&two.first);
+    for (node, line) in [
+        (&two.first, "1, 1 connected"),
+        (&two.second, "kept here for other nodes"),
+    ] {
+        // Uploads are held, which it says by 1.
+        let out = node.try_ctl(&["status"]);
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(text.contains(line), "no {line:?} in\n{text}");
+        assert!(text.lines().any(|l| l.starts_with("copies ")), "{text}");
+    }
+}
+
+/// What `/metrics` of a node has of a name and one other node; 0: nothing.
+fn of_peer(node: &Node, name: &str, peer: &str) -> f64 {
+    let text = Http::on(node.port())
+        .ask("GET", "/metrics", &[], b"")
+        .text();
+    let begin = format!("{name}{{peer=\"{peer}\"}} ");
+    let line = text.lines().find_map(|l| l.strip_prefix(&begin));
+    line.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+#[test]
+fn each_other_node_has_metrics_of_its_own_for_what_it_takes_and_what_fails() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    two.proxy.set(Fault::Pass);
+    const LEN: usize = 32 << 20;
+    for n in 0..2 {
+        write(&two.first, &format!("file-{n}"), n, LEN);
+    }
+    two.first.flush();
+    wait_until("nothing is kept any more", HEARD_OF, || {
+        two.second.stat("held_chunks") == 0
+    });
+    two.second.evict();
+    let id = two.first.json(&["status"])["peer_id"]
+        .as_str()
+        .expect("a name")
+        .to_owned();
+    let took = "fastcache_peer_request_duration_seconds";
+    let seen = |of: &str| of_peer(&two.second, of, &id);
+    let before = seen(&format!("{took}_count"));
+    expect(&two.second, "file-0", 0, LEN);
+    std::fs::metadata(two.second.at("file-1")).expect("its layout is known");
+    assert!(
+        seen(&format!("{took}_count")) > before,
+        "answers with bytes"
+    );
+    assert!(seen(&format!("{took}_sum")) > 0.0);
+    assert!(seen("fastcache_peer_requests_total") > 0.0);
+    assert!(seen("fastcache_peer_in_bytes_total") > 0.0);
+    let served = two.first.stat("served_bytes");
+    assert!(served > 0);
+    let errors = seen("fastcache_peer_errors_total");
+
+    for plane in [Plane::Supervisor, Plane::Data] {
+        two.first.kill(plane);
+    }
+    expect(&two.second, "file-1", 1, LEN);
+    wait_until("what fails is counted for the node", HEARD_OF, || {
+        seen("fastcache_peer_errors_total") > errors
+    });
+    let stranger = of_peer(&two.second, "fastcache_peer_errors_total", "nobody");
+    assert_eq!(stranger, 0.0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Promise: a node works the same with a coordinator in a process of its own (gRPC) as with the embedded one.
 
-use fastcache_tests::{Bytes, Coordinator, Node, Plane, Setup, serial, temp_dir, wait_until};
+use fastcache_tests::{Bytes, Coordinator, Http, Node, Plane, Setup, serial, temp_dir, wait_until};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -203,4 +203,118 @@ fn a_coordinator_that_goes_to_another_bucket_is_noticed_by_its_node() {
         "{}",
         String::from_utf8_lossy(&out.stdout)
     );
+}
+
+/// What a node's health says: status, and the word for it. `None` while nobody listens.
+fn health(node: &Node, path: &str) -> Option<(u16, String)> {
+    let answer = Http::on(node.port()).try_ask("GET", path, &[], b"").ok()?;
+    let word = answer.json()["status"].as_str().unwrap_or("").to_owned();
+    Some((answer.status, word))
+}
+
+/// It is neither ready nor to be restarted, because it has no coordinator.
+#[track_caller]
+fn expect_registering(node: &Node) {
+    let registering = |status| Some((status, "registering".to_owned()));
+    assert_eq!(health(node, "/api/health"), registering(503));
+    assert_eq!(health(node, "/api/health/live"), registering(200));
+    let out = node.try_ctl(&["status"]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(
+        !out.status.success() && said.contains("the coordinator 127.0.0.1:"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_node_that_is_started_before_its_coordinator_waits_for_it_as_long_as_that_takes() {
+    let _one = serial();
+    let bucket = temp_dir("bucket");
+    let (mut coordinator, flags) = Coordinator::start_with_folder(bucket.path());
+    coordinator.kill();
+    let setup = || Setup {
+        flags: flags.clone(),
+        ..Setup::default()
+    };
+    let (node, given_up) = (Node::prepare(setup()), Node::prepare(setup()));
+    let since = Instant::now();
+    std::thread::scope(|scope| {
+        let up = scope.spawn(|| node.try_up());
+        let other = scope.spawn(|| given_up.try_up());
+        for node in [&node, &given_up] {
+            wait_until("it says that it registers", Duration::from_secs(20), || {
+                health(node, "/api/health").is_some_and(|(_, word)| word == "registering")
+            });
+            expect_registering(node);
+        }
+        // One that nobody wants any more is stopped like any other.
+        given_up.ctl(&["down"]);
+        let out = other.join().expect("up");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            !out.status.success() && said.contains("stopped before"),
+            "{said}"
+        );
+        // Longer than a start may take otherwise.
+        while since.elapsed() < Duration::from_secs(35) {
+            assert!(!up.is_finished(), "{:?}", up.join());
+            expect_registering(&node);
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        coordinator.start();
+        let out = up.join().expect("up");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.success(),
+            "{}: {said}\n{}",
+            out.status,
+            node.logs()
+        );
+        assert!(
+            said.contains("waiting: the coordinator 127.0.0.1:"),
+            "{said}"
+        );
+    });
+    assert_eq!(health(&node, "/api/health"), Some((200, "ok".to_owned())));
+    assert!(!given_up.is_mounted());
+    std::fs::write(node.at("file"), b"hello").expect("write");
+    assert_eq!(std::fs::read(node.at("file")).expect("read"), b"hello");
+}
+
+#[test]
+fn an_agent_that_is_killed_while_its_coordinator_is_away_registers_when_that_comes() {
+    let _one = serial();
+    let bucket = temp_dir("bucket");
+    let (mut coordinator, flags) = Coordinator::start_with_folder(bucket.path());
+    let node = Node::start(Setup {
+        flags,
+        ..Setup::default()
+    });
+    std::fs::write(node.at("before"), Bytes::of(1).range(0, 5 << 20)).expect("write");
+    node.flush();
+    let stays = || [Plane::Supervisor, Plane::Data].map(|plane| node.pid(plane));
+    let before = stays();
+    coordinator.kill();
+    assert!(node.kill(Plane::Agent));
+    wait_until("the next agent registers", Duration::from_secs(20), || {
+        health(&node, "/api/health").is_some_and(|(_, word)| word == "registering")
+    });
+    // Longer than the lease.
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(12) {
+        expect_registering(&node);
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    coordinator.start();
+    wait_until("it is well again", Duration::from_secs(30), || {
+        health(&node, "/api/health").is_some_and(|(status, _)| status == 200)
+    });
+    node.wait_for_return();
+    assert_eq!(stays(), before, "nothing was restarted but the agent");
+    let got = std::fs::read(node.at("before")).expect("read");
+    assert_eq!(
+        (got.len(), Bytes::of(1).first_difference(0, &got)),
+        (5 << 20, None)
+    );
+    std::fs::write(node.at("after"), b"after").expect("write");
 }

@@ -2,10 +2,11 @@
 //! who does not show the key, and nodes that do work as before.
 
 use fastcache_tests::{
-    Coordinator, Http, Node, Setup, free_port, output_of, program, serial, temp_dir,
+    Coordinator, Http, Node, Setup, free_port, output_of, program, serial, temp_dir, wait_until,
 };
 use serde_json::json;
 use std::process::Command;
+use std::time::Duration;
 
 const KEY: &str = "the-cluster-key";
 
@@ -161,6 +162,14 @@ fn nodes_and_files_are_told() {
     // Where a file is: who said so, and how much of it is in the cloud.
     node.flush();
     let at = "/api/files/location?path=dir/a%20file";
+    let place = there.ask("GET", at, &[], b"").json();
+    assert_eq!(place["peers"][0]["peer_id"], json!("n1"), "{place:#}");
+    assert_eq!(place["held"][0]["peer_id"], json!("n1"), "{place:#}");
+    assert_eq!(place["held"][0]["chunks"], json!(1), "{place:#}");
+    node.evict();
+    wait_until("it has nothing of it", Duration::from_secs(10), || {
+        there.ask("GET", at, &[], b"").json()["held"] == json!([])
+    });
     let held = there.ask("PUT", at, &json_type, br#"{"peer_id":"n1"}"#);
     assert_eq!(held.status, 200, "{}", held.text());
     let place = there.ask("GET", at, &[], b"").json();

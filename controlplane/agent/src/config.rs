@@ -118,6 +118,13 @@ impl AgentConfig {
         Err(AgentError::Config(wrong.to_owned()))
     }
 
+    /// The name of this node, where it has one already.
+    pub(crate) fn known_peer_id(&self) -> Option<String> {
+        let kept = || std::fs::read_to_string(self.state_dir.join("peer-id")).ok();
+        let id = self.peer_id.clone().or_else(kept)?;
+        Some(id.trim().to_owned())
+    }
+
     /// The configured name of this node, or the one drawn at its first start.
     pub(crate) fn keep_peer_id(&self) -> Result<String, AgentError> {
         if let Some(id) = &self.peer_id {

@@ -114,6 +114,10 @@ pub(crate) async fn notice_loop(inner: Arc<Inner>, mut notices: mpsc::Receiver<N
         match notice {
             None => return,
             Some(Notice::Lease(lease)) => lengthen(&inner, lease).await,
+            Some(Notice::Asked(question)) => {
+                let (chunks, bytes) = lock(&inner.cache).of_file(question.ino);
+                tokio::spawn(question.answer(chunks, bytes));
+            }
             Some(Notice::Revoked(revoked)) if revoked.everything => {
                 forget_everything(&inner, revoked).await;
             }

@@ -19,6 +19,7 @@ pub mod health;
 mod history;
 mod leases;
 mod link;
+mod load;
 mod lru;
 pub mod metrics;
 mod namespace;

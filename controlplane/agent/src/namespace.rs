@@ -2,6 +2,7 @@
 
 use crate::config::AgentConfig;
 use crate::error::AgentError;
+use crate::types::Starting;
 use fastcache_api::grpc;
 use fastcache_api::locks::{LockAnswer, LockOp};
 use fastcache_api::{Errno, NsReply, NsRequest};
@@ -25,11 +26,12 @@ pub(crate) enum NamespaceHandle {
 pub(crate) type Notices = Option<mpsc::Receiver<Notice>>;
 
 impl NamespaceHandle {
-    /// Opens the embedded namespace, or registers with the coordinator (however long that takes).
+    /// Opens the embedded namespace, or registers with the coordinator (however long that takes; `tell` hears of it).
     pub(crate) async fn open(
         config: &AgentConfig,
         peer_id: &str,
         cloud: Option<Cloud>,
+        tell: impl Fn(Starting) + Send + Sync,
     ) -> Result<(NamespaceHandle, Notices), AgentError> {
         let failed = |text: String| AgentError::Namespace(text);
         if let Some(coordinator) = &config.coordinator {
@@ -44,10 +46,20 @@ impl NamespaceHandle {
                 dirty_bytes: 0,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 identity: config.keep_identity()?,
+                load: 0,
+                transport: String::new(),
             };
             let key = config.api_key.as_ref().map(|key| key.expose());
             info!(target: "control", coordinator, "registering with the coordinator");
-            let connected = RemoteNamespace::connect(coordinator, node, key).await;
+            let registering = |why: Option<&str>| Starting::Registering {
+                coordinator: coordinator.clone(),
+                why: why.map(str::to_owned),
+            };
+            tell(registering(None));
+            let connected = RemoteNamespace::connect_telling(coordinator, node, key, |why| {
+                tell(registering(Some(why)));
+            });
+            let connected = connected.await;
             let (remote, revocations) = connected.map_err(|e| failed(e.to_string()))?;
             return Ok((
                 NamespaceHandle::Real(Namespace::Remote(remote)),
@@ -113,6 +125,13 @@ impl NamespaceHandle {
     pub(crate) fn set_status(&self, capacity_bytes: u64, used_bytes: u64, dirty_bytes: u64) {
         if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
             remote.set_status(capacity_bytes, used_bytes, dirty_bytes);
+        }
+    }
+
+    /// What the node does, for a coordinator: requests a second, and how they come.
+    pub(crate) fn set_activity(&self, load: u64, transport: &str) {
+        if let NamespaceHandle::Real(Namespace::Remote(remote)) = self {
+            remote.set_activity(load, transport);
         }
     }
 

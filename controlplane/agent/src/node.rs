@@ -7,6 +7,7 @@ use crate::error::AgentError;
 use crate::garbage;
 use crate::leases::{self, Leases};
 use crate::link::{self, Link, lock, unexpected};
+use crate::load;
 use crate::lru::{Lru, Pinned};
 use crate::metrics;
 use crate::namespace::NamespaceHandle;
@@ -16,7 +17,7 @@ use crate::persist::{self, breaker::Breaker, queue::Pace, queue::Queue};
 use crate::pins;
 use crate::types::{
     Backlog, CachedChunk, CloudCounters, FlushProgress, NamespaceStats, NodeStats, PinStats,
-    ShutdownReport,
+    ShutdownReport, Starting,
 };
 use crate::victims;
 use bytes::Bytes;
@@ -155,6 +156,14 @@ impl Node {
     /// background). Returns before the data plane is there. An object store that cannot be reached now is said
     /// in the log and tried again; one that does not exist or refuses is an error.
     pub async fn start(config: AgentConfig) -> Result<Node, AgentError> {
+        Node::start_telling(config, |_| ()).await
+    }
+
+    /// [`Node::start`]; `tell` hears what it is at, when that changes.
+    pub async fn start_telling(
+        config: AgentConfig,
+        tell: impl Fn(Starting) + Send + Sync,
+    ) -> Result<Node, AgentError> {
         config.check()?;
         metrics::install();
         leave_dead_directory();
@@ -164,7 +173,7 @@ impl Node {
         })?;
         let peer_id = config.keep_peer_id()?;
         let cloud = open_cloud(&config).await?;
-        let opened = NamespaceHandle::open(&config, &peer_id, cloud.clone()).await?;
+        let opened = NamespaceHandle::open(&config, &peer_id, cloud.clone(), &tell).await?;
         let (namespace, notices) = opened;
         let owner = bucket::expect_same(&namespace, cloud.as_ref()).await?;
         let node = Node::start_on(config, peer_id, namespace, cloud.clone());
@@ -240,6 +249,7 @@ impl Node {
             tasks.spawn(pins::learn(inner.clone()));
             tasks.spawn(victims::victims_loop(inner.clone()));
             tasks.spawn(peers::tell_loop(inner.clone()));
+            tasks.spawn(load::tell_loop(inner.clone()));
             if !is_settled {
                 tasks.spawn(check::settle_loop(inner.clone()));
             }

@@ -12,6 +12,8 @@ use tracing::{debug, warn};
 
 /// How often names are looked up again, and what failed is tried again.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Shortest time between two looks: many nodes may come at once, and each that is there asks for all of them.
+const REST: Duration = Duration::from_millis(200);
 /// How long a name may take to be looked up.
 const LOOKUP_MAX: Duration = Duration::from_secs(3);
 
@@ -98,6 +100,7 @@ pub(crate) async fn tell_loop(inner: Arc<Inner>) {
     loop {
         let session = sessions.borrow_and_update().clone();
         version.borrow_and_update();
+        let is_asked = session.is_some();
         if let Some(session) = session {
             let file_system = owner.borrow().0;
             match inner.live_peers().await {
@@ -132,6 +135,9 @@ pub(crate) async fn tell_loop(inner: Arc<Inner>) {
                 }
                 Err(why) => debug!(target: "control", why, "the list of nodes cannot be had"),
             }
+        }
+        if is_asked {
+            tokio::time::sleep(REST).await;
         }
         tokio::select! {
             _ = version.changed() => {}

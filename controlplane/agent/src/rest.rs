@@ -1,7 +1,9 @@
 //! REST of a node (DESIGN section 6): thin. It decodes a request, calls [`Node`], encodes the answer.
+//! It listens before there is a node, and says until then what the node is at (`starting`).
 //!
 //! Paths, ranges and entity tags have a file each, as has the translation of errors into statuses; all of
-//! them are functions without I/O. Every endpoint but `/api/health` wants the API key when there is one.
+//! them are functions without I/O. Every endpoint but `/api/health` and `/api/health/live` wants the API key when there
+//! is one.
 //! Nothing a client sends can panic the process: every header and query is parsed by a total function.
 
 mod admin;
@@ -13,6 +15,7 @@ mod files;
 mod peers;
 mod range;
 mod server;
+mod starting;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -23,12 +26,12 @@ mod warm;
 pub use error::{ApiError, status_of};
 use fastcache_api::path;
 pub use fastcache_api::path::{FilePath, PathError};
-pub use server::{RestServer, serve};
+pub use server::{RestServer, listen, serve};
 
 use crate::{Node, metrics};
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -68,6 +71,11 @@ async fn turn(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ApiError>
     })
 }
 
+/// Whether this node serves: what decides that it gets work.
+const HEALTH: &str = "/api/health";
+/// Whether this process is well: what decides that it is restarted.
+const HEALTH_LIVE: &str = "/api/health/live";
+
 /// An endpoint: its route, the paths of `/openapi.json` that it serves, its methods.
 type Endpoint = (&'static str, &'static [&'static str], MethodRouter<Rest>);
 
@@ -84,7 +92,9 @@ fn table() -> Vec<Endpoint> {
         ),
         ("/api/cache", &["/api/cache"], get(cache::list)),
         ("/api/cache/stats", &["/api/cache/stats"], get(cache::stats)),
-        ("/api/health", &["/api/health"], get(cache::health)),
+        (HEALTH, &[HEALTH], get(cache::health)),
+        // Of a node that has started both are the same.
+        (HEALTH_LIVE, &[HEALTH_LIVE], get(cache::health)),
         ("/api/peers", &["/api/peers"], get(peers::list)),
         ("/api/peers/{id}", &["/api/peers/{id}"], get(peers::one)),
         (
@@ -184,18 +194,23 @@ async fn not_allowed(method: Method, uri: Uri) -> ApiError {
 
 /// Refuses requests without the key, telling nothing else.
 async fn want_key(State(rest): State<Rest>, request: Request, next: Next) -> Response {
-    let given = request.headers().get(API_KEY_HEADER);
-    let given = given.map_or(&b""[..], |v| v.as_bytes());
-    let is_open = request.uri().path() == "/api/health";
-    if is_open || rest.key.as_ref().is_none_or(|key| key.is(given)) {
+    let is_open = [HEALTH, HEALTH_LIVE].contains(&request.uri().path());
+    if is_open || shows(rest.key.as_ref(), request.headers()) {
         return next.run(request).await;
     }
-    ApiError::new(
-        StatusCode::UNAUTHORIZED,
-        "unauthorized",
-        "a valid X-API-Key header is required".to_owned(),
-    )
-    .into_response()
+    no_key().into_response()
+}
+
+/// Whether a request shows the key, when there is one.
+fn shows(key: Option<&ApiKey>, headers: &HeaderMap) -> bool {
+    let given = headers.get(API_KEY_HEADER);
+    let given = given.map_or(&b""[..], |v| v.as_bytes());
+    key.is_none_or(|key| key.is(given))
+}
+
+fn no_key() -> ApiError {
+    let text = "a valid X-API-Key header is required".to_owned();
+    ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", text)
 }
 
 /// Counts requests by method and status, and how long each took to its first byte.

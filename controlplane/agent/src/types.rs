@@ -161,6 +161,21 @@ pub struct CachedChunk {
     pub is_dirty: bool,
 }
 
+/// What a node that has not started yet is at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Starting {
+    /// Its object store and its namespace are being opened.
+    #[default]
+    Opening,
+    /// It registers with its coordinator, as long as that takes.
+    Registering {
+        /// `HOST:PORT`.
+        coordinator: String,
+        /// What went wrong last, if anything has.
+        why: Option<String>,
+    },
+}
+
 /// What was left when a node stopped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShutdownReport {

@@ -18,6 +18,7 @@
 //! A session's lease is renewed by its heartbeats, and what it holds lasts as long; when it has ended, a change waits for
 //! that node no more. What is open on a node is not known here: before an orphan is reaped, the other nodes are asked.
 
+mod asking;
 mod locking;
 mod orphans;
 mod promised;
@@ -27,6 +28,7 @@ mod tables;
 mod tests;
 mod writing;
 
+pub use asking::Held;
 pub use revocations::Revocations;
 
 use crate::leases::LeaseTable;
@@ -44,6 +46,7 @@ use std::time::Duration;
 use tables::{Outlet, Tables, Wait};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_stream::wrappers::WatchStream;
 
 /// How long a lease is, from when the request was received. Holders count from when they sent it, which is earlier.
 pub const LEASE: Duration = Duration::from_secs(10);
@@ -220,6 +223,7 @@ impl Coordinator {
             excuses: HashMap::new(),
             locks: Locks::default(),
             next_revocation: 0,
+            questions: asking::Questions::default(),
             making_room: HashSet::new(),
             position: stats.log_position,
             is_stopping: false,
@@ -426,6 +430,7 @@ impl Coordinator {
         match receiver {
             Some(receiver) if !tables.is_stopping => Ok(Revocations {
                 receiver,
+                nodes: WatchStream::new(tables.registry.versions()),
                 session,
                 inner: Arc::downgrade(&self.inner),
             }),

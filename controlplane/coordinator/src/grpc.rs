@@ -1,13 +1,14 @@
 //! The gRPC service: decodes, calls the coordinator, encodes.
 
-use crate::Coordinator;
 use crate::coordinator::Revocations;
 use crate::registry::{RegisterError, UnknownSession};
+use crate::{Coordinator, Held};
 use fastcache_api::control::FRAME_MAX;
 use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
-    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, LockReply,
-    LockRequest, PeersReply, PeersRequest, RegisterReply, RegisterRequest, WatchRequest,
+    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, HoldReply,
+    HoldRequest, LockReply, LockRequest, PeersReply, PeersRequest, RegisterReply, RegisterRequest,
+    WatchRequest,
 };
 use fastcache_api::locks::LockOp;
 use tonic::{Request, Response, Status};
@@ -119,6 +120,17 @@ impl coordinator_server::Coordinator for Service {
         let answer = self.0.lock(request.session, op).await?;
         let answer = postcard::to_stdvec(&answer).map_err(|e| Status::internal(e.to_string()))?;
         Ok(Response::new(LockReply { answer }))
+    }
+
+    async fn hold(&self, request: Request<HoldRequest>) -> Result<Response<HoldReply>, Status> {
+        let HoldRequest {
+            session,
+            number,
+            chunks,
+            bytes,
+        } = request.into_inner();
+        self.0.hold(session, number, Held { chunks, bytes })?;
+        Ok(Response::new(HoldReply {}))
     }
 
     async fn peers(&self, request: Request<PeersRequest>) -> Result<Response<PeersReply>, Status> {

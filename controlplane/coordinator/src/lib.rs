@@ -35,7 +35,7 @@ mod serve;
 
 pub use carrier::Carrier;
 pub use coordinator::{
-    Coordinator, CoordinatorStats, LEASE, Options, REVOCATIONS_QUEUED, Registered, Renewed,
+    Coordinator, CoordinatorStats, Held, LEASE, Options, REVOCATIONS_QUEUED, Registered, Renewed,
     Revocations, STALE_AFTER,
 };
 pub use engine::{Engine, EngineError, EngineStats, LOG_KEPT, SYNC_EVERY};
@@ -45,5 +45,5 @@ pub use history::{
 };
 pub use namespace::Namespace;
 pub use registry::{PEER_ID_MAX, PEERS_MAX, Peer, RegisterError, UnknownSession};
-pub use remote::{Lease, Notice, RemoteError, RemoteNamespace, Revocation};
+pub use remote::{Lease, Notice, Question, RemoteError, RemoteNamespace, Revocation};
 pub use serve::serve;

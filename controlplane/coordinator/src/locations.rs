@@ -1,4 +1,4 @@
-//! Which nodes said that they hold a file's chunks: a hint for readers, in memory only.
+//! Which nodes were said, over REST, to hold a file's chunks: a hint, in memory only. Nodes are asked (`coordinator/asking`).
 
 use fastcache_api::Ino;
 use std::collections::{BTreeSet, HashMap, VecDeque};

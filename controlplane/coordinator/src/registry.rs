@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Most nodes of a cluster.
@@ -92,6 +93,10 @@ pub struct Peer {
     pub dirty_bytes: u64,
     /// Version of its software.
     pub version: String,
+    /// Requests of the kernel that its data plane was asked a second, lately.
+    pub load: u64,
+    /// How they come: `uring` or `dev`; empty while its data plane is away.
+    pub transport: String,
     /// Milliseconds since its last heartbeat.
     pub last_heartbeat_ms: u64,
 }
@@ -110,6 +115,8 @@ impl From<Peer> for grpc::Peer {
                 dirty_bytes: p.dirty_bytes,
                 version: p.version,
                 identity: String::new(),
+                load: p.load,
+                transport: p.transport,
             }),
         }
     }
@@ -142,7 +149,7 @@ pub(crate) struct Registry {
     stale_after: Duration,
     live_for: Duration,
     /// Rises with every node that comes, goes, or is reached in another way.
-    version: u64,
+    version: watch::Sender<u64>,
 }
 
 /// `peers.json`.
@@ -196,7 +203,7 @@ impl Registry {
             next_session: first_session,
             stale_after,
             live_for,
-            version: 1,
+            version: watch::Sender::new(1),
         })
     }
 
@@ -244,7 +251,7 @@ impl Registry {
         }
         let is_second = before.is_none() && self.known.len() == 2;
         self.next_session += 1;
-        self.version += 1;
+        self.changed();
         let session = self.next_session;
         self.sessions.insert(session, id.clone());
         self.peers.insert(
@@ -339,7 +346,9 @@ impl Registry {
             let peer_id = std::mem::take(&mut entry.node.peer_id);
             let is_moved = entry.node.peer_address != status.peer_address;
             entry.node = grpc::Node { peer_id, ..status };
-            self.version += u64::from(is_moved);
+            if is_moved {
+                self.changed();
+            }
         }
         Ok(())
     }
@@ -376,7 +385,7 @@ impl Registry {
         let entry = self.entry(session).ok()?;
         entry.is_live = false;
         let seen = entry.seen;
-        self.version += 1;
+        self.changed();
         Some(seen)
     }
 
@@ -437,7 +446,16 @@ impl Registry {
 
     /// Another number than before when the list of nodes changed.
     pub(crate) fn version(&self) -> u64 {
-        self.version
+        *self.version.borrow()
+    }
+
+    /// [`Registry::version`], as it changes.
+    pub(crate) fn versions(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    fn changed(&self) {
+        self.version.send_modify(|version| *version += 1);
     }
 
     /// The nodes that were registered in this run.
@@ -453,6 +471,8 @@ impl Registry {
                 used_bytes: e.node.used_bytes,
                 dirty_bytes: e.node.dirty_bytes,
                 version: e.node.version.clone(),
+                load: e.node.load,
+                transport: e.node.transport.clone(),
                 last_heartbeat_ms: u64::try_from(now.saturating_duration_since(e.seen).as_millis())
                     .unwrap_or(u64::MAX),
             })

@@ -14,7 +14,7 @@
 
 mod notice;
 
-pub use notice::{Lease, Notice, Revocation};
+pub use notice::{Lease, Notice, Question, Revocation};
 
 use notice::Ack;
 
@@ -27,7 +27,7 @@ use fastcache_api::grpc::{
     RegisterRequest, WatchRequest,
 };
 use fastcache_api::locks::{LockAnswer, LockOp};
-use fastcache_api::{API_KEY_HEADER, Errno, NS_VERSION, NsReply, NsRequest, grpc};
+use fastcache_api::{API_KEY_HEADER, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -144,6 +144,19 @@ impl RemoteNamespace {
         node: Node,
         key: Option<&str>,
     ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
+        RemoteNamespace::connect_telling(coordinator, node, key, |_| ()).await
+    }
+
+    /// The same; `tell` hears why this node is not registered yet, after each attempt that failed.
+    ///
+    /// # Errors
+    /// When trying again cannot help.
+    pub async fn connect_telling(
+        coordinator: &str,
+        node: Node,
+        key: Option<&str>,
+        tell: impl Fn(&str) + Send + Sync,
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
         let wrong = || RemoteError::Address(coordinator.to_owned());
         let endpoint = Endpoint::from_shared(format!("http://{coordinator}"))
             .map_err(|_| wrong())?
@@ -153,7 +166,7 @@ impl RemoteNamespace {
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true);
         let carrier = crate::carrier::over(endpoint.connect_lazy());
-        RemoteNamespace::connect_over(carrier, coordinator, node, key, boot_time).await
+        RemoteNamespace::over_telling(carrier, coordinator, node, key, boot_time, tell).await
     }
 
     /// [`RemoteNamespace::connect`], where `carrier` has the messages and `clock` stands for CLOCK_BOOTTIME. In a simulated
@@ -167,6 +180,17 @@ impl RemoteNamespace {
         node: Node,
         key: Option<&str>,
         clock: fn() -> Duration,
+    ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
+        RemoteNamespace::over_telling(carrier, coordinator, node, key, clock, |_| ()).await
+    }
+
+    async fn over_telling(
+        carrier: Carrier,
+        coordinator: &str,
+        node: Node,
+        key: Option<&str>,
+        clock: fn() -> Duration,
+        tell: impl Fn(&str) + Send + Sync,
     ) -> Result<(RemoteNamespace, mpsc::Receiver<Notice>), RemoteError> {
         let key = match key.map(MetadataValue::try_from).transpose() {
             Ok(mut key) => {
@@ -198,7 +222,7 @@ impl RemoteNamespace {
         };
         // The queue is empty: it takes this one.
         let forgotten = keeper.revoke_everything().await;
-        let first = keeper.register(NONE).await?;
+        let first = keeper.register(NONE, tell).await?;
         let task = tokio::spawn(keeper.keep(first, forgotten)).abort_handle();
         Ok((RemoteNamespace { shared, task }, receiver))
     }
@@ -215,6 +239,17 @@ impl RemoteNamespace {
         node.dirty_bytes = dirty_bytes;
     }
 
+    /// What the node does, for the next heartbeat: requests a second, and how they come.
+    pub fn set_activity(&self, load: u64, transport: &str) {
+        let mut node = self
+            .shared
+            .node
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        node.load = load;
+        transport.clone_into(&mut node.transport);
+    }
+
     /// Where other nodes reach this one's data plane; empty: they do not. For the next heartbeat.
     pub fn set_peer_address(&self, address: &str) {
         let mut node = self
@@ -225,7 +260,7 @@ impl RemoteNamespace {
         address.clone_into(&mut node.peer_address);
     }
 
-    /// Changes when the list of nodes does.
+    /// Changes when the list of nodes does, at once.
     pub fn peers_version(&self) -> watch::Receiver<u64> {
         self.shared.peers_version.subscribe()
     }
@@ -281,7 +316,7 @@ impl RemoteNamespace {
         self.shared.session.send_replace(CLOSED);
     }
 
-    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 30 s;
+    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 60 s;
     /// then the answer is EIO, and a change may or may not have happened.
     pub async fn call(&self, request: NsRequest) -> NsReply {
         let failed = NsReply {
@@ -305,7 +340,7 @@ impl RemoteNamespace {
             }
             Err(_) => {
                 let coordinator = &self.shared.coordinator;
-                tracing::error!(target: "control", coordinator, "the coordinator did not answer for 30 s");
+                tracing::error!(target: "control", coordinator, "the coordinator did not answer for {CALL_DEADLINE:?}");
                 failed
             }
         }
@@ -469,8 +504,12 @@ impl Keeper {
             .clone()
     }
 
-    /// Registers, however long it takes. Returns with it when the request was sent.
-    async fn register(&self, previous: u64) -> Result<(RegisterReply, Duration), RemoteError> {
+    /// Registers, however long it takes. Returns with it when the request was sent. See [`RemoteNamespace::connect_telling`].
+    async fn register(
+        &self,
+        previous: u64,
+        tell: impl Fn(&str) + Send + Sync,
+    ) -> Result<(RegisterReply, Duration), RemoteError> {
         let mut wait = FAST_WAIT;
         for attempt in 1.. {
             let sent = (self.clock)();
@@ -501,6 +540,7 @@ impl Keeper {
                     why,
                 });
             }
+            tell(status.message());
             wait = if attempt < FAST_ATTEMPTS {
                 wait
             } else {
@@ -561,7 +601,7 @@ impl Keeper {
             self.shared.session.send_replace(NONE);
             tracing::warn!(target: "control", coordinator = self.shared.coordinator, session = reply.session, "session lost ({why}): registering again");
             // The leases of the old session are in use until the user has forgotten what came with them.
-            (reply, sent) = match self.register(reply.session).await {
+            (reply, sent) = match self.register(reply.session, |_| ()).await {
                 Ok(registered) => registered,
                 Err(error) => {
                     tracing::error!(target: "control", %error, "this node can change nothing until its agent is started again");
@@ -652,6 +692,19 @@ impl Keeper {
                     }
                 }
                 message = stream.message() => match message {
+                    Ok(Some(news)) if news.asked_ino != 0 => {
+                        let client = Box::new(self.shared.client.clone());
+                        // One that cannot be taken now is not answered.
+                        let _ = self.sender.try_send(Notice::Asked(Question {
+                            ino: Ino(news.asked_ino),
+                            client,
+                            session,
+                            number: news.number,
+                        }));
+                    }
+                    Ok(Some(news)) if news.peers_version != 0 => {
+                        self.shared.learn_peers(news.peers_version);
+                    }
                     Ok(Some(revocation)) => {
                         // A heartbeat's answer may be from before the second node.
                         let everything = revocation.everything;

@@ -107,6 +107,10 @@ struct NodeBody {
     dirty_bytes: u64,
     #[serde(default)]
     version: String,
+    #[serde(default, deserialize_with = "whole")]
+    load: u64,
+    #[serde(default)]
+    transport: String,
 }
 
 impl NodeBody {
@@ -120,6 +124,8 @@ impl NodeBody {
             dirty_bytes: self.dirty_bytes,
             version: self.version,
             identity: String::new(),
+            load: self.load,
+            transport: self.transport,
         }
     }
 }
@@ -219,11 +225,16 @@ async fn location(
         Ok(_) => 0,
         Err(errno) => return Err(from_errno(errno, &path)),
     };
-    let holders = coordinator.locations().of(attr.ino);
+    let held = coordinator.held(attr.ino).await;
+    let told = coordinator.locations().of(attr.ino);
     let peers: Vec<_> = coordinator
         .peers()
         .into_iter()
-        .filter(|p| holders.contains(&p.peer_id))
+        .filter(|p| held.contains_key(&p.peer_id) || told.contains(&p.peer_id))
+        .collect();
+    let held: Vec<_> = held
+        .into_iter()
+        .map(|(peer_id, held)| json!({ "peer_id": peer_id, "chunks": held.chunks, "bytes": held.bytes }))
         .collect();
     Ok(Json(json!({
         "path": path.to_string(),
@@ -232,6 +243,7 @@ async fn location(
         "size": attr.size,
         "chunk_size": attr.chunk_size,
         "cloud_chunks": refs,
+        "held": held,
         "peers": peers,
     })))
 }

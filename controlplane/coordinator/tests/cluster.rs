@@ -9,7 +9,7 @@ use fastcache_api::{
     OpId, SetAttr, Time, Version,
 };
 use fastcache_coordinator::{
-    Coordinator, Namespace, Notice, Options, RemoteError, RemoteNamespace, Revocation, serve,
+    Coordinator, Held, Namespace, Notice, Options, RemoteError, RemoteNamespace, Revocation, serve,
 };
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -126,6 +126,11 @@ fn with_leases_taken(mut notices: mpsc::Receiver<Notice>) -> mpsc::Receiver<Revo
             match notice {
                 Notice::Lease(lease) => {
                     let _ = lease.heard.send(());
+                }
+                Notice::Asked(question) => {
+                    // Odd ones have something.
+                    let chunks = question.ino.0 % 2;
+                    question.answer(chunks, chunks * 100).await;
                 }
                 Notice::Revoked(revocation) => {
                     if sender.send(revocation).await.is_err() {
@@ -491,6 +496,109 @@ async fn a_restart_of_the_coordinator_is_a_delay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_comes_goes_or_moves_is_told_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    // No heartbeat within this test: a quarter of the lease.
+    let server = Server::start(dir.path(), 300_000, None).await;
+    let (a, a_revoked) = server.connect("a").await;
+    let mut versions = a.peers_version();
+    let acking = acknowledge_all(a_revoked);
+    let (b, _b_revoked) = server.connect("b").await;
+    within(versions.changed()).await.unwrap();
+    within(async { while a.peers().await.unwrap().len() < 2 {} }).await;
+    let addresses = async || {
+        let peers = a.peers().await.unwrap().into_iter();
+        let addresses = peers.map(|p| p.node.unwrap().peer_address);
+        addresses.collect::<Vec<_>>()
+    };
+    // What was told already is not told again: only b's move is news.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    versions.mark_unchanged();
+    b.set_peer_address("10.0.0.2:8082");
+    within(b.heartbeat()).await.unwrap();
+    within(versions.changed()).await.unwrap();
+    assert_eq!(addresses().await, ["", "10.0.0.2:8082"]);
+    b.set_activity(7, "uring");
+    within(b.heartbeat()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!versions.has_changed().unwrap(), "the list is the same");
+    let b_told = a.peers().await.unwrap().remove(1).node.unwrap();
+    assert_eq!((b_told.load, &*b_told.transport), (7, "uring"));
+    let (_c, _c_revoked) = server.connect("c").await;
+    within(versions.changed()).await.unwrap();
+    assert_eq!(addresses().await.len(), 3);
+    server.end().await;
+    acking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_of_another_version_is_told_both() {
+    use fastcache_api::NS_VERSION;
+    use fastcache_api::grpc::RegisterRequest;
+    use fastcache_api::grpc::coordinator_client::CoordinatorClient;
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 10_000, None).await;
+    let address = format!("http://{}", server.address);
+    let mut client = within(CoordinatorClient::connect(address)).await.unwrap();
+    for theirs in [NS_VERSION + 1, NS_VERSION - 1, 0, u32::MAX] {
+        let request = RegisterRequest {
+            node: Some(Node {
+                peer_id: "a".to_owned(),
+                ..Default::default()
+            }),
+            ns_version: theirs,
+            previous_session: 0,
+        };
+        let refused = within(client.register(request)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition);
+        let text = refused.message();
+        for said in [format!("version {NS_VERSION} "), format!("node {theirs}:")] {
+            assert!(text.contains(&said), "{said}: {text}");
+        }
+    }
+    assert!(
+        server.coordinator.peers().is_empty(),
+        "nobody was registered"
+    );
+    let (_a, _revocations) = server.connect("a").await;
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_there_before_its_coordinator_registers_when_it_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = nobody.local_addr().unwrap();
+    drop(nobody);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let connecting = tokio::spawn(async move {
+        let node = Node {
+            peer_id: "a".to_owned(),
+            ..Default::default()
+        };
+        let address = address.to_string();
+        let tell = move |why: &str| drop(tell.send((std::time::Instant::now(), why.to_owned())));
+        RemoteNamespace::connect_telling(&address, node, None, tell).await
+    });
+    // Five attempts, each wait twice as long as the one before; then slowly.
+    let mut at = Vec::new();
+    for _ in 0..5 {
+        let (when, why) = within(told.recv()).await.unwrap();
+        assert!(!why.is_empty());
+        at.push(when);
+    }
+    let waits: Vec<_> = at.windows(2).map(|w| w[1] - w[0]).collect();
+    for (wait, least) in waits.iter().zip([100, 200, 400, 800]) {
+        assert!(*wait >= Duration::from_millis(least), "{waits:?}");
+    }
+    assert!(!connecting.is_finished());
+    let server = Server::start(dir.path(), 10_000, Some(address)).await;
+    let (_remote, _notices) = within(connecting).await.unwrap().unwrap();
+    assert_eq!(server.coordinator.peers().len(), 1);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_id_belongs_to_one_live_node() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), 2000, None).await;
@@ -604,6 +712,55 @@ async fn with_a_key_nothing_but_health_is_open() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_asked_what_they_have_of_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 10_000, None).await;
+    let (_a, a_revoked) = server.connect("a").await;
+    let acking = acknowledge_all(a_revoked);
+    let (_b, _b_revoked) = server.connect("b").await;
+    let coordinator = &server.coordinator;
+    let held = within(coordinator.held(Ino(7))).await;
+    let one = Held {
+        chunks: 1,
+        bytes: 100,
+    };
+    assert_eq!(held, [("a".to_owned(), one), ("b".to_owned(), one)].into());
+    assert!(within(coordinator.held(Ino(8))).await.is_empty());
+    // One that registered by REST listens to nobody, and is not waited for; one that listens and is silent is, for a second.
+    let deaf = json!({"peer_id": "deaf"});
+    assert_eq!(
+        server
+            .http("POST", "/api/peers/register", Some(deaf))
+            .await
+            .0,
+        200
+    );
+    let since = Instant::now();
+    assert_eq!(within(coordinator.held(Ino(7))).await.len(), 2);
+    assert!(since.elapsed() < Duration::from_millis(900));
+    let node = Node {
+        peer_id: "silent".to_owned(),
+        ..Default::default()
+    };
+    let address = server.address.to_string();
+    let (_silent, _notices) = within(RemoteNamespace::connect(&address, node, None))
+        .await
+        .unwrap();
+    within(async {
+        loop {
+            let since = Instant::now();
+            assert_eq!(coordinator.held(Ino(7)).await.len(), 2);
+            if since.elapsed() >= Duration::from_secs(1) {
+                break;
+            }
+        }
+    })
+    .await;
+    server.end().await;
+    acking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rest_tells_nodes_files_and_counters() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), 10_000, None).await;
@@ -618,7 +775,8 @@ async fn rest_tells_nodes_files_and_counters() {
         (status, &error["error"]["code"]),
         (409, &json!("peer_id_taken"))
     );
-    let how = json!({"peer_id": "n1", "session": registered["session"], "used_bytes": 7});
+    let how = json!({"peer_id": "n1", "session": registered["session"], "used_bytes": 7,
+        "load": 12, "transport": "dev"});
     assert_eq!(
         server.http("PUT", "/api/peers/status", Some(how)).await.0,
         200
@@ -635,6 +793,8 @@ async fn rest_tells_nodes_files_and_counters() {
     assert_eq!(peers["peers"][0]["peer_id"], json!("n1"));
     assert_eq!(peers["peers"][0]["used_bytes"], json!(7));
     assert_eq!(peers["peers"][0]["state"], json!("live"));
+    assert_eq!(peers["peers"][0]["load"], json!(12));
+    assert_eq!(peers["peers"][0]["transport"], json!("dev"));
 
     let session = registered["session"].as_u64().unwrap();
     server

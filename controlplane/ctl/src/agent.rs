@@ -17,18 +17,21 @@ pub async fn run(flags: &AgentFlags) -> anyhow::Result<()> {
     let file = FileConfig::read(flags.config.as_deref())?;
     let settings = AgentSettings::resolve(flags, &file, &environment, &Defaults::default())?;
     let mut stop = Stop::new()?;
+    let config = settings.to_config();
+    // First: a registration takes as long as the coordinator is away, and somebody may ask meanwhile.
+    let server = rest::listen(&config).await.context("REST")?;
     if flags.rebuild {
         if settings.coordinator.is_some() {
             let text = "--rebuild is for the coordinator: it keeps the namespace";
             return Err(UsageError(text.to_owned()).into());
         }
-        rebuild::if_empty(&settings.to_config().cloud, &settings.state_dir).await?;
+        rebuild::if_empty(&config.cloud, &settings.state_dir).await?;
     }
     let node = tokio::select! {
-        node = Node::start(settings.to_config()) => node?,
+        node = Node::start_telling(config, server.telling()) => node?,
         () = stop.asked() => return Ok(()),
     };
-    let server = rest::serve(node.clone()).await.context("REST")?;
+    server.open(node.clone());
     tracing::info!(
         target: "rest",
         address = %server.address(),

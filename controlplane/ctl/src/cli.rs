@@ -44,7 +44,7 @@ pub enum Command {
     /// Stop the node that `up` started: flush, unmount, upload what can be.
     Down(DownFlags),
     /// Whether the node is healthy, how full, how dirty, and which tier answers reads; ends with 1 when it is not
-    Status(NodeFlags),
+    Status(StatusFlags),
     /// What the node does now: rates, line by line
     Stats(StatsFlags),
     /// Where a file is safe: dirty, replicated N or persisted, with its chunks and objects.
@@ -358,6 +358,20 @@ pub struct NodeFlags {
     /// Answer with JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `status`.
+#[derive(Clone, Debug, Args)]
+pub struct StatusFlags {
+    /// The nodes of the cluster side by side, as their coordinator knows them
+    #[arg(long)]
+    pub cluster: bool,
+    /// HOST:PORT of the coordinator to ask [default: the node's]
+    #[arg(long, value_name = "ADDRESS", requires = "cluster")]
+    pub coordinator: Option<String>,
+    /// Which node.
+    #[command(flatten)]
+    pub node: NodeFlags,
 }
 
 /// `down`.

@@ -1,4 +1,4 @@
-//! HTTP to a node of this machine: the REST of `fastcache-agent`, by the bodies it defines.
+//! HTTP to a node of this machine, or to a coordinator: the REST of `fastcache-agent`, by the bodies it defines.
 
 use crate::cli::NodeFlags;
 use crate::node_file::NodeFile;
@@ -6,7 +6,7 @@ use crate::path::below_root;
 use anyhow::Context;
 use bytes::Bytes;
 use fastcache_agent::Secret;
-use fastcache_agent::rest::types::{ErrorBody, encode_path};
+use fastcache_agent::rest::types::{ErrorBody, HealthBody, encode_path};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{Method, Request, Response, StatusCode};
@@ -28,10 +28,10 @@ const BODY_MAX: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// Nobody listens, or the connection ended: trying again may help.
-    #[error("the node on port {port} does not answer: {why}")]
+    #[error("{who} does not answer: {why}")]
     Unreachable {
-        /// The port.
-        port: u16,
+        /// Who was asked.
+        who: String,
         /// What happened.
         why: String,
     },
@@ -46,10 +46,10 @@ pub enum CallError {
         message: String,
     },
     /// It is not one of our nodes, or of another version.
-    #[error("the answer from port {port} is not understood: {why}")]
+    #[error("the answer of {who} is not understood: {why}")]
     Strange {
-        /// The port.
-        port: u16,
+        /// Who was asked.
+        who: String,
         /// What is odd.
         why: String,
     },
@@ -66,21 +66,40 @@ impl CallError {
     }
 }
 
-/// A connection to a node's REST.
+/// A connection to REST.
 #[derive(Clone)]
 pub struct Api {
     client: Client<HttpConnector, Full<Bytes>>,
-    port: u16,
+    /// `HOST:PORT`.
+    address: String,
+    /// Who that is, for people.
+    who: String,
     key: Option<Secret>,
 }
 
 impl Api {
     /// To the node on a port of this machine.
     pub fn new(port: u16, key: Option<Secret>) -> Api {
+        let who = format!("the node on port {port}");
+        Api::to(format!("127.0.0.1:{port}"), who, key)
+    }
+
+    /// To the coordinator at `HOST:PORT`.
+    pub fn at(coordinator: &str, key: Option<Secret>) -> Api {
+        let who = format!("the coordinator {coordinator}");
+        Api::to(coordinator.to_owned(), who, key)
+    }
+
+    fn to(address: String, who: String, key: Option<Secret>) -> Api {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(Duration::from_secs(5)));
         let client = Client::builder(TokioExecutor::new()).build(connector);
-        Api { client, port, key }
+        Api {
+            client,
+            address,
+            who,
+            key,
+        }
     }
 
     /// `GET`.
@@ -128,11 +147,12 @@ impl Api {
         Ok(())
     }
 
-    /// Whether the node says it is healthy, within a short time.
-    pub async fn is_healthy(&self) -> bool {
+    /// What the node says of its health, when it does within a short time.
+    pub async fn health(&self) -> Option<HealthBody> {
         let asked = self.raw(Method::GET, "/api/health");
         let answer = tokio::time::timeout(Duration::from_secs(2), asked).await;
-        matches!(answer, Ok(Ok((StatusCode::OK, _))))
+        let (_, body) = answer.ok()?.ok()?;
+        serde_json::from_slice(&body).ok()
     }
 
     async fn call<T: DeserializeOwned>(
@@ -162,7 +182,10 @@ impl Api {
                 code: e.error.code,
                 message: match status {
                     StatusCode::UNAUTHORIZED => {
-                        "the node wants its API key: --api-key, or FASTCACHE_API_KEY".to_owned()
+                        format!(
+                            "{} wants its API key: --api-key, or FASTCACHE_API_KEY",
+                            self.who
+                        )
                     }
                     _ => e.error.message,
                 },
@@ -179,13 +202,15 @@ impl Api {
     async fn send(&self, method: Method, path: &str) -> Result<Response<Incoming>, CallError> {
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("http://127.0.0.1:{}{path}", self.port));
+            .uri(format!("http://{}{path}", self.address));
         if let Some(key) = &self.key {
             request = request.header("x-api-key", key.expose());
         }
-        let request = request
-            .body(Full::default())
-            .map_err(|e| self.strange(format!("the API key cannot be sent: {e}")))?;
+        let request = request.body(Full::default()).map_err(|e| {
+            self.strange(format!(
+                "it cannot be asked, by this address and API key: {e}"
+            ))
+        })?;
         self.client
             .request(request)
             .await
@@ -202,14 +227,14 @@ impl Api {
 
     fn unreachable(&self, why: String) -> CallError {
         CallError::Unreachable {
-            port: self.port,
+            who: self.who.clone(),
             why,
         }
     }
 
     fn strange(&self, why: String) -> CallError {
         CallError::Strange {
-            port: self.port,
+            who: self.who.clone(),
             why,
         }
     }

@@ -2,6 +2,7 @@
 //! `evict` are here.
 
 pub mod check;
+pub mod cluster;
 pub mod stats;
 pub mod status;
 pub mod tune;

@@ -65,7 +65,10 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let done = match cli.command {
-        Some(Command::Status(flags)) => return commands::status::status(&flags).await,
+        Some(Command::Status(flags)) if flags.cluster => {
+            return commands::cluster::cluster(&flags).await;
+        }
+        Some(Command::Status(flags)) => return commands::status::status(&flags.node).await,
         Some(Command::Stats(flags)) => return commands::stats::stats(&flags).await,
         Some(Command::Gc(flags)) => return Ok(commands::check::gc(&flags).await),
         Some(Command::Fsck(flags)) => return Ok(commands::check::fsck(&flags).await),

@@ -58,6 +58,9 @@ pub struct NodeFile {
     pub agent_pid: Option<i32>,
     /// What was not in the cloud when the node stopped.
     pub left: Option<Left>,
+    /// What a node that is starting waits for, for people: its coordinator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
 }
 
 impl NodeFile {
@@ -76,6 +79,7 @@ impl NodeFile {
             data_pid: None,
             agent_pid: None,
             left: None,
+            waits_for: None,
         }
     }
 

@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 
 /// How long a node may take until its mount answers.
 pub const READY_BOUND: Duration = Duration::from_secs(30);
-/// How long `--detach` waits beyond that for the supervisor to say so, or to say why not.
+/// How long `--detach` waits beyond that, and beyond the wait for a coordinator, for the supervisor to say so, or why not.
 const DETACH_GRACE: Duration = Duration::from_secs(30);
 /// How long `down` waits beyond the uploads: unmount, close, ends of processes.
 const DOWN_GRACE: Duration = Duration::from_secs(75);
@@ -212,18 +212,26 @@ async fn detach(dir: &Path) -> anyhow::Result<()> {
         .spawn()
         .context("cannot start the supervisor")?;
     let pid = i32::try_from(child.id()).unwrap_or(0);
-    let start = Instant::now();
+    let mut start = Instant::now();
+    let mut told = None;
     loop {
         if let Some(status) = child.try_wait()? {
             eprint!("{}", text_from(&log_path, before));
             bail!("the node did not start ({status})");
         }
         let node = NodeFile::read(dir).ok().flatten();
-        if let Some(node) =
-            node.filter(|n| n.supervisor_pid == Some(pid) && n.phase == Phase::Ready)
-        {
-            print_ready(dir, &node);
-            return Ok(());
+        if let Some(node) = node.filter(|n| n.supervisor_pid == Some(pid)) {
+            if node.phase == Phase::Ready {
+                print_ready(dir, &node);
+                return Ok(());
+            }
+            if node.waits_for.is_some() {
+                start = Instant::now();
+            }
+            if told != node.waits_for {
+                told = node.waits_for;
+                told.iter().for_each(|why| eprintln!("waiting: {why}"));
+            }
         }
         if start.elapsed() > READY_BOUND + DETACH_GRACE {
             process::signal(pid, rustix::process::Signal::TERM);

@@ -81,5 +81,15 @@ fn exit_codes() {
     assert_eq!(code(&["up", "--dir", "/x/d", "--mount", "/x"]), Some(2));
     assert_eq!(code(&["status", "--dir", "/no/such/dir"]), Some(1));
     assert_eq!(code(&["status", "--port", "1"]), Some(1));
+    assert_eq!(code(&["status", "--coordinator", "a:1"]), Some(2));
+    let nobody = ["status", "--cluster", "--coordinator", "127.0.0.1:1"];
+    assert_eq!(code(&nobody), Some(1));
+    let said = out(&ctl(&nobody, &[]));
+    assert!(
+        said.contains("the coordinator 127.0.0.1:1 does not answer"),
+        "{said}"
+    );
+    let strange = ["status", "--cluster", "--coordinator", "no address"];
+    assert_eq!(code(&strange), Some(1));
     assert_eq!(code(&["down", "--dir", "/no/such/dir"]), Some(1));
 }

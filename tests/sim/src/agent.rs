@@ -240,6 +240,8 @@ impl Agent {
         while let Some(notice) = notices.recv().await {
             match notice {
                 Notice::Lease(lease) => self.lengthen(lease).await,
+                // Nobody asks where a file is.
+                Notice::Asked(_) => {}
                 Notice::Revoked(revoked) if revoked.everything => self.forget_all(revoked).await,
                 Notice::Revoked(revoked) => {
                     let agent = Arc::clone(&self);

@@ -82,7 +82,7 @@ pub async fn stats(State(rest): State<Rest>) -> Json<StatsBody> {
     Json(stats_body(&rest.node.stats().await))
 }
 
-/// `GET /api/health`: 200, or 503 when the data plane is away. Never needs a key.
+/// `GET /api/health`, `/api/health/live`: 200, or 503 when the data plane is away. Never needs a key.
 pub async fn health(State(rest): State<Rest>) -> Response {
     let is_data_connected = rest.node.is_data_connected();
     let (status, text) = if is_data_connected {
@@ -92,6 +92,7 @@ pub async fn health(State(rest): State<Rest>) -> Response {
     };
     let body = HealthBody {
         status: text.to_owned(),
+        waits_for: None,
         is_data_connected,
         are_cloud_reads_stopped: rest.node.are_cloud_reads_stopped(),
         peer_id: rest.node.peer_id().to_owned(),

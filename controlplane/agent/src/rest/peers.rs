@@ -31,6 +31,8 @@ async fn all(rest: &Rest) -> Result<Vec<PeerBody>, ApiError> {
                 used_bytes: at.used_bytes,
                 dirty_bytes: at.dirty_bytes,
                 version: at.version,
+                load: Some(at.load),
+                transport: at.transport,
                 last_heartbeat_ms: Some(peer.last_heartbeat_ms),
             }
         })
@@ -53,6 +55,8 @@ async fn all(rest: &Rest) -> Result<Vec<PeerBody>, ApiError> {
                 used_bytes: data.used_bytes,
                 dirty_bytes: data.dirty_bytes,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
+                load: None,
+                transport: data.transport,
                 last_heartbeat_ms: None,
             });
         }

@@ -6,9 +6,13 @@
 //! handler held.
 
 use super::router;
-use crate::Node;
-use axum::Router;
+use super::starting::Front;
+use crate::types::Starting;
+use crate::{AgentConfig, Node};
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
@@ -41,11 +45,23 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// A listening REST server.
 pub struct RestServer {
     address: SocketAddr,
+    front: Arc<Front>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
 
 impl RestServer {
+    /// Says what the node is at from then on, until [`RestServer::open`]: for [`Node::start_telling`].
+    pub fn telling(&self) -> impl Fn(Starting) + Send + Sync + use<> {
+        let front = self.front.clone();
+        move |what| front.tell(what)
+    }
+
+    /// The node has started: it is asked from now on.
+    pub fn open(&self, node: Node) {
+        self.front.open(router(node));
+    }
+
     /// Where it listens: the port it got when port 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -62,9 +78,16 @@ impl RestServer {
     }
 }
 
-/// Listens on the configured address and port, and serves until stopped. Needs a tokio runtime.
+/// [`listen`], of a node that has started.
 pub async fn serve(node: Node) -> io::Result<RestServer> {
-    let config = node.config();
+    let server = listen(node.config()).await?;
+    server.open(node);
+    Ok(server)
+}
+
+/// Listens on the configured address and port, and answers until stopped: that the node has not started yet, until
+/// [`RestServer::open`]. Needs a tokio runtime.
+pub async fn listen(config: &AgentConfig) -> io::Result<RestServer> {
     let at = SocketAddr::new(config.listen, config.port);
     let listener = TcpListener::bind(at).await.map_err(|e| {
         io::Error::new(
@@ -74,16 +97,18 @@ pub async fn serve(node: Node) -> io::Result<RestServer> {
     })?;
     let address = listener.local_addr()?;
     let (stop, stopped) = oneshot::channel();
-    let task = tokio::spawn(accept(listener, router(node), stopped));
+    let front = Arc::new(Front::new(config));
+    let task = tokio::spawn(accept(listener, front.clone(), stopped));
     Ok(RestServer {
         address,
+        front,
         stop,
         task,
     })
 }
 
 /// Accepts until stopped; then ends when every connection has.
-async fn accept(listener: TcpListener, app: Router, mut stopped: oneshot::Receiver<()>) {
+async fn accept(listener: TcpListener, front: Arc<Front>, mut stopped: oneshot::Receiver<()>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let graceful = GracefulShutdown::new();
     let mut http = http1::Builder::new();
@@ -110,7 +135,18 @@ async fn accept(listener: TcpListener, app: Router, mut stopped: oneshot::Receiv
         };
         tune(&stream);
         let io = TokioIo::new(Hasty::new(stream));
-        let connection = http.serve_connection(io, TowerToHyperService::new(app.clone()));
+        let front = front.clone();
+        // For each request: a connection may have begun before the node had started.
+        let service = service_fn(move |request: Request<Incoming>| {
+            let front = front.clone();
+            async move {
+                match front.app() {
+                    Some(app) => TowerToHyperService::new(app).call(request).await,
+                    None => Ok(front.answer(&request)),
+                }
+            }
+        });
+        let connection = http.serve_connection(io, service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {

@@ -244,22 +244,7 @@ impl Served {
     }
 
     async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
-        use http_body_util::{BodyExt, Full};
-        let connector = hyper_util::client::legacy::connect::HttpConnector::new();
-        let client =
-            hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
-                .build(connector);
-        let mut request = hyper::Request::builder()
-            .method(method)
-            .uri(format!("http://{}{path}", self.server.address()));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(Full::<bytes::Bytes>::default()).unwrap();
-        let answer = client.request(request).await.unwrap();
-        let status = answer.status().as_u16();
-        let body = answer.into_body().collect().await.unwrap().to_bytes();
-        (status, String::from_utf8_lossy(&body).into_owned())
+        ask_of(&self.server, method, path, headers).await
     }
 
     async fn stop(self) {
@@ -335,6 +320,106 @@ async fn a_node_without_its_data_plane_says_so() {
         .await;
     assert_eq!(status, 415);
     served.stop().await;
+}
+
+/// One request to a server, whether its node has started or not.
+async fn ask_of(
+    server: &super::RestServer,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> (u16, String) {
+    use http_body_util::{BodyExt, Full};
+    let connector = hyper_util::client::legacy::connect::HttpConnector::new();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let client = hyper_util::client::legacy::Client::builder(executor).build(connector);
+    let mut request = hyper::Request::builder()
+        .method(method)
+        .uri(format!("http://{}{path}", server.address()));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(Full::<bytes::Bytes>::default()).unwrap();
+    let answer = client.request(request).await.unwrap();
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_not_started_yet_is_live_and_not_ready() {
+    use crate::types::Starting;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let state = tempfile::tempdir().unwrap();
+    let config = crate::AgentConfig {
+        state_dir: state.path().to_owned(),
+        socket: state.path().join("nobody.sock"),
+        listen: std::net::Ipv4Addr::LOCALHOST.into(),
+        port: 0,
+        api_key: Some(crate::Secret::new("right")),
+        peer_id: Some("n1".to_owned()),
+        ..crate::AgentConfig::default()
+    };
+    let server = super::listen(&config).await.unwrap();
+    let tell = server.telling();
+    // A connection that stays open is answered by the node as soon as there is one.
+    let mut early = tokio::net::TcpStream::connect(server.address())
+        .await
+        .unwrap();
+    for (at, word, text) in [
+        (Starting::Opening, "starting", "namespace"),
+        (
+            Starting::Registering {
+                coordinator: "far:8080".to_owned(),
+                why: None,
+            },
+            "registering",
+            "far:8080",
+        ),
+        (
+            Starting::Registering {
+                coordinator: "far:8080".to_owned(),
+                why: Some("nobody listens".to_owned()),
+            },
+            "registering",
+            "nobody listens",
+        ),
+    ] {
+        tell(at);
+        let word = format!("\"status\":\"{word}\"");
+        for (path, want) in [("/api/health", 503), ("/api/health/live", 200)] {
+            let (status, body) = ask_of(&server, "GET", path, &[]).await;
+            assert_eq!(status, want, "{path}: {body}");
+            assert!(body.contains(&word) && body.contains(text), "{body}");
+            assert!(body.contains("\"peer_id\":\"n1\""), "{body}");
+        }
+        for path in ["/api/admin/status", "/metrics", "/api/files/a", "/nothing"] {
+            assert_eq!(ask_of(&server, "GET", path, &[]).await.0, 401, "{path}");
+            let key = [("x-api-key", "right")];
+            let (status, body) = ask_of(&server, "GET", path, &key).await;
+            assert_eq!(status, 503, "{path}: {body}");
+            let error: super::types::ErrorBody = serde_json::from_str(&body).unwrap();
+            assert!(error.error.message.contains(text), "{body}");
+        }
+    }
+    let head = b"GET /api/health HTTP/1.1\r\nHost: n\r\n\r\n";
+    early.write_all(head).await.unwrap();
+    let mut first = [0; 12];
+    early.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 503");
+
+    let node = crate::Node::start(config).await.unwrap();
+    server.open(node.clone());
+    let close = b"GET /api/health HTTP/1.1\r\nHost: n\r\nConnection: close\r\n\r\n";
+    early.write_all(close).await.unwrap();
+    let mut rest = String::new();
+    early.read_to_string(&mut rest).await.unwrap();
+    assert!(rest.contains("\"status\":\"degraded\""), "{rest}");
+    let key = [("x-api-key", "right")];
+    assert_eq!(ask_of(&server, "GET", "/metrics", &key).await.0, 200);
+    assert_eq!(ask_of(&server, "GET", "/api/health/live", &[]).await.0, 503);
+    server.stop(std::time::Duration::from_secs(1)).await;
+    node.shutdown(std::time::Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,15 +46,19 @@ pub struct SizeBody {
 /// Answer to `GET /api/health`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HealthBody {
-    /// `ok` (200) or `degraded` (503).
+    /// `ok` (200); `degraded` (503): its data plane is away; `starting` or `registering` (503, but 200 as
+    /// `/api/health/live`): it has not started yet, and waits for its coordinator.
     pub status: String,
+    /// What it waits for, for people, where it has not started yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
     /// Whether the data plane is connected.
     pub is_data_connected: bool,
     /// Whether reads of the object store are stopped because they kept failing: what is not cached gives EIO. No reason
     /// for 503: a restart of the node would not help.
     #[serde(default)]
     pub are_cloud_reads_stopped: bool,
-    /// This node's name.
+    /// This node's name; empty at its first start, until it has one.
     pub peer_id: String,
     /// Version of fastcache.
     pub version: String,
@@ -81,6 +85,12 @@ pub struct PeerBody {
     pub dirty_bytes: u64,
     /// Version of its software.
     pub version: String,
+    /// Requests of the kernel that its data plane was asked a second, lately; absent without a coordinator of its own process.
+    #[serde(default)]
+    pub load: Option<u64>,
+    /// How they come: `uring` or `dev`; empty while its data plane is away.
+    #[serde(default)]
+    pub transport: String,
     /// Milliseconds since the coordinator last heard of it; absent without a coordinator of its own process.
     pub last_heartbeat_ms: Option<u64>,
 }

@@ -72,6 +72,7 @@ pub(super) struct Tables {
     pub(super) excuses: HashMap<u64, Excuse>,
     pub(super) locks: Locks,
     pub(super) next_revocation: u64,
+    pub(super) questions: super::asking::Questions,
     /// Revocations that make room in the table of leases; one for each node at a time.
     pub(super) making_room: HashSet<u64>,
     /// Position of the last change: a reply with an earlier one repeats what was told before.

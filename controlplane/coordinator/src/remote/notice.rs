@@ -1,7 +1,7 @@
 //! What a node is told by its coordinator, and how it answers.
 
 use super::{ANSWER_WITHIN, Client};
-use fastcache_api::grpc::AckRequest;
+use fastcache_api::grpc::{AckRequest, HoldRequest};
 use fastcache_api::{Attr, Ino};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -48,6 +48,34 @@ pub enum Notice {
     Revoked(Revocation),
     /// The lease goes on.
     Lease(Lease),
+    /// Somebody wants to know where a file is.
+    Asked(Question),
+}
+
+/// What does this node's store have of a file? May be left unanswered.
+#[derive(Debug)]
+pub struct Question {
+    /// The file.
+    pub ino: Ino,
+    pub(super) client: Box<Client>,
+    pub(super) session: u64,
+    pub(super) number: u64,
+}
+
+impl Question {
+    /// So many chunks, and what they take of the device.
+    pub async fn answer(mut self, chunks: u64, bytes: u64) {
+        let told = self.client.hold(HoldRequest {
+            session: self.session,
+            number: self.number,
+            chunks,
+            bytes,
+        });
+        // Without it the asker goes on after a second.
+        if !matches!(tokio::time::timeout(ANSWER_WITHIN, told).await, Ok(Ok(_))) {
+            tracing::debug!(target: "control", ino = self.ino.0, "a question of the coordinator could not be answered");
+        }
+    }
 }
 
 #[derive(Debug)]

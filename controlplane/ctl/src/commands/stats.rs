@@ -2,7 +2,7 @@
 
 use super::print_line;
 use crate::cli::NodeFlags;
-use crate::client::{CallError, Target};
+use crate::client::Target;
 use crate::output::{bytes, duration, percent, say, seconds};
 use clap::Args;
 use fastcache_agent::rest::types::StatsBody;
@@ -177,7 +177,7 @@ pub async fn stats(flags: &StatsFlags) -> anyhow::Result<ExitCode> {
         tokio::time::sleep(Duration::from_secs(flags.interval)).await;
         let stats = match ask().await {
             Ok(stats) => stats,
-            Err(error @ CallError::Unreachable { .. }) => {
+            Err(error) if error.is_passing() => {
                 // It is being started again, perhaps.
                 let since = *away.get_or_insert_with(Instant::now);
                 if since.elapsed() > AWAY_MAX {

@@ -7,7 +7,7 @@ use crate::client::Target;
 use crate::output::{bytes, duration, percent, say, seconds};
 use fastcache_agent::health::Severity;
 use fastcache_agent::rest::types::{QueueBody, StatusBody};
-use fastcache_api::control::DataStats;
+use fastcache_api::control::{DataStats, PeerStats, PeersStats};
 use fastcache_api::{HistoryState, HistoryStatus};
 use serde_json::json;
 use std::process::ExitCode;
@@ -150,12 +150,13 @@ fn tell_data(data: &DataStats) {
     line(
         "reads",
         &format!(
-            "{} hits ({}), {} misses, {} fetched ({})",
+            "{} hits ({}), {} misses, {} fetched ({}){}",
             data.nvme_hits,
             bytes(data.nvme_hit_bytes),
             data.misses,
             data.fetched_chunks,
-            bytes(data.fetched_bytes)
+            bytes(data.fetched_bytes),
+            of_others(&data.peers)
         ),
     );
     line(
@@ -188,10 +189,15 @@ fn tell_data(data: &DataStats) {
         &if reads == 0 {
             "nothing was read from the tiers yet (the page cache answers without asking)".to_owned()
         } else {
+            let (others, cloud) = split(data);
+            let others = match data.peers.peers.is_empty() && others == 0 {
+                true => String::new(),
+                false => format!("other nodes {}, ", percent(others, reads)),
+            };
             format!(
-                "nvme {}, cloud {} of {reads} chunk reads (the page cache answers without asking)",
+                "nvme {}, {others}cloud {} of {reads} chunk reads (the page cache answers without asking)",
                 percent(data.nvme_hits, reads),
-                percent(data.misses, reads)
+                percent(cloud, reads)
             )
         },
     );
@@ -203,6 +209,7 @@ fn tell_data(data: &DataStats) {
             bytes(data.evicted_bytes)
         ),
     );
+    tell_others(&data.peers);
     let attention = [
         (data.conflict_files, "conflict files"),
         (data.uncommitted_files, "files not committed yet"),
@@ -211,6 +218,56 @@ fn tell_data(data: &DataStats) {
     for (count, what) in attention.into_iter().filter(|(count, _)| *count > 0) {
         line("attention", &format!("{count} {what}"));
     }
+}
+
+/// What of the fetched chunks came from other nodes.
+fn of_others(peers: &PeersStats) -> String {
+    match peers.peer_fetched_chunks {
+        0 => String::new(),
+        chunks => format!(
+            ", {chunks} of them from other nodes ({})",
+            bytes(peers.peer_fetched_bytes)
+        ),
+    }
+}
+
+/// Misses that other nodes answered, and those that the cloud did. A chunk is fetched once, however many reads wait for it:
+/// they are divided as the chunks are.
+fn split(data: &DataStats) -> (u64, u64) {
+    let of_others = data.peers.peer_fetched_chunks.min(data.fetched_chunks);
+    let others =
+        u128::from(data.misses) * u128::from(of_others) / u128::from(data.fetched_chunks.max(1));
+    let others = u64::try_from(others).unwrap_or(data.misses);
+    (others, data.misses - others)
+}
+
+/// Other nodes, and the copies of what is not in the cloud: theirs here and this node's there.
+fn tell_others(peers: &PeersStats) {
+    if peers.peers.is_empty() && peers.held_chunks == 0 {
+        return;
+    }
+    let connected = peers.peers.iter().filter(|p| p.connections > 0).count();
+    let sum = |of: fn(&PeerStats) -> u64| peers.peers.iter().map(of).sum::<u64>();
+    line(
+        "peers",
+        &format!(
+            "{}, {connected} connected; {} had from them, {} given, {} errors",
+            peers.peers.len(),
+            bytes(sum(|p| p.in_bytes)),
+            bytes(sum(|p| p.out_bytes)),
+            sum(|p| p.errors)
+        ),
+    );
+    line(
+        "copies",
+        &format!(
+            "of chunks not in the cloud: {} have all of theirs, {} lack some; {} ({}) kept here for other nodes",
+            peers.replicated_chunks,
+            peers.under_replicated_chunks,
+            peers.held_chunks,
+            bytes(peers.held_bytes)
+        ),
+    );
 }
 
 /// The persist queue in a line.
@@ -234,4 +291,27 @@ fn dirty(queue: &QueueBody, capacity: Option<u64>, has_cloud: bool) -> String {
         bytes(queue.dirty_bytes),
         queue.dirty_chunks
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn misses_are_divided_as_the_chunks_that_came() {
+        let data = |misses, fetched_chunks, peer_fetched_chunks| DataStats {
+            misses,
+            fetched_chunks,
+            peers: PeersStats {
+                peer_fetched_chunks,
+                ..PeersStats::default()
+            },
+            ..DataStats::default()
+        };
+        assert_eq!(split(&data(100, 10, 4)), (40, 60));
+        assert_eq!(split(&data(100, 10, 0)), (0, 100));
+        assert_eq!(split(&data(7, 3, 3)), (7, 0));
+        assert_eq!(split(&data(5, 0, 0)), (0, 5));
+        assert_eq!(split(&data(u64::MAX, 1, 9)), (u64::MAX, 0));
+    }
 }

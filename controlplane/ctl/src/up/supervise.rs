@@ -9,6 +9,7 @@ use crate::node_file::{NodeFile, Phase};
 use crate::output::{bytes, say};
 use crate::settings::cloud::CLUSTER_TOKEN;
 use anyhow::{Context, bail};
+use fastcache_agent::rest::types::HealthBody;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -21,6 +22,8 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// A plane that ran this long before it died is restarted after the first pause again.
 const STEADY: Duration = Duration::from_secs(30);
+/// A registration that takes longer is said.
+const TELL_WAIT_AFTER: Duration = Duration::from_secs(1);
 /// How often a start is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -258,12 +261,14 @@ impl Supervisor {
         }
     }
 
-    /// Starts both, and waits until the mount answers and the node is healthy.
+    /// Starts both, and waits until the mount answers and the node is healthy: as long as its agent says that it waits for
+    /// its coordinator, and [`READY_BOUND`] beyond that.
     async fn start(&mut self, data: &mut Plane, agent: &mut Plane) -> anyhow::Result<()> {
         self.spawn(data)?;
         self.spawn(agent)?;
         self.is_first = false;
-        let start = Instant::now();
+        let mut start = Instant::now();
+        let mut waits_since = None;
         loop {
             for plane in [&mut *data, &mut *agent] {
                 if let Some(child) = &mut plane.child
@@ -277,8 +282,19 @@ impl Supervisor {
                     );
                 }
             }
+            let health = self.api.health().await;
+            let is_registering = health.as_ref().is_some_and(|h| h.status == "registering");
+            waits_since = waits_since
+                .filter(|_| is_registering)
+                .or_else(|| is_registering.then(Instant::now));
+            if waits_since.is_some() {
+                start = Instant::now();
+            }
+            let is_long = waits_since.is_some_and(|since| since.elapsed() > TELL_WAIT_AFTER);
+            self.tell_wait(health.as_ref().filter(|_| is_long))?;
             let is_mounted = self.mount.is_mounted();
-            if is_mounted && self.api.is_healthy().await && self.mount.answers().await {
+            let is_healthy = health.is_some_and(|h| h.status == "ok");
+            if is_mounted && is_healthy && self.mount.answers().await {
                 break;
             }
             if start.elapsed() > READY_BOUND {
@@ -302,6 +318,19 @@ impl Supervisor {
         self.node.write(&self.plan.dir)?;
         print_ready(&self.plan.dir, &self.node);
         Ok(())
+    }
+
+    /// Says what the agent waits for, and writes it down, when that changes.
+    fn tell_wait(&mut self, registering: Option<&HealthBody>) -> anyhow::Result<()> {
+        let why = registering.and_then(|h| h.waits_for.clone());
+        if self.node.waits_for == why {
+            return Ok(());
+        }
+        if let Some(why) = &why {
+            say!("waiting: {why}");
+        }
+        self.node.waits_for = why;
+        self.node.write(&self.plan.dir)
     }
 
     /// Restarts what dies, until a signal comes.
@@ -404,6 +433,7 @@ impl Supervisor {
             tracing::error!(target: "supervisor", %error, "cannot clean up");
         }
         self.node.phase = Phase::Stopped;
+        self.node.waits_for = None;
         self.node.supervisor_pid = None;
         if let Err(error) = self.node.write(&self.plan.dir) {
             tracing::error!(target: "supervisor", %error, "cannot clean up");
