@@ -3,7 +3,7 @@
 //!
 //! Several nodes of one coordinator on this machine, each with a mount of its own.
 
-use fastcache_tests::{Cluster, Http, Mapping, Node, Plane, number, serial, wait_until};
+use fastcache_tests::{Bytes, Cluster, Http, Mapping, Node, Plane, number, serial, wait_until};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt, PermissionsExt};
@@ -448,7 +448,7 @@ fn an_unlinked_file_lives_as_long_as_another_node_has_it_open() {
     let _one = serial();
     let mut cluster = short_leases(2);
     let len = 2 << 20;
-    let contents: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+    let contents = Bytes::of(7).range(0, len);
     for name in ["open", "closed"] {
         fs::write(cluster.nodes[0].at(name), &contents).expect("write");
     }
