@@ -262,7 +262,7 @@ impl RemoteNamespace {
         self.shared.session.send_replace(CLOSED);
     }
 
-    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 30 s;
+    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for [`CALL_DEADLINE`];
     /// then the answer is EIO, and a change may or may not have happened.
     pub async fn call(&self, request: NsRequest) -> NsReply {
         let failed = NsReply {
@@ -286,7 +286,7 @@ impl RemoteNamespace {
             }
             Err(_) => {
                 let coordinator = &self.shared.coordinator;
-                tracing::error!(target: "control", coordinator, "the coordinator did not answer for 30 s");
+                tracing::error!(target: "control", coordinator, "the coordinator did not answer for {CALL_DEADLINE:?}");
                 failed
             }
         }
