@@ -99,7 +99,7 @@ fn contents_are_seen_when_they_are_closed_or_fsynced() {
     assert_eq!(fs::read(b.at("file")).expect("read"), vec![b'0'; 10_000]);
     // Open and mapped before, on the other node.
     let mut open = File::open(b.at("file")).expect("open");
-    let mapped = Mapping::shared(&both(b, "file"), 10_000);
+    let mapped = Mapping::shared(both(b, "file"), 10_000);
     assert_eq!(mapped.read(9_999, 1)[0], b'0');
     for round in 1..=5u8 {
         let digit = b'0' + round;
