@@ -5,7 +5,7 @@
 //! is compared at once. What is cached is in a folder where nothing changes: its leases last.
 
 use crate::bytes::Bytes;
-use crate::machine::wait_until;
+use crate::machine::{have_own_files, wait_until};
 use crate::node::Node;
 use crate::written::write_and_close;
 use rand::Rng as _;
@@ -174,6 +174,7 @@ impl<'n> Busy<'n> {
                     scope.spawn(move || {
                         // A wrong byte ends them all.
                         let over = Over(&self.is_over);
+                        have_own_files();
                         work(self, node);
                         drop(over);
                     });

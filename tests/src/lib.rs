@@ -46,8 +46,8 @@ pub use identity::{Identity, IdentitySetup};
 pub use island::{Cable, on_an_island};
 pub use loss::lose_everything;
 pub use machine::{
-    close, drop_page_cache, free_port, number, output_of, program, repository, run, seed, serial,
-    temp_dir, wait_until,
+    close, drop_page_cache, free_port, have_own_files, number, output_of, program, repository, run,
+    seed, serial, temp_dir, wait_until,
 };
 pub use manifest::Container;
 pub use mapping::Mapping;

@@ -1,13 +1,15 @@
-//! Promise: the table of faults (docs/architecture.md), where several nodes are concerned. A node that stands, is cut off, is
+//! Promise: the table of faults (docs/semantics.md), where several nodes are concerned. A node that stands, is cut off, is
 //! killed or has a bad disk costs the others time within a bound, never an error or a wrong byte; and when everything is
 //! killed at once, what was acknowledged is there.
 //!
 //! `FASTCACHE_FAULTS=long` makes the outages as long as the promise says (`make test-cluster`).
 
 use fastcache_tests::{
-    Busy, Bytes, Cable, Cluster, Coordinator, Node, Plane, Setup, drop_page_cache, on_an_island,
-    serial, temp_dir, wait_until, write_and_close,
+    Busy, Bytes, Cable, Cluster, Coordinator, Node, Plane, Setup, drop_page_cache, have_own_files,
+    on_an_island, seed, serial, temp_dir, wait_until, write_and_close,
 };
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Mutex;
@@ -222,8 +224,13 @@ fn everything_killed_at_once_and_started_again() {
 /// Reads a name on a node again and again.
 struct Watcher<'w> {
     is_over: &'w AtomicBool,
-    /// When a read began, and what it said.
-    seen: Mutex<Vec<(Instant, Result<Vec<u8>, String>)>>,
+    seen: Mutex<Vec<Look>>,
+}
+
+/// A read: when it began, and what it said.
+struct Look {
+    since: Instant,
+    got: Result<Vec<u8>, String>,
 }
 
 /// Ends a watch also when the test panics.
@@ -237,10 +244,11 @@ impl Drop for Over<'_> {
 
 impl Watcher<'_> {
     fn watch(&self, path: &std::path::Path) {
+        have_own_files();
         while !self.is_over.load(Ordering::Relaxed) {
             let since = Instant::now();
             let got = fs::read(path).map_err(|e| e.to_string());
-            self.seen.lock().expect("lock").push((since, got));
+            self.seen.lock().expect("lock").push(Look { since, got });
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -324,14 +332,14 @@ fn cut_off_and_back([a, c]: [&Node; 2], far: &Node, cable: &Cable, lease: Durati
         wait_until("the far node sees the change", SOON, || {
             let seen = watcher.seen.lock().expect("lock");
             seen.last()
-                .is_some_and(|(_, got)| got.as_deref() == Ok(b"new"))
+                .is_some_and(|look| look.got.as_deref() == Ok(b"new"))
         });
         drop(over);
         changed
     });
     let seen = watcher.seen.lock().expect("lock");
     let mut old = 0;
-    for (since, got) in &*seen {
+    for Look { since, got } in &*seen {
         match got.as_deref() {
             Ok(b"old") => {
                 assert!(*since < changed, "what was changed was read after that");
@@ -459,6 +467,80 @@ fn find_on_device(node: &Node, block: &[u8]) -> Vec<u64> {
         }
     }
     places
+}
+
+/// What is done to a cluster under load.
+#[derive(Clone, Copy, Debug)]
+enum Hurt {
+    Kill(usize, Plane),
+    Stop(usize, Plane),
+    KillCoordinator,
+}
+
+impl Hurt {
+    fn random(rng: &mut StdRng) -> Hurt {
+        let node = rng.random_range(0..3);
+        let plane = match rng.random_bool(0.5) {
+            true => Plane::Agent,
+            false => Plane::Data,
+        };
+        match rng.random_range(0..5) {
+            0 | 1 => Hurt::Kill(node, plane),
+            2 | 3 => Hurt::Stop(node, plane),
+            _ => Hurt::KillCoordinator,
+        }
+    }
+}
+
+/// Any process of three nodes, and the coordinator, killed or standing for up to two leases, two things at a time.
+#[test]
+fn anything_killed_or_standing_under_the_load_of_three_nodes() {
+    const LEASE: Duration = Duration::from_secs(3);
+    let _one = serial();
+    let seed = seed("FASTCACHE_CLUSTER_SEED", "FASTCACHE_FAULTS");
+    println!("FASTCACHE_CLUSTER_SEED={seed}");
+    let rng = &mut StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::start(3, &["--lease", &LEASE.as_secs().to_string()]);
+    let (nodes, coordinator) = (&cluster.nodes, Mutex::new(&mut cluster.coordinator));
+    let mut is_killed = [false; 3];
+    let rounds = if is_long() { 60 } else { 3 };
+    let busy = Busy::during(nodes, |busy| {
+        for round in 0..rounds {
+            let so_far = busy.count();
+            let hurts = [Hurt::random(rng), Hurt::random(rng)];
+            let pause = LEASE.mul_f64(rng.random_range(0.1..2.0));
+            println!("round {round}: {hurts:?}, {pause:?}");
+            let mut stopped = Vec::new();
+            for hurt in hurts {
+                match hurt {
+                    Hurt::Kill(node, plane) => {
+                        is_killed[node] |= plane == Plane::Data;
+                        nodes[node].kill(plane);
+                    }
+                    // It may be the one that was just killed.
+                    Hurt::Stop(node, plane) if nodes[node].pid(plane).is_none() => {}
+                    Hurt::Stop(node, plane) => stopped.push(nodes[node].stop(plane)),
+                    Hurt::KillCoordinator => coordinator.lock().expect("lock").kill(),
+                }
+            }
+            std::thread::sleep(pause);
+            drop(stopped);
+            let mut coordinator = coordinator.lock().expect("lock");
+            if coordinator.pid() == 0 {
+                coordinator.start();
+            }
+            for node in nodes {
+                node.wait_for_return();
+            }
+            wait_until("the load goes on", SOON, || busy.count() > so_far + 15);
+        }
+    });
+    for (node, seen) in busy.seen.iter().enumerate() {
+        let errors = [&seen.read_errors, &seen.write_errors];
+        let errors = errors.map(|e| e.lock().expect("lock").clone()).concat();
+        assert!(is_killed[node] || errors.is_empty(), "{node}: {errors:?}");
+        assert_eq!(nodes[node].stat("checksum_errors"), 0);
+    }
 }
 
 #[test]

@@ -316,7 +316,7 @@ impl RemoteNamespace {
         self.shared.session.send_replace(CLOSED);
     }
 
-    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for up to 60 s;
+    /// Does one operation. When the coordinator cannot be reached, the same request is sent again for [`CALL_DEADLINE`];
     /// then the answer is EIO, and a change may or may not have happened.
     pub async fn call(&self, request: NsRequest) -> NsReply {
         let failed = NsReply {
