@@ -398,11 +398,15 @@ impl FileSystem {
                 attr: entry.attr.as_ref().and_then(|a| self.known_attr(a.ino)),
                 ..entry.clone()
             });
-            return Ok(DirPage {
-                entries: entries.collect(),
-                is_end: is_end && is_all,
-                grant: asked.answered(None),
-            });
+            let entries: Arc<[DirEntry]> = entries.collect();
+            // Without some of them the page is asked for again: once, where the kernel would ask for each.
+            if !plus || entries.iter().all(|entry| entry.attr.is_some()) {
+                return Ok(DirPage {
+                    entries,
+                    is_end: is_end && is_all,
+                    grant: asked.answered(None),
+                });
+            }
         }
         let op = NsOp::Readdir {
             ino,

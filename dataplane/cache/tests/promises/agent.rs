@@ -8,8 +8,8 @@ use fastcache_api::control::{
     DataAnswer, DataCall, DataEvent, FsyncLevel, LocalChunk, NodeAnswer, NodeCall, ToAgent, Waited,
 };
 use fastcache_api::{
-    Attr, ChunkKey, CloudRef, Commit, Errno, Ino, Layout, NewInode, NsAnswer, NsOp, NsReply,
-    NsRequest, OpId, Run, SetAttr, Time, Version,
+    Attr, ChunkKey, CloudRef, Commit, DirEntry, Errno, Ino, Layout, NewInode, NsAnswer, NsOp,
+    NsReply, NsRequest, OpId, Run, SetAttr, Time, Version,
 };
 use fastcache_cache::{FileSystem, Link};
 use fastcache_chunkstore::crc_all;
@@ -36,6 +36,8 @@ pub struct Agent {
     pub commits: RefCell<Vec<SeenCommit>>,
     /// How many names were asked for.
     pub lookups: Cell<usize>,
+    /// How many parts of listings were.
+    pub listings: Cell<usize>,
     /// Every event.
     pub events: RefCell<Vec<DataEvent>>,
     /// Commits are noted and not answered.
@@ -98,6 +100,9 @@ impl Agent {
             ToAgent::Call(id, NodeCall::Ns(request)) => {
                 if matches!(request.op, NsOp::Lookup { .. }) {
                     self.lookups.set(self.lookups.get() + 1);
+                }
+                if matches!(request.op, NsOp::Readdir { .. }) {
+                    self.listings.set(self.listings.get() + 1);
                 }
                 if matches!(request.op, NsOp::Commit(_)) {
                     self.commits
@@ -449,6 +454,9 @@ impl Table {
                 let ino = *self.names.get(&name).ok_or(Errno::ENOENT)?;
                 Ok(NsAnswer::Entry(self.file(ino)?.0.clone()))
             }
+            NsOp::Readdir {
+                after, max, plus, ..
+            } => Ok(self.list(after, max as usize, plus)),
             NsOp::PathOf { ino } => {
                 let found = self.names.iter().find(|(_, named)| **named == ino);
                 let (name, _) = found.ok_or(Errno::ENOENT)?;
@@ -491,6 +499,30 @@ impl Table {
             NsOp::ListXattr { .. } => Ok(NsAnswer::Names(Vec::new())),
             NsOp::Reap { .. } | NsOp::ReapAllBut { .. } => Ok(NsAnswer::Done),
             other => panic!("the tests need no {other:?}"),
+        }
+    }
+
+    /// A part of a listing, in the order of the names.
+    fn list(&self, after: u64, max: usize, plus: bool) -> NsAnswer {
+        let mut names: Vec<(&Vec<u8>, &Ino)> = self.names.iter().collect();
+        names.sort();
+        let entry = |(at, (name, ino)): (usize, (&Vec<u8>, &Ino))| {
+            let attr = &self.files[ino].0;
+            DirEntry {
+                name: name.clone(),
+                ino: *ino,
+                kind: attr.kind,
+                cookie: at as u64 + 3,
+                attr: plus.then(|| attr.clone()),
+            }
+        };
+        let rest = names.into_iter().enumerate().map(entry);
+        let mut rest: Vec<DirEntry> = rest.filter(|e| e.cookie > after).collect();
+        let is_end = rest.len() <= max;
+        rest.truncate(max);
+        NsAnswer::Dir {
+            entries: rest,
+            is_end,
         }
     }
 

@@ -31,6 +31,38 @@ async fn look(node: &Node, parent: Ino, name: &[u8]) -> (Result<Ino, Errno>, usi
     (found.map(|entry| entry.attr.ino), asked)
 }
 
+/// A part of the root's listing: whether each entry has attributes, and how many questions it took.
+async fn list(node: &Node, after: u64, take_in: bool) -> (Vec<bool>, usize) {
+    let before = node.agent.listings.get();
+    let page = soon("readdir", node.fs.readdir(Ino::ROOT, after, 4, true)).await;
+    let page = page.unwrap();
+    let attrs = page.entries.iter().map(|e| e.attr.as_ref());
+    for attr in attrs.clone().flatten().filter(|_| take_in) {
+        node.fs.remember(Ino::ROOT, attr, page.grant);
+    }
+    let has = attrs.map(|attr| attr.is_some()).collect();
+    (has, node.agent.listings.get() - before)
+}
+
+#[test]
+fn a_listing_that_is_kept_has_attributes_or_is_asked_for_again() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        for n in 0..6 {
+            node.create(&format!("file {n}")).await;
+        }
+        let node = start(other.path(), &agent, 2).await;
+        node.share().await;
+        // Asked for, and not told the kernel.
+        assert_eq!(list(&node, 2, false).await, (vec![true; 4], 1));
+        assert_eq!(list(&node, 2, true).await, (vec![true; 4], 1));
+        assert_eq!(list(&node, 2, true).await, (vec![true; 4], 0));
+        assert_eq!(list(&node, 6, true).await, (vec![true; 2], 1));
+    });
+}
+
 #[test]
 fn what_cannot_exist_is_not_asked_for() {
     let dir = tempfile::tempdir().unwrap();

@@ -57,30 +57,23 @@ impl Handlers {
                 count += 1;
             }
         }
-        let mut after = args.offset.max(COOKIE_DOTDOT);
+        let after = args.offset.max(COOKIE_DOTDOT);
         let max = Listing::capacity(size, plus).clamp(1, ENTRIES_MAX);
         let max = u32::try_from(max).unwrap_or(u32::MAX);
-        loop {
-            let page = match self.fs.readdir(ino, after, max, plus).await {
-                Ok(page) => page,
-                // What is listed already is answered; the error comes again with the next request.
-                Err(_) if count > 0 => return finish(listing, count, false),
-                Err(e) => return Reply::Error(e),
-            };
-            let Some(last) = page.entries.last() else {
-                return finish(listing, count, true);
-            };
-            after = last.cookie;
-            for entry in page.entries.iter() {
-                if !self.list(&mut listing, ino, entry, plus.then_some(page.grant)) {
-                    return finish(listing, count, false);
-                }
-                count += 1;
+        let page = match self.fs.readdir(ino, after, max, plus).await {
+            Ok(page) => page,
+            // What is listed already is answered; the error comes again with the next request.
+            Err(_) if count > 0 => return finish(listing, count, false),
+            Err(e) => return Reply::Error(e),
+        };
+        for entry in page.entries.iter() {
+            if !self.list(&mut listing, ino, entry, plus.then_some(page.grant)) {
+                return finish(listing, count, false);
             }
-            if page.is_end {
-                return finish(listing, count, true);
-            }
+            count += 1;
         }
+        // A page is no less than what fits, or all there is: what would come next is left to the next request.
+        finish(listing, count, page.is_end || page.entries.is_empty())
     }
 
     /// Adds an entry; false when it does not fit.
