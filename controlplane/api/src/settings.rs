@@ -37,6 +37,7 @@ pub const AGENT_KEYS: &[&str] = &[
     "azure-tenant-id",
     "azure-token-file",
     "fsync",
+    "fsync-copies",
     "state-dir",
     "put-limit",
     "stop-timeout",
