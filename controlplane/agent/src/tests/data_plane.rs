@@ -128,7 +128,8 @@ impl DataPlane {
                 state.lanes.insert(client.lane, stream.try_clone().unwrap());
             }
             while let Some(message) = receive::<ToData>(&stream) {
-                while client.lane == CALLS_LANE && serving.state.lock().unwrap().are_calls_paused {
+                let is_answer = matches!(message, ToData::Answer(..));
+                while is_answer && serving.state.lock().unwrap().are_calls_paused {
                     std::thread::sleep(std::time::Duration::from_millis(1));
                 }
                 serving.on_message(&stream, message);
@@ -279,7 +280,7 @@ impl DataPlane {
             .unwrap()
     }
 
-    /// Whether what comes on the lane of [`DataPlane::call`] waits.
+    /// Whether answers to [`DataPlane::call`] wait, and what comes behind them.
     pub(super) fn pause_calls(&self, is_paused: bool) {
         self.state.lock().unwrap().are_calls_paused = is_paused;
     }
