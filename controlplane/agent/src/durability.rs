@@ -1,13 +1,20 @@
 //! Where files are safe: what an `fsync` has reached, and what is said of a file.
 
-use crate::link::unexpected;
+use crate::link::{lock, unexpected};
 use crate::node::{Inner, Node};
 use crate::types::{ChunkState, Durability, FileState};
 use fastcache_api::control::{DataAnswer, DataCall, FsyncLevel, NodeAnswer, Waited};
 use fastcache_api::{CloudRef, Errno, Ino, Kind, NsAnswer, NsOp};
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tracing::{info, warn};
+
+/// In the state directory, once there was another node.
+pub(crate) const HAD_PEERS: &str = "had-peers";
+/// How long after a start an fsync waits until it is known which other nodes there are.
+const TOLD_MAX: Duration = Duration::from_secs(10);
 
 impl Inner {
     /// What an fsync waits for now. Without a configured level: for other nodes as soon as there was one, which does not end
@@ -23,14 +30,30 @@ impl Inner {
 
     /// The data plane knows these many other nodes: says so where that is another level.
     pub(crate) fn peers_are_told(&self, peers: usize) {
-        let before = self.fsync_level();
-        self.had_peers.fetch_or(peers > 0, Ordering::Relaxed);
-        if self.config.fsync.is_none() && self.fsync_level() != before {
-            info!(target: "control", "there are other nodes: from now on an fsync waits for a copy on one, or for the cloud (level peers)");
+        if peers > 0 && !self.had_peers.swap(true, Ordering::Relaxed) {
+            let path = self.config.state_dir.join(HAD_PEERS);
+            let kept = File::create(&path).and_then(|file| file.sync_all());
+            if let Err(error) = kept {
+                warn!(target: "control", path = %path.display(), %error, "cannot note that there are other nodes: after a restart an fsync may wait for less until they are heard of");
+            }
         }
-        if self.fsync_level() == FsyncLevel::Peers && peers == 0 {
+        let level = self.fsync_level();
+        let before = lock(&self.level_told).replace(level);
+        if self.config.fsync.is_none() && before != Some(level) {
+            match (before, level) {
+                (_, FsyncLevel::Peers) => {
+                    info!(target: "control", "there are other nodes: from now on an fsync waits for a copy on one, or for the cloud (level peers)");
+                }
+                (Some(_), _) => {
+                    warn!(target: "control", "no other node is live and there is no cloud: from now on an fsync waits for this node's device alone (level local)");
+                }
+                (None, _) => {}
+            }
+        }
+        if level == FsyncLevel::Peers && peers == 0 {
             warn!(target: "control", "no other node is live: an fsync waits for the cloud");
         }
+        self.are_peers_told.send_replace(true);
     }
 
     /// What the data plane asks when a file is on its device and committed.
@@ -42,6 +65,11 @@ impl Inner {
     ) -> Result<NodeAnswer, Errno> {
         self.namespace.call(self.request(NsOp::Sync)).await.result?;
         let is_outside = self.namespace.owner().is_some();
+        if is_outside && self.config.fsync.is_none() {
+            // Just started: which nodes there are decides.
+            let mut told = self.are_peers_told.subscribe();
+            let _ = tokio::time::timeout(TOLD_MAX, told.wait_for(|is_told| *is_told)).await;
+        }
         let level = match self.fsync_level() {
             FsyncLevel::Local if !is_cloud => {
                 let level = FsyncLevel::Local;

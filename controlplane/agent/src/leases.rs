@@ -7,9 +7,9 @@
 
 use crate::link::{Link, Session, lock};
 use crate::node::Inner;
-use fastcache_api::Errno;
 use fastcache_api::control::{DataAnswer, DataCall};
 use fastcache_api::locks::{LockAnswer, LockOp};
+use fastcache_api::{Errno, Ino, NsOp};
 use fastcache_coordinator::{Lease, Notice, Revocation};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -115,8 +115,15 @@ pub(crate) async fn notice_loop(inner: Arc<Inner>, mut notices: mpsc::Receiver<N
             None => return,
             Some(Notice::Lease(lease)) => lengthen(&inner, lease).await,
             Some(Notice::Asked(question)) => {
-                let (chunks, bytes) = lock(&inner.cache).of_file(question.ino);
-                tokio::spawn(question.answer(chunks, bytes));
+                // One at a time, and not here: it takes a look at every chunk, and leases wait behind it.
+                if let Ok(turn) = Arc::clone(&inner.looking).try_acquire_owned() {
+                    let inner = inner.clone();
+                    tokio::spawn(async move {
+                        let (chunks, bytes) = lock(&inner.cache).of_file(question.ino);
+                        question.answer(chunks, bytes).await;
+                        drop(turn);
+                    });
+                }
             }
             Some(Notice::Revoked(revoked)) if revoked.everything => {
                 forget_everything(&inner, revoked).await;
@@ -233,6 +240,9 @@ async fn forget(inner: &Inner, mut revoked: Revocation) {
     }
     let orphans = std::mem::take(&mut revoked.orphans);
     if !orphans.is_empty() {
+        if !hold_nameless(inner, &orphans).await {
+            return;
+        }
         calls.push(DataCall::HoldOpen { inos: orphans });
     }
     if !revoked.inos.is_empty() || !revoked.entries.is_empty() || !revoked.touched.is_empty() {
@@ -250,6 +260,26 @@ async fn forget(inner: &Inner, mut revoked: Revocation) {
         }
     }
     revoked.ack().await;
+}
+
+/// Takes a lease on those of these files that are being made here: of a slow one the data plane may know nothing yet. False
+/// when the coordinator does not answer.
+async fn hold_nameless(inner: &Inner, orphans: &[Ino]) -> bool {
+    let made: Vec<Ino> = {
+        let nameless = lock(&inner.nameless);
+        let made = orphans.iter().filter(|ino| nameless.contains(ino));
+        made.copied().collect()
+    };
+    for ino in made {
+        let open = inner.request(NsOp::Open { ino, write: false });
+        if !matches!(
+            inner.namespace.call(open).await.result,
+            Ok(_) | Err(Errno::ENOENT)
+        ) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Has the data plane obey, this session of it or the next: until then it may trust what it has.

@@ -3,6 +3,7 @@
 use crate::bucket::{self, Bucket};
 use crate::check;
 use crate::config::AgentConfig;
+use crate::durability::HAD_PEERS;
 use crate::error::AgentError;
 use crate::garbage;
 use crate::leases::{self, Leases};
@@ -21,10 +22,11 @@ use crate::types::{
 };
 use crate::victims;
 use bytes::Bytes;
-use fastcache_api::control::{DataAnswer, DataCall, SLOT_BYTES};
+use fastcache_api::control::{DataAnswer, DataCall, FsyncLevel, SLOT_BYTES};
 use fastcache_api::{Attr, ChunkId, Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
 use fastcache_cloud::Cloud;
 use rand::Rng;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -90,8 +92,16 @@ pub(crate) struct Inner {
     pub(crate) peer_address: Mutex<String>,
     /// Whether the data plane has other nodes to ask.
     pub(crate) has_peers: AtomicBool,
-    /// Whether it ever had.
+    /// Whether it ever had, also before a restart.
     pub(crate) had_peers: AtomicBool,
+    /// The data plane was told which other nodes there are.
+    pub(crate) are_peers_told: watch::Sender<bool>,
+    /// What an fsync waited for when that was told.
+    pub(crate) level_told: Mutex<Option<FsyncLevel>>,
+    /// Files without a name that are written now, to get one (REST PUT).
+    pub(crate) nameless: Mutex<HashSet<Ino>>,
+    /// Taken by who looks at every chunk for somebody else.
+    pub(crate) looking: Arc<Semaphore>,
     /// Whether the data planes of all live nodes reach each other.
     pub(crate) are_all_peers: AtomicBool,
     pub(crate) counters: Counters,
@@ -200,6 +210,7 @@ impl Node {
             longest: config.upload_max_delay,
         };
         let is_settled = !namespace.is_unsettled();
+        let had_peers = config.state_dir.join(HAD_PEERS).exists();
         let (finished, to_record) = mpsc::channel(persist::RECORD_QUEUE);
         let is_embedded = namespace.owner().is_none();
         let is_watched = !is_embedded && cloud.is_some();
@@ -236,7 +247,11 @@ impl Node {
             capacity_bytes: AtomicU64::new(0),
             peer_address: Mutex::default(),
             has_peers: AtomicBool::new(false),
-            had_peers: AtomicBool::new(false),
+            had_peers: AtomicBool::new(had_peers),
+            are_peers_told: watch::Sender::new(false),
+            level_told: Mutex::default(),
+            nameless: Mutex::default(),
+            looking: Arc::new(Semaphore::new(1)),
             are_all_peers: AtomicBool::new(false),
             counters: Counters::default(),
             stop: CancellationToken::new(),

@@ -41,6 +41,7 @@ use fastcache_api::{Ino, Kind, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, g
 use promised::PromisedLease;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tables::{Outlet, Tables, Wait};
@@ -98,6 +99,17 @@ pub struct Renewed {
     pub is_shared: bool,
 }
 
+/// What came of a revocation.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    /// The node has done what it asks for.
+    Done,
+    /// Its session is over.
+    Over,
+    /// It has no lease any more.
+    None,
+}
+
 /// Since when, and until when, changes are not answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Settled {
@@ -116,9 +128,22 @@ struct Inner {
     order: tokio::sync::Mutex<()>,
     /// Whether leases may be out that the table does not know.
     settled: watch::Sender<Settled>,
+    /// How many wait for such leases to be over.
+    settling: AtomicUsize,
+    /// How long one may last that an earlier run gave.
+    longest_lease: Duration,
     locations: Mutex<Locations>,
     /// Locks may be free that were not.
     freed: watch::Sender<()>,
+}
+
+impl Inner {
+    /// One of those who wait is through.
+    fn is_settled(&self) {
+        if self.settling.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.settled.send_replace(Settled::Yes);
+        }
+    }
 }
 
 /// A change of a session waits for other nodes, until this is dropped.
@@ -239,14 +264,16 @@ impl Coordinator {
                 true => Settled::No,
                 false => Settled::Yes,
             }),
+            settling: AtomicUsize::new(usize::from(may_be_held)),
+            longest_lease: promised.longest(),
             locations: Mutex::new(Locations::default()),
             freed: watch::Sender::new(()),
         });
         let settling = Arc::clone(&inner);
         tokio::spawn(async move {
+            tokio::time::sleep(promised.longest()).await;
             if may_be_held {
-                tokio::time::sleep(promised.longest()).await;
-                settling.settled.send_replace(Settled::Yes);
+                settling.is_settled();
             }
             promised.is_over();
         });
@@ -320,9 +347,12 @@ impl Coordinator {
             let mut waits = Vec::new();
             if accepted.is_second {
                 // The other one may have been registered with an earlier run only.
+                let is_first = self.inner.settling.fetch_add(1, Ordering::AcqRel) == 0;
                 self.inner.settled.send_replace(Settled::No);
                 for other in tables.registry.others(session) {
-                    self.inner.settled.send_replace(Settled::NotFor(other));
+                    if is_first {
+                        self.inner.settled.send_replace(Settled::NotFor(other));
+                    }
                     let all = grpc::Revocation {
                         everything: true,
                         ..Default::default()
@@ -337,7 +367,7 @@ impl Coordinator {
             let this = self.clone();
             let settled = tokio::spawn(async move {
                 if waits.is_empty() {
-                    tokio::time::sleep(this.inner.options.lease).await;
+                    tokio::time::sleep(this.inner.longest_lease).await;
                 }
                 for wait in waits {
                     let session = wait.session;
@@ -345,7 +375,7 @@ impl Coordinator {
                         this.tables().fence(session);
                     }
                 }
-                this.inner.settled.send_replace(Settled::Yes);
+                this.inner.is_settled();
                 // It waited, and its lease with it.
                 let mut tables = this.tables();
                 tables.renew(session, Instant::now(), this.inner.options.lease);
@@ -361,8 +391,13 @@ impl Coordinator {
         })
     }
 
-    /// Waits until a node has done what a revocation asks for, or has no lease any more. Whether it has.
+    /// Waits until a node has done what a revocation asks for, or its session is over, or it has no lease any more. False in the
+    /// last case.
     async fn given_up(&self, wait: Wait) -> bool {
+        self.answer_to(wait).await != Answer::None
+    }
+
+    async fn answer_to(&self, wait: Wait) -> Answer {
         let Wait {
             mut acknowledged,
             session,
@@ -381,14 +416,13 @@ impl Coordinator {
             };
             let latest = latest + excused.saturating_sub(before).min(lease);
             let Some(until) = until.filter(|_| now < latest) else {
-                return false;
+                return Answer::None;
             };
-            // Dropped: the session is over, and what it held with it.
-            if tokio::time::timeout_at(until.min(latest), &mut acknowledged)
-                .await
-                .is_ok()
-            {
-                return true;
+            match tokio::time::timeout_at(until.min(latest), &mut acknowledged).await {
+                Ok(Ok(())) => return Answer::Done,
+                // Dropped: the session is over, and what it held with it.
+                Ok(Err(_)) => return Answer::Over,
+                Err(_) => {}
             }
         }
     }
@@ -548,10 +582,10 @@ impl Coordinator {
         if !is_commit {
             self.settled_for(session).await;
         }
-        self.ask_who_has_open(session, &mut request.op).await;
+        let asked = self.ask_who_has_open(session, &mut request.op).await;
         let (reply, waits) = {
             let _in_order = self.inner.order.lock().await;
-            if let Some(refused) = self.refused(session, &mut request)
+            if let Some(refused) = self.refused(session, &mut request, asked.as_ref())
                 && !self.has_commit(&request).await
             {
                 return refused;

@@ -47,6 +47,8 @@ pub(crate) struct LeaseTable {
     max: usize,
     /// When each session's lease ends; a session without one holds nothing.
     until: HashMap<u64, Instant>,
+    /// Since when it has gone on without a break.
+    since: HashMap<u64, Instant>,
     /// Rises with every change of the namespace.
     stamp: u64,
     /// Leases on writing so far.
@@ -68,6 +70,7 @@ impl LeaseTable {
             len: 0,
             max,
             until: HashMap::new(),
+            since: HashMap::new(),
             stamp: 0,
             writes: 0,
         }
@@ -102,9 +105,16 @@ impl LeaseTable {
                     self.release_all(session);
                 }
                 self.until.insert(session, until);
+                self.since.insert(session, now);
                 until
             }
         }
+    }
+
+    /// Whether a session's lease goes on since then, or longer.
+    pub(crate) fn is_unbroken(&self, session: u64, since: Instant, now: Instant) -> bool {
+        let began = self.since.get(&session);
+        self.is_live(session, now) && began.is_some_and(|began| *began <= since)
     }
 
     /// When the session's lease ends, while it has one.
@@ -283,6 +293,7 @@ impl LeaseTable {
     pub(crate) fn end(&mut self, session: u64) {
         self.release_all(session);
         self.until.remove(&session);
+        self.since.remove(&session);
     }
 
     /// Whether a session's lease goes on.
@@ -303,6 +314,7 @@ impl LeaseTable {
                 .retain(|session, _| !ended.contains(session));
             self.retain_all(|g| !ended.contains(&g.session));
             self.until.retain(|session, _| !ended.contains(session));
+            self.since.retain(|session, _| !ended.contains(session));
         }
     }
 

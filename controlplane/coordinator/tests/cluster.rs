@@ -719,7 +719,17 @@ async fn nodes_are_asked_what_they_have_of_a_file() {
     let acking = acknowledge_all(a_revoked);
     let (_b, _b_revoked) = server.connect("b").await;
     let coordinator = &server.coordinator;
-    let held = within(coordinator.held(Ino(7))).await;
+    // Each has opened its stream a moment after it was let in.
+    let held = within(async {
+        loop {
+            let held = coordinator.held(Ino(7)).await;
+            if held.len() > 1 {
+                return held;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let held = held.await;
     let one = Held {
         chunks: 1,
         bytes: 100,

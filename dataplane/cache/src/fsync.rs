@@ -5,9 +5,9 @@
 //! wait anyway. Nothing is asked again and again: each copy that was made or lost, and each upload, is told to who waits.
 
 use crate::link::unexpected;
-use crate::{FileSystem, Result};
+use crate::{FileSystem, Result, lock};
 use fastcache_api::control::{FsyncLevel, LATENCY_BOUNDS_US, Latency, NodeAnswer, NodeCall};
-use fastcache_api::{ChunkKey, Ino};
+use fastcache_api::{ChunkId, ChunkKey, Ino};
 use fastcache_reactor::sync::AtomicU64;
 use fastcache_reactor::{Instant, sleep};
 use futures_util::future::{Either, select};
@@ -82,7 +82,27 @@ impl FileSystem {
         Ok(())
     }
 
-    fn dirty_of(&self, ino: Ino) -> Vec<ChunkKey> {
+    /// Has these chunks copied before others; what ends when each is on another node's device, or in the cloud. `None`
+    /// when one of them can have no copy.
+    pub(crate) fn copies_begun(
+        &self,
+        keys: Vec<ChunkKey>,
+    ) -> Option<impl Future<Output = ()> + '_> {
+        let tier = self.inner.peers.get()?;
+        if keys.is_empty() || keys.iter().any(|key| tier.homes(key.id()).is_empty()) {
+            return None;
+        }
+        tier.hurry(&keys);
+        Some(async move {
+            let left = Left {
+                chunks: Cell::new(keys.len()),
+                is_by_cloud: Cell::new(false),
+            };
+            self.copied(&keys, 1, &left).await;
+        })
+    }
+
+    pub(crate) fn dirty_of(&self, ino: Ino) -> Vec<ChunkKey> {
         let chunks = self.inner.store.chunks_of(ino);
         let dirty = chunks.iter().filter(|body| body.is_dirty());
         dirty.map(|body| body.key()).collect()
@@ -141,6 +161,23 @@ impl FileSystem {
         }
     }
 
+    /// Whether the file may have anything in the place of a chunk.
+    fn may_be_named(&self, id: ChunkId) -> bool {
+        let Some(inode) = self.inner.inodes.get(id.ino) else {
+            return true;
+        };
+        let state = lock(&inode.state);
+        if state.is_orphan {
+            return false;
+        }
+        match (&state.attr, &state.layout) {
+            (Some(attr), Some(layout)) if self.is_trusted(&state) || self.may_write(&state) => {
+                layout.chunk(id.index, attr.chunk_size).is_some()
+            }
+            _ => true,
+        }
+    }
+
     /// Waits until all of these, or what took their places, are on so many other nodes or in the cloud.
     async fn copied(&self, keys: &[ChunkKey], copies: usize, left: &Left) {
         let Some(tier) = self.inner.peers.get() else {
@@ -151,9 +188,9 @@ impl FileSystem {
             let is_over = match self.inner.store.get(key.id()) {
                 _ if has_copies(*key) => return true,
                 Some(body) if body.is_dirty() => return has_copies(body.key()),
-                // What took its place, and is in the cloud already, has to be what the file has.
-                Some(body) => body.key() == *key || !self.awaits_commit(body.key()),
-                None => true,
+                // Clean: it is in the cloud. What took its place may have come from the device of another node.
+                Some(body) => body.key() == *key,
+                None => !self.may_be_named(key.id()),
             };
             // In the cloud, or nothing that the file has any more.
             left.is_by_cloud.set(left.is_by_cloud.get() || is_over);

@@ -142,7 +142,7 @@ pub(crate) struct Inode {
     /// Who changes contents shares it, from before asking for the lease on writing until the change is made; who gives the
     /// lease up has it alone. Taken before `seal_lock`.
     pub writers: async_lock::RwLock<()>,
-    /// A commit was acknowledged or given up, a chunk went from open to sealed, or the kernel has dropped pages.
+    /// A commit was acknowledged or given up, or a chunk went from open to sealed.
     pub changed: Event,
     /// Since the table was last looked through for what may go.
     pub was_used: AtomicBool,
@@ -195,8 +195,6 @@ pub(crate) struct InodeState {
     pub streams: Streams,
     /// The kernel's pages may be wrong: the next open drops them.
     pub is_kernel_stale: bool,
-    /// So many times the kernel was told to drop its pages, and has not: each waits for a READ.
-    pub pages_going: u32,
     /// Others may have changed it without this node being told: what is learned next says so.
     pub may_have_missed: bool,
 }

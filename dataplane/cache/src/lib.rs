@@ -145,10 +145,6 @@ pub trait KernelNotify: Send + Sync {
     fn barrier_of(&self, _inos: &HashSet<Ino>, done: Box<dyn FnOnce() + Send>) {
         self.barrier(done);
     }
-    /// Calls `done` when all attributes and names queued before have been forgotten, which never waits for pages.
-    fn barrier_of_attrs(&self, done: Box<dyn FnOnce() + Send>) {
-        self.barrier(done);
-    }
 }
 
 /// Completes the statistics with what other layers know.

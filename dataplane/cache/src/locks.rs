@@ -212,11 +212,7 @@ impl FileSystem {
             }
             drop(turn);
             match answer? {
-                LockAnswer::Done => {
-                    // What was written under it elsewhere is to be seen.
-                    self.pages_gone(ino).await;
-                    return Ok(());
-                }
+                LockAnswer::Done => return Ok(()),
                 LockAnswer::Held(_) if is_over => return Err(Errno::EINTR),
                 LockAnswer::Held(_) if waits.is_some() => {}
                 LockAnswer::Held(_) | LockAnswer::Free => return Err(Errno::EAGAIN),

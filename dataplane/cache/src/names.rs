@@ -330,12 +330,16 @@ impl FileSystem {
     /// Opens a file. `flags` are those of open(2).
     pub async fn open(&self, ino: Ino, flags: u32, kill_suid: bool) -> Result<Opened> {
         let is_write = flags & 0o3 != 0;
-        let inode = self.with_layout(ino, is_write).await?;
-        let keep_cache = {
-            let mut state = lock(&inode.state);
-            state.opens += 1;
-            !std::mem::take(&mut state.is_kernel_stale) && state.pages_going == 0
-        };
+        let inode = self.inner.inodes.get_or_insert(ino);
+        // Before it is asked for: what is unlinked elsewhere meanwhile is kept for who has it open.
+        lock(&inode.state).opens += 1;
+        if let Err(e) = self.with_layout(ino, is_write).await {
+            self.close_handle(&inode);
+            drop(inode);
+            self.inner.inodes.drop_if_idle(ino);
+            return Err(e);
+        }
+        let keep_cache = !std::mem::take(&mut lock(&inode.state).is_kernel_stale);
         if flags & O_TRUNC != 0 {
             let truncated = match self.turn_to_write(&inode).await {
                 Ok(_turn) => self.truncate_open(&inode, 0, kill_suid).await,

@@ -2,7 +2,7 @@
 
 use crate::inode::Inode;
 use crate::{FileSystem, Result, lock};
-use fastcache_api::{Errno, Ino, NsOp, Version};
+use fastcache_api::{Errno, Ino, NsAnswer, NsOp, Version};
 use std::sync::Arc;
 
 /// Most orphans told to the coordinator in one operation.
@@ -152,8 +152,11 @@ impl FileSystem {
             }
             for ino in inos {
                 let is_there = link.ns(NsOp::GetAttr { ino }).await;
-                if matches!(is_there.and_then(|r| r.result), Err(Errno::ENOENT)) {
-                    fs.orphaned(ino);
+                match is_there.and_then(|r| r.result) {
+                    Err(Errno::ENOENT) => fs.orphaned(ino),
+                    // A node is away that may know it: to be tried again.
+                    Ok(NsAnswer::Attr(attr)) if attr.nlink == 0 => fs.orphaned(ino),
+                    _ => {}
                 }
             }
         })

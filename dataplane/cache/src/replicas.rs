@@ -22,8 +22,9 @@ use std::time::Duration;
 
 /// Replicas take at most this share of the store: with what may be dirty there is room left for reads.
 const REPLICA_PERCENT: u64 = 15;
-/// A hold that its owner, who is there, has not confirmed for so long is over. Owners confirm ten times as often.
-const CONFIRMED_FOR: Duration = Duration::from_secs(600);
+/// What its owner, who is there, has not confirmed for so long is taken over if anybody needs it. Owners confirm three times as
+/// often.
+const CONFIRMED_FOR: Duration = Duration::from_secs(180);
 /// How long the coordinator is asked which of two versions a layout names.
 const NAMED_MAX: Duration = Duration::from_secs(5);
 
@@ -32,6 +33,16 @@ struct Hold {
     owner: String,
     len: u32,
     confirmed: Instant,
+}
+
+impl Hold {
+    fn key(&self, id: ChunkId) -> ChunkKey {
+        ChunkKey {
+            ino: id.ino,
+            index: id.index,
+            version: self.version,
+        }
+    }
 }
 
 /// Chunks that are kept for other nodes.
@@ -59,6 +70,24 @@ impl Holds {
     fn of(&self, id: ChunkId) -> Option<(Version, String)> {
         let map = lock(&self.map);
         map.get(&id).map(|hold| (hold.version, hold.owner.clone()))
+    }
+
+    fn left(&self, is_live: impl Fn(&str) -> bool, now: Instant) -> Vec<LeftReplica> {
+        let map = lock(&self.map);
+        let mut are_live: HashMap<&str, bool> = HashMap::new();
+        let mut found = Vec::new();
+        for (id, hold) in &*map {
+            let owner = hold.owner.as_str();
+            let is_live = *are_live.entry(owner).or_insert_with(|| is_live(owner));
+            if !is_live || now.duration_since(hold.confirmed) > CONFIRMED_FOR {
+                found.push(LeftReplica {
+                    key: hold.key(*id),
+                    owner: hold.owner.clone(),
+                    len: hold.len,
+                });
+            }
+        }
+        found
     }
 
     /// Chunks and bytes.
@@ -96,29 +125,12 @@ impl FileSystem {
         held.is_some_and(|(version, by)| version == key.version && by == owner)
     }
 
-    /// What is kept for nodes that are not there.
+    /// What is kept for nodes that are not there, or that do not say any more that they want it.
     pub fn left_replicas(&self) -> Vec<LeftReplica> {
-        let Some(tier) = self.inner.peers.get() else {
-            return Vec::new();
-        };
-        let map = lock(&self.inner.holds.map);
-        let mut are_live: HashMap<&str, bool> = HashMap::new();
-        let mut found = Vec::new();
-        for (id, hold) in &*map {
-            let is_live = are_live.entry(&hold.owner);
-            if !*is_live.or_insert_with(|| tier.is_live(&hold.owner)) {
-                found.push(LeftReplica {
-                    key: ChunkKey {
-                        ino: id.ino,
-                        index: id.index,
-                        version: hold.version,
-                    },
-                    owner: hold.owner.clone(),
-                    len: hold.len,
-                });
-            }
+        match self.inner.peers.get() {
+            Some(tier) => self.inner.holds.left(|owner| tier.is_live(owner), now()),
+            None => Vec::new(),
         }
-        found
     }
 
     fn note_hold(&self, owner: &str, key: ChunkKey, len: u32) {
@@ -204,22 +216,10 @@ impl FileSystem {
         })
     }
 
-    /// Ends holds that nobody confirms. Called now and then.
+    /// Ends holds of what is not here any more. Called now and then.
     pub(crate) fn expire_holds(&self) {
-        let Some(tier) = self.inner.peers.get() else {
-            return;
-        };
-        let now = now();
-        lock(&self.inner.holds.map).retain(|id, hold| {
-            let key = ChunkKey {
-                ino: id.ino,
-                index: id.index,
-                version: hold.version,
-            };
-            let is_old = now.duration_since(hold.confirmed) > CONFIRMED_FOR;
-            let is_gone = self.inner.store.find(key).is_none();
-            !(is_gone || (is_old && tier.is_live(&hold.owner)))
-        });
+        let is_here = |key: ChunkKey| self.inner.store.find(key).is_some();
+        lock(&self.inner.holds.map).retain(|id, hold| is_here(hold.key(*id)));
     }
 
     /// Whether the coordinator's layout names this version. `None` when it cannot be asked, and while this node has changes of
@@ -299,5 +299,38 @@ impl FileSystem {
         if let Some(tier) = self.inner.peers.get() {
             tier.settled(keys);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_confirms_is_left_whether_its_owner_is_there_or_not() {
+        let holds = Holds::default();
+        let confirmed = now();
+        for (n, owner) in [(1, "there"), (2, "gone")] {
+            let id = ChunkId {
+                ino: Ino(n),
+                index: 0,
+            };
+            let hold = Hold {
+                version: Version(1),
+                owner: owner.to_owned(),
+                len: 1,
+                confirmed,
+            };
+            lock(&holds.map).insert(id, hold);
+        }
+        let left = |after| {
+            let left = holds.left(|owner| owner == "there", confirmed + after);
+            let mut owners: Vec<String> = left.into_iter().map(|of| of.owner).collect();
+            owners.sort();
+            owners
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(left(CONFIRMED_FOR), ["gone"]);
+        assert_eq!(left(CONFIRMED_FOR + second), ["gone", "there"]);
     }
 }

@@ -1,33 +1,16 @@
 //! What the agent asks of the data plane.
 
-use crate::inode::Inode;
 use crate::open_chunk::device_error;
 use crate::seal::local_chunk;
-use crate::{FileSystem, KernelNotify, Result, lock, lock_read};
+use crate::{FileSystem, Result, lock, lock_read};
 use fastcache_api::control::{DataAnswer, DataCall, DataStats, SLOT_BYTES};
 use fastcache_api::{Attr, ChunkKey, Errno, Ino};
 use fastcache_chunkstore::crc_all;
-use fastcache_reactor::{IoBuf, Slot, timeout};
+use fastcache_reactor::{IoBuf, Slot};
 use fastcache_types::{BLOCK, ChunkId};
 use futures_channel::oneshot;
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-/// Longest that a kernel that does not do what it is told is waited for.
-const KERNEL_MAX: Duration = Duration::from_secs(30);
-/// Longest that another node's change waits for pages that a READ holds here.
-const PAGES_MAX: Duration = Duration::from_secs(2);
-
-/// What is heard of when the kernel has done what it was told so far.
-fn behind(barrier: impl FnOnce(Box<dyn FnOnce() + Send>)) -> oneshot::Receiver<()> {
-    let (send, receive) = oneshot::channel();
-    barrier(Box::new(move || {
-        let _ = send.send(());
-    }));
-    receive
-}
 
 impl FileSystem {
     /// Does what a call asks. Runs as a task of its own for each call.
@@ -363,66 +346,23 @@ impl FileSystem {
                 }
             }
             // A page of another inode that waits for a slow cloud is no reason for others to wait.
-            let dropped = behind(|done| n.barrier_of(&told, done));
-            if is_shared {
-                self.dropped_or_noted(told, dropped, &**n).await;
-            } else {
-                let _ = timeout(KERNEL_MAX, dropped).await;
-            }
-        }
-    }
-
-    /// Waits until the kernel has dropped the pages of these inodes; not for long. A READ that waits for a slow cloud holds
-    /// its page, and the change of another node must not wait for that: then whoever opens or locks the file here does.
-    async fn dropped_or_noted(
-        &self,
-        told: HashSet<Ino>,
-        dropped: oneshot::Receiver<()>,
-        notify: &dyn KernelNotify,
-    ) {
-        let patience = PAGES_MAX.min(self.inner.lease.left() / 4);
-        let mut dropped = Box::pin(dropped);
-        if timeout(patience, &mut dropped).await.is_ok() {
-            return;
-        }
-        let inodes = told.iter().filter_map(|ino| self.inner.inodes.get(*ino));
-        let inodes: Vec<Arc<Inode>> = inodes.collect();
-        for inode in &inodes {
-            lock(&inode.state).pages_going += 1;
-        }
-        for ino in told {
-            notify.inval_attr(ino);
-        }
-        fastcache_reactor::spawn(async move {
-            let _ = dropped.await;
-            for inode in inodes {
-                lock(&inode.state).pages_going -= 1;
-                inode.changed.notify(usize::MAX);
-            }
-        })
-        .detach();
-        let _ = timeout(KERNEL_MAX, behind(|done| notify.barrier_of_attrs(done))).await;
-    }
-
-    /// Waits until the kernel has none of the pages that another node's change made wrong.
-    pub(crate) async fn pages_gone(&self, ino: Ino) {
-        let Some(inode) = self.inner.inodes.get(ino) else {
-            return;
-        };
-        loop {
-            let gone = inode.changed.listen();
-            if lock(&inode.state).pages_going == 0 {
-                return;
-            }
-            gone.await;
+            self.behind(|done| n.barrier_of(&told, done)).await;
         }
     }
 
     /// Waits until the kernel has been told everything queued so far.
     pub(crate) async fn kernel_knows(&self) {
         if let Some(notify) = self.inner.notify.get() {
-            let _ = timeout(KERNEL_MAX, behind(|done| notify.barrier(done))).await;
+            self.behind(|done| notify.barrier(done)).await;
         }
+    }
+
+    async fn behind(&self, barrier: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+        let (send, receive) = oneshot::channel();
+        barrier(Box::new(move || {
+            let _ = send.send(());
+        }));
+        let _ = fastcache_reactor::timeout(std::time::Duration::from_secs(30), receive).await;
     }
 
     /// Counters and levels now.

@@ -1,5 +1,5 @@
-//! A device that fails. What it refuses to take is brought to the cloud before `close` or `fsync` says that it is safe;
-//! what it cannot give back is fetched again, and where nothing else has it, said.
+//! A device that fails. What it refuses to take is on another node's device or in the cloud, whichever is first, before `close` or
+//! `fsync` says that it is safe; what it cannot give back is fetched again, and where nothing else has it, said.
 
 use crate::inode::Inode;
 use crate::link::unexpected;
@@ -9,7 +9,9 @@ use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, Errno, Ino};
 use fastcache_chunkstore::{ChunkBody, StoreError};
 use fastcache_reactor::sync::Mutex;
+use futures_util::future::{Either, select};
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 
 /// Most chunks remembered as unreadable; the count says "at least" beyond.
@@ -51,14 +53,15 @@ impl FileSystem {
         }
     }
 
-    /// What the device may lose of a file is in the cloud, with its commit, when this returns. EIO when the cloud takes
-    /// nothing for a minute: nothing is lost then while the process lives, and uploads go on.
+    /// What the device may lose of a file is elsewhere, with its commit, when this returns. EIO when neither other nodes nor the
+    /// cloud take anything for a minute: nothing is lost then while the process lives, and uploads go on.
     pub(crate) async fn safe_somewhere(&self, inode: &Arc<Inode>) -> Result<()> {
         let Some(seals) = volatile_seals(inode) else {
             return Ok(());
         };
         self.commits_done(inode).await?;
-        self.persist(Some(inode.ino)).await?;
+        self.reach_others(Some(inode.ino), self.dirty_of(inode.ino))
+            .await?;
         safe_upto(inode, seals);
         Ok(())
     }
@@ -78,11 +81,24 @@ impl FileSystem {
         if all.is_empty() {
             return result;
         }
-        self.persist(None).await?;
+        let dirty = all.iter().flat_map(|(inode, _)| self.dirty_of(inode.ino));
+        self.reach_others(None, dirty.collect()).await?;
         for (inode, seals) in all {
             safe_upto(&inode, seals);
         }
         result
+    }
+
+    /// Races other nodes against the cloud for what the device may lose. `ino`: what the cloud is to have; `None`: everything.
+    async fn reach_others(&self, ino: Option<Ino>, keys: Vec<ChunkKey>) -> Result<()> {
+        let persisted = self.persist(ino);
+        match self.copies_begun(keys) {
+            Some(copied) => match select(pin!(copied), pin!(persisted)).await {
+                Either::Left(((), _)) => Ok(()),
+                Either::Right((persisted, _)) => persisted,
+            },
+            None => persisted.await,
+        }
     }
 
     async fn persist(&self, ino: Option<Ino>) -> Result<()> {
@@ -112,7 +128,8 @@ impl FileSystem {
     /// is nowhere else then.
     pub(crate) async fn drop_unreadable(&self, body: &ChunkBody, error: &StoreError) -> bool {
         let key = body.key();
-        if body.is_dirty() && !self.is_in_cloud(key).await {
+        let may_be_alone = body.is_dirty() || self.inner.holds.keeps(key);
+        if may_be_alone && !self.is_in_cloud(key).await {
             self.note_unreadable(key, error);
             return false;
         }

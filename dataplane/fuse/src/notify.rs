@@ -3,8 +3,7 @@
 //! Delivered from threads of their own that serve no requests: dropping a page can wait for a READ or cause a
 //! WRITE that a core must serve, and dropping a name takes the directory's lock, which a local change holds while a
 //! core serves it. Callers queue and go on. What waits like that, a READ of a slow cloud say, holds up one thread, and
-//! nothing but what is queued about the same inode. Attributes, and names all at once, never wait: they have a thread of
-//! their own.
+//! nothing but what is queued about the same inode.
 
 use crate::handshake::Negotiated;
 use crate::reply::OUT_HEADER;
@@ -23,10 +22,8 @@ use zerocopy::IntoBytes;
 /// by what the kernel caches, which it in turn bounds; dropping one would serve stale data.
 const QUEUE_WARN: usize = 65_536;
 
-/// Threads that deliver what may wait: so many inodes may wait for a READ before all others wait, too.
+/// Threads that deliver: so many inodes may wait for a READ before all others wait, too.
 const THREADS: usize = 8;
-/// Number of the thread behind them, for what never waits.
-const QUICK: usize = THREADS;
 
 /// The minor version whose kernels take INC_EPOCH (Linux 6.16).
 const MINOR_WITH_EPOCH: u32 = 44;
@@ -53,11 +50,6 @@ impl Notice {
             Notice::Entry(..) | Notice::Names | Notice::Prune(_) => None,
         }
     }
-
-    /// Whether the kernel never waits for anything before it has done it.
-    fn is_quick(&self) -> bool {
-        matches!(self, Notice::Attr(_) | Notice::Names)
-    }
 }
 
 /// Called back when the last of what it is about has been delivered.
@@ -76,9 +68,7 @@ struct Queued {
 #[derive(Default)]
 struct Queue {
     queued: VecDeque<Queued>,
-    /// Of those that never wait.
-    quick: VecDeque<Queued>,
-    /// The notices in both: equal ones need not be queued again.
+    /// The notices in `queued`: equal ones need not be queued again.
     waiting: HashSet<Notice>,
     /// Of each thread, by number.
     delivering: HashMap<usize, Queued>,
@@ -88,33 +78,19 @@ struct Queue {
 }
 
 impl Queue {
-    /// The next one to deliver for a thread: the first of an inode of which nothing is being delivered. Whether there are
-    /// more for threads of its kind.
+    /// The next one to deliver for a thread: the first of an inode of which nothing is being delivered.
     fn next(&mut self, thread: usize) -> Option<(Notice, bool)> {
         let is_busy = |notice: &Notice| {
             let ino = notice.ino();
-            let is_same = |d: &Queued| !d.notice.is_quick() && d.notice.ino() == ino;
-            ino.is_some() && self.delivering.values().any(is_same)
+            ino.is_some() && self.delivering.values().any(|d| d.notice.ino() == ino)
         };
-        let next = match thread {
-            QUICK => self.quick.pop_front()?,
-            _ => {
-                let at = self.queued.iter().position(|q| !is_busy(&q.notice))?;
-                self.queued.remove(at)?
-            }
-        };
+        let at = self.queued.iter().position(|q| !is_busy(&q.notice))?;
+        let next = self.queued.remove(at)?;
         // Taken off before it is delivered: the same notice queued from now on may be about a later change.
         self.waiting.remove(&next.notice);
         let notice = next.notice.clone();
         self.delivering.insert(thread, next);
-        Some((notice, !self.of(thread == QUICK).is_empty()))
-    }
-
-    fn of(&mut self, is_quick: bool) -> &mut VecDeque<Queued> {
-        match is_quick {
-            true => &mut self.quick,
-            false => &mut self.queued,
-        }
+        Some((notice, !self.queued.is_empty()))
     }
 
     /// A thread has delivered. Who is to be called back.
@@ -140,21 +116,11 @@ impl Queue {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
-    /// For the thread of what never waits.
-    quick: Condvar,
 }
 
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// There is something for a thread of this kind.
-    fn wake(&self, is_quick: bool) {
-        match is_quick {
-            true => self.quick.notify_one(),
-            false => self.changed.notify_one(),
-        }
     }
 }
 
@@ -179,7 +145,7 @@ impl Notifier {
             can_inval_names: negotiated.minor >= MINOR_WITH_EPOCH,
             can_prune: negotiated.minor >= MINOR_WITH_PRUNE,
         };
-        for thread in 0..=QUICK {
+        for thread in 0..THREADS {
             let (shared, deliver) = (Arc::clone(&notifier.shared), Arc::clone(&deliver));
             std::thread::Builder::new()
                 .name(format!("fuse-notify-{thread}"))
@@ -196,8 +162,7 @@ impl Notifier {
             let number = queue.next_barrier;
             queue.next_barrier += 1;
             let mut left = 0;
-            let waiting = queue.queued.iter_mut().chain(queue.quick.iter_mut());
-            let all = waiting.chain(queue.delivering.values_mut());
+            let all = queue.queued.iter_mut().chain(queue.delivering.values_mut());
             for queued in all.filter(|q| is_meant(&q.notice)) {
                 queued.barriers.push(number);
                 left += 1;
@@ -212,19 +177,17 @@ impl Notifier {
     }
 
     fn push(&self, notice: Notice) {
-        let is_quick = notice.is_quick();
         let mut queue = self.shared.lock();
         if queue.waiting.insert(notice.clone()) {
-            let queued = queue.of(is_quick);
-            queued.push_back(Queued {
+            queue.queued.push_back(Queued {
                 notice,
                 barriers: Vec::new(),
             });
-            if queued.len() == QUEUE_WARN {
+            if queue.queued.len() == QUEUE_WARN {
                 tracing::warn!(target: "fuse", queued = QUEUE_WARN, "the kernel takes invalidations slowly");
             }
             drop(queue);
-            self.shared.wake(is_quick);
+            self.shared.changed.notify_one();
         }
     }
 }
@@ -273,17 +236,12 @@ impl KernelNotify for Notifier {
         let is_meant = |notice: &Notice| notice.ino().is_none_or(|ino| inos.contains(&ino));
         self.behind(is_meant, done);
     }
-
-    fn barrier_of_attrs(&self, done: Box<dyn FnOnce() + Send>) {
-        self.behind(Notice::is_quick, done);
-    }
 }
 
 impl Drop for Notifier {
     fn drop(&mut self) {
         self.shared.lock().is_closed = true;
         self.shared.changed.notify_all();
-        self.shared.quick.notify_all();
     }
 }
 
@@ -300,18 +258,17 @@ fn deliver_all(thread: usize, shared: &Shared, deliver: &Deliver, negotiated: Ne
                 if let Some(next) = queue.next(thread) {
                     break next;
                 }
-                if queue.is_closed && queue.of(thread == QUICK).is_empty() {
+                if queue.is_closed && queue.queued.is_empty() {
                     return;
                 }
-                let changed = match thread {
-                    QUICK => &shared.quick,
-                    _ => &shared.changed,
-                };
-                queue = changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue = shared
+                    .changed
+                    .wait(queue)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
         };
         if has_more {
-            shared.wake(notice.is_quick());
+            shared.changed.notify_one();
         }
         encode(&notice, negotiated, &mut message);
         deliver(&message, &notice);
@@ -321,7 +278,6 @@ fn deliver_all(thread: usize, shared: &Shared, deliver: &Deliver, negotiated: Ne
         };
         if is_closed {
             shared.changed.notify_all();
-            shared.quick.notify_all();
         }
         for barrier in passed {
             (barrier.done)();
@@ -477,7 +433,7 @@ mod tests {
         let times = Arc::new(Mutex::new(Vec::new()));
         let theirs = Arc::clone(&times);
         let deliver = move |_: &[u8], notice: &Notice| {
-            if *notice == Notice::Inode(Ino(7)) {
+            if notice.ino() == Some(Ino(7)) {
                 going.lock().unwrap().recv().unwrap();
             }
             theirs.lock().unwrap().push(notice.clone());
@@ -500,12 +456,9 @@ mod tests {
         notifier.barrier_of(&[Ino(7)].into(), note("one"));
         notifier.barrier(note("all"));
         notifier.barrier_of(&[Ino(8)].into(), note("another"));
-        notifier.inval_attr(Ino(7));
-        notifier.barrier_of_attrs(note("attributes"));
-        let mut first = [(); 3].map(|()| receive.recv_timeout(bound).unwrap());
+        let mut first = [(); 2].map(|()| receive.recv_timeout(bound).unwrap());
         first.sort_unstable();
-        assert_eq!(first, ["another", "attributes", "names"]);
-        assert!(times.lock().unwrap().contains(&Notice::Attr(Ino(7))));
+        assert_eq!(first, ["another", "names"]);
         assert!(!times.lock().unwrap().contains(&Notice::Inode(Ino(7))));
         for _ in 0..4 * THREADS {
             let _ = let_go.send(());

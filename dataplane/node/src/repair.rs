@@ -11,7 +11,7 @@ use fastcache_peer::{Cluster, all_homes, homes_among};
 use fastcache_reactor::{Instant, Remote, now, sleep};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,8 @@ struct State {
     others: HashMap<ChunkKey, usize>,
     /// What was taken over and is not in the cloud yet, with its length.
     own: HashMap<ChunkKey, u32>,
+    /// What could not be taken over when it was tried: others come first.
+    put_off: HashSet<ChunkKey>,
     /// Replicas of nodes that are not there: chunks, bytes.
     left: (u64, u64),
 }
@@ -83,8 +85,7 @@ impl Repair {
             if self.cluster.me().is_none() || !fs.has_recovered() {
                 continue;
             }
-            let mut due = self.due(fs);
-            due.truncate(PASS_MAX);
+            let due = self.due(fs);
             if due.is_empty() {
                 continue;
             }
@@ -114,7 +115,7 @@ impl Repair {
             }
         }
         for owner in absent.keys().filter(|o| !state.absent.contains_key(*o)) {
-            tracing::warn!(target: "peer", owner, "a node is gone that wrote what is not in the cloud: unless it comes back, others take that over");
+            tracing::warn!(target: "peer", owner, "a node is gone, or lost its device, that wrote what is not in the cloud: unless it wants that again, others take it over");
         }
         state.absent = absent;
         let mut due = Vec::new();
@@ -127,6 +128,9 @@ impl Repair {
             }
         }
         state.others = others;
+        state
+            .put_off
+            .retain(|key| due.iter().any(|(of, _)| of.key == *key));
         due
     }
 
@@ -166,14 +170,23 @@ impl Repair {
                 let turn = u32::try_from(place.unwrap_or(homes.len())).unwrap_or(u32::MAX);
                 others(of) == 0 || since.elapsed() >= GONE_AFTER + TURN * turn
             });
-            due.sort_by_key(|(of, _)| others(of));
+            due.sort_by_key(|(of, _)| (state.put_off.contains(&of.key), others(of)));
+            due.truncate(PASS_MAX);
         }
         let taken = stream::iter(due).map(async |(of, _)| (fs.adopt(&of).await, of));
         let mut taken = std::pin::pin!(taken.buffer_unordered(AT_ONCE));
         while let Some((adopted, of)) = taken.next().await {
-            if adopted == Adopted::Own {
-                self.repaired.fetch_add(1, Ordering::Relaxed);
-                self.state().own.insert(of.key, of.len);
+            let mut state = self.state();
+            state.put_off.remove(&of.key);
+            match adopted {
+                Adopted::Own => {
+                    self.repaired.fetch_add(1, Ordering::Relaxed);
+                    state.own.insert(of.key, of.len);
+                }
+                Adopted::Needless => {}
+                Adopted::Later => {
+                    state.put_off.insert(of.key);
+                }
             }
         }
     }

@@ -9,9 +9,10 @@ use fastcache_api::ChunkKey;
 use fastcache_api::control::PeersStats;
 use fastcache_cache::FileSystem;
 use fastcache_peer::{AskError, Cluster, HEADER_BYTES, PAYLOAD_MAX, Peer, homes_among};
-use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep};
+use fastcache_reactor::{Instant, IoBuf, PAGE, Remote, now, sleep, spawn};
 use fastcache_types::BLOCK;
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use rand::seq::SliceRandom as _;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,9 +52,20 @@ struct Copies {
     is_busy: bool,
     /// It is in a queue. It may be in both, and is copied once.
     is_queued: bool,
+    /// Connections changed while it was being copied.
+    is_stale: bool,
 }
 
 impl Copies {
+    /// How many of them were confirmed over connections that are up still.
+    fn up(&self, peers: &[Arc<Peer>]) -> usize {
+        let is_up = |(id, changes): &&(String, u64)| {
+            let mut peers = peers.iter();
+            peers.any(|peer| peer.id == *id && peer.changes() == *changes)
+        };
+        self.done.iter().filter(is_up).count()
+    }
+
     /// It is put into a queue.
     fn queue(&mut self) {
         (self.is_busy, self.is_queued) = (true, true);
@@ -159,6 +171,7 @@ impl Replicator {
                             due: now,
                             is_busy: true,
                             is_queued: true,
+                            is_stale: false,
                         });
                         state.due.push_back(key);
                     }
@@ -193,25 +206,22 @@ impl Replicator {
     /// Nodes that have a copy on their devices, and whose connections are those over which they said so.
     pub fn copies(&self, key: ChunkKey) -> usize {
         let peers = self.cluster.peers();
-        let is_up = |(id, changes): &&(String, u64)| {
-            let mut peers = peers.iter();
-            peers.any(|peer| peer.id == *id && peer.changes() == *changes)
-        };
         let state = self.state();
         let known = state.chunks.get(&key);
-        known.map_or(0, |copies| copies.done.iter().filter(is_up).count())
+        known.map_or(0, |copies| copies.up(&peers))
     }
 
     /// Somebody waits for these.
     pub fn hurry(&self, keys: &[ChunkKey]) {
         {
+            let peers = self.cluster.peers();
             let mut state = self.state();
             let State { chunks, first, .. } = &mut *state;
             for key in keys {
                 let Some(copies) = chunks.get_mut(key) else {
                     continue;
                 };
-                let is_whole = copies.wanted > 0 && copies.done.len() >= copies.wanted;
+                let is_whole = copies.wanted > 0 && copies.up(&peers) >= copies.wanted;
                 if copies.is_queued || !(copies.is_busy || is_whole) {
                     copies.failures = 0;
                     copies.queue();
@@ -263,7 +273,9 @@ impl Replicator {
                 for (key, copies) in &mut state.chunks {
                     let is_moved = is_changed && !copies.done.iter().all(|at| nodes.contains(at));
                     let is_lacking = is_changed && copies.done.len() < copies.wanted.max(1);
-                    if !copies.is_busy && (now >= copies.due || is_moved || is_lacking) {
+                    if copies.is_busy {
+                        copies.is_stale |= is_changed;
+                    } else if now >= copies.due || is_moved || is_lacking {
                         copies.queue();
                         state.due.push_back(*key);
                     }
@@ -310,15 +322,21 @@ impl Replicator {
         }
         let peers = self.cluster.peers();
         let me = self.cluster.me();
-        let homes = homes_among(key.id(), &peers, me.as_ref());
+        let mut homes = homes_among(key.id(), &peers, me.as_ref());
+        // Not always the same one first; nobody can tell which.
+        homes.shuffle(&mut rand::rng());
         let mut is_named = !is_again;
         let mut done = Vec::new();
         let mut lost = Vec::new();
         // All at once: one that stands still does not keep a copy from the others.
         let ask = |at: &usize| {
-            let peer = &peers[*at];
-            let held = self.cluster.hold(peer, key, HOLD_MAX);
-            async move { (peer, held.await.map(|_| ())) }
+            let (cluster, peer) = (Arc::clone(&self.cluster), Arc::clone(&peers[*at]));
+            // A task of its own: the number is that of the moment of the answer, however long another one is given the chunk.
+            spawn(async move {
+                let held = cluster.hold(&peer, key, HOLD_MAX).await.map(|_| ());
+                let changes = peer.changes();
+                (peer, held.map(|()| changes))
+            })
         };
         let mut asked: FuturesUnordered<_> = homes.iter().map(ask).collect();
         while let Some((peer, mut held)) = asked.next().await {
@@ -330,17 +348,18 @@ impl Replicator {
                     return;
                 }
                 is_named = true;
-                held = self.give(fs, peer, key, body.len() as usize).await;
+                let given = self.give(fs, &peer, key, body.len() as usize).await;
+                held = given.map(|()| peer.changes());
             }
             match held {
-                Ok(()) => {
-                    let at = (peer.id.clone(), peer.changes());
+                Ok(changes) => {
+                    let at = (peer.id.clone(), changes);
                     self.has_copy(key, at.clone());
                     done.push(at);
                 }
                 Err(error) => {
                     if error == AskError::NotFound {
-                        lost.push(&peer.id);
+                        lost.push(peer.id.clone());
                     }
                     self.errors.fetch_add(1, Ordering::Relaxed);
                     tracing::debug!(target: "peer", ?peer, %key, %error, "a home did not take a copy; it is tried again");
@@ -391,6 +410,9 @@ impl Replicator {
             copies.due = now() + pause.min(RETRY.1);
             copies.is_busy = false;
             then(copies);
+            if std::mem::take(&mut copies.is_stale) {
+                copies.due = now();
+            }
         }
         is_known
     }

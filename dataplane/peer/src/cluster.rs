@@ -14,6 +14,8 @@ use std::time::Duration;
 const HEDGE_MIN: Duration = Duration::from_millis(10);
 /// Most time before the next one is asked.
 const HEDGE_MAX: Duration = Duration::from_millis(500);
+/// Where the numbers of the next node's connections begin: they are nobody else's.
+static FIRST_CHANGE: AtomicU64 = AtomicU64::new(0);
 
 /// Another node, as it is named to this one.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -178,7 +180,7 @@ impl Cluster {
                     address: at.address,
                     places: Mutex::default(),
                     counters: PeerCounters::default(),
-                    changes: AtomicU64::new(0),
+                    changes: AtomicU64::new(FIRST_CHANGE.fetch_add(1 << 32, Ordering::Relaxed)),
                 })
             }));
         }

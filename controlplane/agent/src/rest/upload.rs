@@ -9,6 +9,7 @@ use super::path::FilePath;
 use super::types::PutBody;
 use super::{ApiError, Rest, etag, tree, turn};
 use crate::Node;
+use crate::link::lock;
 use axum::Json;
 use axum::body::{Body, BodyDataStream};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -310,6 +311,28 @@ struct Nameless {
     /// The buffer that is not being filled.
     spare: BytesMut,
     is_kept: bool,
+    making: Making,
+}
+
+/// A file without a name is written: nobody else reaps it.
+struct Making(Node, Ino);
+
+impl Making {
+    fn begin(node: &Node, ino: Ino) -> Making {
+        lock(&node.inner().nameless).insert(ino);
+        Making(node.clone(), ino)
+    }
+
+    /// It has a name, or is given up.
+    fn end(&self) {
+        lock(&self.0.inner().nameless).remove(&self.1);
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 impl Nameless {
@@ -335,6 +358,7 @@ impl Nameless {
             let reply = node.ns(NsOp::Make { at: None, new }).await?;
             match reply.result? {
                 NsAnswer::Entry(attr) => Ok(Nameless {
+                    making: Making::begin(&node, attr.ino),
                     node,
                     ino: attr.ino,
                     len: 0,
@@ -387,6 +411,7 @@ impl Drop for Nameless {
         if self.is_kept {
             return;
         }
+        self.making.end();
         let (node, ino, writing) = (self.node.clone(), self.ino, self.writing.take());
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
@@ -409,6 +434,8 @@ async fn reap(node: &Node, ino: Ino) -> Result<(), Errno> {
     match tree::getattr(node, ino).await {
         Err(Errno::ENOENT) => node.abandon(ino).await,
         Err(e) => Err(e),
+        // It could not be reaped yet, because a node is away that may know it: the data plane tries again.
+        Ok(attr) if attr.nlink == 0 => node.abandon(ino).await,
         Ok(_) => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! Asks the nodes what their stores have of a file, when somebody wants to know. Nothing is kept: a cache changes all the time.
 
-use super::Coordinator;
+use super::{Coordinator, REVOCATIONS_QUEUED};
 use crate::registry::UnknownSession;
 use fastcache_api::{Ino, grpc};
 use serde::Serialize;
@@ -63,7 +63,8 @@ impl Coordinator {
             let live = tables.registry.others(0).into_iter();
             let outlets = live.filter_map(|session| tables.outlets.get(&session));
             let asked = outlets
-                .filter(|o| o.receiver.is_none() && o.sender.try_send(question.clone()).is_ok())
+                .filter(|o| o.receiver.is_none() && o.sender.capacity() > REVOCATIONS_QUEUED / 2)
+                .filter(|o| o.sender.try_send(question.clone()).is_ok())
                 .count();
             let (sender, answers) = mpsc::channel(asked.max(1));
             tables.questions.open.insert(number, sender);

@@ -6,13 +6,19 @@
 //! no node asks for, because theirs was killed, are looked for once in [`Options::stale_after`](super::Options).
 
 use super::tables::{Tables, Wait};
-use super::{Coordinator, Inner};
+use super::{Answer, Coordinator, Inner};
 use crate::revocation::What;
 use fastcache_api::{Ino, NsOp, NsRequest, OpId, Time};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// The nodes that were asked what they have open.
+pub(super) struct AskedOpen {
+    sessions: Vec<u64>,
+    since: Instant,
+}
 
 /// Most orphans in one reap of the coordinator's own.
 const REAP_BATCH: usize = 1024;
@@ -21,30 +27,34 @@ const NOBODY: u64 = 0;
 
 impl Coordinator {
     /// Before a reap: asks the other nodes which of the orphans they have open. What cannot be found out is taken out of it.
-    pub(super) async fn ask_who_has_open(&self, session: u64, op: &mut NsOp) {
+    /// `None`: it is no reap, or there is one node.
+    pub(super) async fn ask_who_has_open(&self, session: u64, op: &mut NsOp) -> Option<AskedOpen> {
         if !matches!(op, NsOp::Reap { .. } | NsOp::ReapAllBut { .. })
             || !self.tables().registry.is_shared()
         {
-            return;
+            return None;
         }
         let NsOp::Reap { inos } = op else {
             // A data plane starts. What the one before had open is found in time.
             *op = NsOp::Reap { inos: Vec::new() };
-            return;
+            return None;
         };
-        let waits = {
+        let (waits, asked) = {
             let mut tables = self.tables();
-            if tables.registry.is_one_away(Instant::now()) {
+            let now = Instant::now();
+            if tables.registry.is_one_away(now) {
                 inos.clear();
-                return;
+                return None;
             }
-            tables.ask_who_has_open(session, inos, self.inner.options.lease)
+            tables.ask_who_has_open(session, inos, now, self.inner.options.lease)
         };
-        let waits = waits.into_iter().map(|wait| self.given_up(wait));
-        let are_all_heard = futures_util::future::join_all(waits).await;
-        if are_all_heard.contains(&false) {
+        let waits = waits.into_iter().map(|wait| self.answer_to(wait));
+        let answers = futures_util::future::join_all(waits).await;
+        // An agent that was started again has not asked its data plane.
+        if answers.iter().any(|answer| *answer != Answer::Done) {
             inos.clear();
         }
+        Some(asked)
     }
 
     /// Reaps the orphans that were there before, too, and that no node has open. Those that are there now.
@@ -58,9 +68,9 @@ impl Coordinator {
             let mut op = NsOp::Reap {
                 inos: batch.to_vec(),
             };
-            self.ask_who_has_open(NOBODY, &mut op).await;
+            let asked = self.ask_who_has_open(NOBODY, &mut op).await;
             let _in_order = self.inner.order.lock().await;
-            self.tables().spare_held(NOBODY, &mut op);
+            self.tables().spare_held(NOBODY, &mut op, asked.as_ref());
             let NsOp::Reap { inos } = &op else { continue };
             if inos.is_empty() {
                 continue;
@@ -88,7 +98,13 @@ impl Coordinator {
 impl Tables {
     /// Asks all nodes but the one of this session which of these orphans they have open: on these they hold leases afterwards,
     /// on others no more.
-    fn ask_who_has_open(&mut self, session: u64, inos: &[Ino], lease: Duration) -> Vec<Wait> {
+    fn ask_who_has_open(
+        &mut self,
+        session: u64,
+        inos: &[Ino],
+        now: Instant,
+        lease: Duration,
+    ) -> (Vec<Wait>, AskedOpen) {
         // What was granted until now is older than what they take then.
         self.leases.changed();
         let what = What {
@@ -97,19 +113,35 @@ impl Tables {
         };
         let asking = what.into_revocation();
         let mut waits = Vec::new();
-        for other in self.registry.others(session) {
+        let mut sessions = Vec::new();
+        // Who has no lease, although its agent is there, would not answer: its data plane is gone, and what it had open with it.
+        let others = self.registry.others(session).into_iter();
+        for other in others
+            .filter(|s| self.leases.is_live(*s, now))
+            .collect::<Vec<_>>()
+        {
+            sessions.push(other);
             waits.push(self.revoke(other, HashSet::new(), asking.clone(), lease));
             if let Some(asked) = self.pending.get_mut(&self.next_revocation) {
                 asked.orphans = inos.iter().copied().collect();
             }
         }
-        waits
+        let asked = AskedOpen {
+            sessions,
+            since: now,
+        };
+        (waits, asked)
     }
 
-    /// Takes those orphans out of a reap that another node holds a lease on: it may have them open. The asker has not.
-    pub(super) fn spare_held(&mut self, session: u64, op: &mut NsOp) {
+    /// Takes those orphans out of a reap that another node holds a lease on: it may have them open. The asker has not. All of
+    /// them, when what the nodes answered may not be noted any more.
+    pub(super) fn spare_held(&mut self, session: u64, op: &mut NsOp, asked: Option<&AskedOpen>) {
         let NsOp::Reap { inos } = op else { return };
         if !self.registry.is_shared() {
+            return;
+        }
+        if !asked.is_some_and(|asked| self.is_noted(asked, session)) {
+            inos.clear();
             return;
         }
         let given_up = inos.iter().copied().collect();
@@ -120,6 +152,17 @@ impl Tables {
                 held.contains(ino) && !self.registry.is_same_node(*holder, session)
             })
         });
+    }
+}
+
+impl Tables {
+    /// Whether every node that was asked has its session and its lease still, without a break, and no other one has come.
+    fn is_noted(&self, asked: &AskedOpen, session: u64) -> bool {
+        let now = Instant::now();
+        let mut others = self.registry.others(session).into_iter();
+        let is_new = |s: &u64| self.leases.is_live(*s, now) && !asked.sessions.contains(s);
+        let mut are = asked.sessions.iter();
+        are.all(|s| self.leases.is_unbroken(*s, asked.since, now)) && !others.any(|s| is_new(&s))
     }
 }
 

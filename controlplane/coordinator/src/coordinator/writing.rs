@@ -1,5 +1,6 @@
 //! Who may write a file: one node at a time.
 
+use super::orphans::AskedOpen;
 use super::{Coordinator, FENCING_TICKS};
 use crate::registry::UnknownSession;
 use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest};
@@ -106,9 +107,14 @@ impl Coordinator {
     }
 
     /// What is refused, or taken out of a request, because of other nodes.
-    pub(super) fn refused(&self, session: u64, request: &mut NsRequest) -> Option<NsReply> {
+    pub(super) fn refused(
+        &self,
+        session: u64,
+        request: &mut NsRequest,
+        asked: Option<&AskedOpen>,
+    ) -> Option<NsReply> {
         let mut tables = self.tables();
-        tables.spare_held(session, &mut request.op);
+        tables.spare_held(session, &mut request.op, asked);
         let NsOp::Commit(commit) = &request.op else {
             return None;
         };

@@ -4,12 +4,9 @@
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start, until};
 use fastcache_api::control::DataCall;
-use fastcache_api::locks::{LOCK_END, Lock};
 use fastcache_api::{ChunkKey, Errno, Ino, Version};
-use fastcache_cache::KernelNotify;
 use fastcache_reactor::{IoBuf, now, timeout};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Looks at a file whose lease is taken away under each of them: one, and three again.
@@ -188,64 +185,5 @@ fn what_is_fetched_for_another_node_is_given_up_when_the_agent_stands() {
         let since = now();
         assert_eq!(soon("the end of it", bringing).await, None);
         assert!(since.elapsed() < Duration::from_secs(2));
-    });
-}
-
-/// A kernel whose pages a READ holds: what it is told to drop it drops when that is answered.
-#[derive(Clone, Default)]
-struct Reading(Arc<Mutex<Vec<Done>>>);
-
-type Done = Box<dyn FnOnce() + Send>;
-
-impl KernelNotify for Reading {
-    fn inval_inode(&self, _ino: Ino) {}
-    fn inval_attr(&self, _ino: Ino) {}
-    fn inval_entry(&self, _parent: Ino, _name: &[u8]) {}
-    fn inval_names(&self) {}
-    fn can_inval_names(&self) -> bool {
-        true
-    }
-    fn barrier(&self, done: Box<dyn FnOnce() + Send>) {
-        self.0.lock().unwrap().push(done);
-    }
-    fn barrier_of_attrs(&self, done: Box<dyn FnOnce() + Send>) {
-        done();
-    }
-}
-
-#[test]
-fn another_node_does_not_wait_for_a_read_but_who_opens_or_locks_does() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
-        let reading = Reading::default();
-        node.fs.set_notify(Box::new(reading.clone()));
-        let ino = shared(&node, &pattern(1, CHUNK)).await;
-        let since = now();
-        node.revoke(ino).await;
-        assert!(since.elapsed() < Duration::from_secs(4));
-        // Every open says that the pages are wrong, not the first alone.
-        for _ in 0..2 {
-            assert!(!node.fs.open(ino, 0, false).await.unwrap().keep_cache);
-        }
-        let whole = Lock {
-            owner: 7,
-            is_flock: false,
-            start: 0,
-            end: LOCK_END,
-            is_exclusive: true,
-            pid: 7,
-        };
-        let fs = node.fs.clone();
-        let mut locking =
-            fastcache_reactor::spawn(async move { fs.set_lock(ino, whole, None).await });
-        let pause = Duration::from_millis(300);
-        assert!(timeout(pause, &mut locking).await.is_err(), "it waits");
-        for done in std::mem::take(&mut *reading.0.lock().unwrap()) {
-            done();
-        }
-        soon("the lock", locking).await.unwrap();
-        assert!(node.fs.open(ino, 0, false).await.unwrap().keep_cache);
     });
 }

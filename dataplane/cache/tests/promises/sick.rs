@@ -1,13 +1,16 @@
-//! Promise: what the device refuses to write is in the cloud before `close` says that it is safe; what it does not give
+//! Promise: what the device refuses to write is in the cloud or on another node before `close` says that it is safe; what it does not give
 //! back is fetched again, and is an error that is counted where nothing else has it.
 
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, STORE_FILE, assert_same, on_reactor, pattern, soon, start, until};
+use crate::peers::{Does, Others};
 use fastcache_api::control::Waited;
 use fastcache_api::{Errno, Ino};
 use fastcache_reactor::faults::{Operation, clear, inject};
+use fastcache_reactor::timeout;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// Behind superblocks, journal and checkpoints of a store of 64 MiB (docs/disk-layout.md): 32 + 1024 + 2 · 102 blocks.
 const DATA_FROM: u64 = 1260 * 4096;
@@ -110,6 +113,40 @@ fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
             &node.read(well, 0, 100_000).await.unwrap(),
             &pattern(1, 100_000),
         );
+    });
+}
+
+#[test]
+fn another_nodes_device_is_as_good_as_the_cloud_while_this_one_refuses_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let sick = Sick::of(dir.path());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let others = Others::default();
+        others.0.lock().unwrap().homes = vec![("b", Does::Has)];
+        node.fs.set_peers(Box::new(others.clone()));
+        sick.fail(Operation::Write);
+        let ino = node.create("file").await;
+        let bytes = pattern(1, CHUNK + 777);
+        node.write(ino, 0, &bytes).await.unwrap();
+        let fs = node.fs.clone();
+        let mut closing = fastcache_reactor::spawn(async move { fs.flush(ino, 0).await });
+        let hurried = || others.0.lock().unwrap().hurried.clone();
+        let both_begin = || hurried().len() == 2 && !agent.persists.borrow().is_empty();
+        until("both are asked", both_begin).await;
+        for key in hurried() {
+            let pause = Duration::from_millis(50);
+            assert!(timeout(pause, &mut closing).await.is_err(), "it waits");
+            let mut script = others.0.lock().unwrap();
+            script.copies.insert(key, 1);
+            script.changed.notify(usize::MAX);
+        }
+        soon("the close", closing).await.unwrap();
+        assert!(agent.cloud.borrow().is_empty());
+        let got = node.read(ino, 0, bytes.len()).await.unwrap();
+        assert_same("it is in memory still", &got, &bytes);
+        agent.let_persists_go(&node.link, Ok(()));
     });
 }
 
