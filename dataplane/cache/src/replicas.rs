@@ -309,7 +309,9 @@ mod tests {
     #[test]
     fn what_nobody_confirms_is_left_whether_its_owner_is_there_or_not() {
         let holds = Holds::default();
-        let confirmed = now();
+        let confirmed =
+            fastcache_reactor::run(fastcache_reactor::Config::default(), || async { now() })
+                .unwrap();
         for (n, owner) in [(1, "there"), (2, "gone")] {
             let id = ChunkId {
                 ino: Ino(n),

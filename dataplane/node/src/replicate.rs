@@ -368,7 +368,7 @@ impl Replicator {
         }
         if here.is_none() {
             // Homes that cannot be asked now have it still, and nobody could give it to them again.
-            let is_new = |id: &String| !lost.contains(&id) && done.iter().all(|(at, _)| at != id);
+            let is_new = |id: &String| !lost.contains(id) && done.iter().all(|(at, _)| at != id);
             let kept: Vec<_> = before.into_iter().filter(|(id, _)| is_new(id)).collect();
             done.extend(kept);
         }
