@@ -116,14 +116,13 @@ pub(crate) async fn notice_loop(inner: Arc<Inner>, mut notices: mpsc::Receiver<N
             Some(Notice::Lease(lease)) => lengthen(&inner, lease).await,
             Some(Notice::Asked(question)) => {
                 // One at a time, and not here: it takes a look at every chunk, and leases wait behind it.
-                if let Ok(turn) = Arc::clone(&inner.looking).try_acquire_owned() {
-                    let inner = inner.clone();
-                    tokio::spawn(async move {
-                        let (chunks, bytes) = lock(&inner.cache).of_file(question.ino);
-                        question.answer(chunks, bytes).await;
-                        drop(turn);
-                    });
-                }
+                let inner = inner.clone();
+                tokio::spawn(async move {
+                    let turn = inner.looking.acquire().await;
+                    let (chunks, bytes) = lock(&inner.cache).of_file(question.ino);
+                    drop(turn);
+                    question.answer(chunks, bytes).await;
+                });
             }
             Some(Notice::Revoked(revoked)) if revoked.everything => {
                 forget_everything(&inner, revoked).await;

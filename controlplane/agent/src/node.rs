@@ -101,7 +101,7 @@ pub(crate) struct Inner {
     /// Files without a name that are written now, to get one (REST PUT).
     pub(crate) nameless: Mutex<HashSet<Ino>>,
     /// Taken by who looks at every chunk for somebody else.
-    pub(crate) looking: Arc<Semaphore>,
+    pub(crate) looking: Semaphore,
     /// Whether the data planes of all live nodes reach each other.
     pub(crate) are_all_peers: AtomicBool,
     pub(crate) counters: Counters,
@@ -251,7 +251,7 @@ impl Node {
             are_peers_told: watch::Sender::new(false),
             level_told: Mutex::default(),
             nameless: Mutex::default(),
-            looking: Arc::new(Semaphore::new(1)),
+            looking: Semaphore::new(1),
             are_all_peers: AtomicBool::new(false),
             counters: Counters::default(),
             stop: CancellationToken::new(),

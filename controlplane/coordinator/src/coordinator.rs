@@ -140,6 +140,8 @@ struct Inner {
 impl Inner {
     /// One of those who wait is through.
     fn is_settled(&self) {
+        // Whoever registers meanwhile says otherwise.
+        let _tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         if self.settling.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.settled.send_replace(Settled::Yes);
         }
@@ -344,31 +346,24 @@ impl Coordinator {
                     receiver: Some(receiver),
                 },
             );
-            let mut waits = Vec::new();
-            if accepted.is_second {
-                // The other one may have been registered with an earlier run only.
-                let is_first = self.inner.settling.fetch_add(1, Ordering::AcqRel) == 0;
+            // What another one asks for waits for who else may hold it; what it waits for itself must not.
+            let waits = accepted.is_second.then(|| {
+                let is_settled = self.inner.settling.fetch_add(1, Ordering::AcqRel) == 0;
                 self.inner.settled.send_replace(Settled::No);
-                for other in tables.registry.others(session) {
-                    if is_first {
-                        self.inner.settled.send_replace(Settled::NotFor(other));
-                    }
-                    let all = grpc::Revocation {
-                        everything: true,
-                        ..Default::default()
-                    };
-                    waits.push(tables.revoke(other, HashSet::new(), all, self.inner.options.lease));
-                }
-            }
-            (session, accepted.is_second.then_some(waits))
+                is_settled.then(|| self.revoke_everything(&mut tables, session))
+            });
+            (session, waits)
         };
         if let Some(waits) = waits {
             // A task of its own: the node may give up waiting for its session, the others still have to forget.
             let this = self.clone();
             let settled = tokio::spawn(async move {
-                if waits.is_empty() {
+                // The other one may have been registered with an earlier run only.
+                if waits.as_ref().is_none_or(Vec::is_empty) {
                     tokio::time::sleep(this.inner.longest_lease).await;
                 }
+                let waits =
+                    waits.unwrap_or_else(|| this.revoke_everything(&mut this.tables(), session));
                 for wait in waits {
                     let session = wait.session;
                     if !this.given_up(wait).await {
@@ -389,6 +384,21 @@ impl Coordinator {
             lease: self.inner.options.lease,
             is_shared: self.tables().registry.is_shared(),
         })
+    }
+
+    /// Has the only other node forget everything; its changes are answered meanwhile.
+    fn revoke_everything(&self, tables: &mut Tables, session: u64) -> Vec<Wait> {
+        let others = tables.registry.others(session).into_iter();
+        others
+            .map(|other| {
+                self.inner.settled.send_replace(Settled::NotFor(other));
+                let all = grpc::Revocation {
+                    everything: true,
+                    ..Default::default()
+                };
+                tables.revoke(other, HashSet::new(), all, self.inner.options.lease)
+            })
+            .collect()
     }
 
     /// Waits until a node has done what a revocation asks for, or its session is over, or it has no lease any more. False in the

@@ -56,6 +56,15 @@ impl Fsyncs {
     }
 }
 
+/// Where chunks are that had to leave this node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CopiedTo {
+    /// All on other nodes' devices.
+    Nodes,
+    /// Some of them in the cloud.
+    Cloud,
+}
+
 /// What an fsync of level `peers` waits for still.
 struct Left {
     chunks: Cell<usize>,
@@ -87,7 +96,7 @@ impl FileSystem {
     pub(crate) fn copies_begun(
         &self,
         keys: Vec<ChunkKey>,
-    ) -> Option<impl Future<Output = ()> + '_> {
+    ) -> Option<impl Future<Output = CopiedTo> + '_> {
         let tier = self.inner.peers.get()?;
         if keys.is_empty() || keys.iter().any(|key| tier.homes(key.id()).is_empty()) {
             return None;
@@ -99,6 +108,10 @@ impl FileSystem {
                 is_by_cloud: Cell::new(false),
             };
             self.copied(&keys, 1, &left).await;
+            match left.is_by_cloud.get() {
+                true => CopiedTo::Cloud,
+                false => CopiedTo::Nodes,
+            }
         })
     }
 

@@ -334,9 +334,9 @@ impl FileSystem {
         // Before it is asked for: what is unlinked elsewhere meanwhile is kept for who has it open.
         lock(&inode.state).opens += 1;
         if let Err(e) = self.with_layout(ino, is_write).await {
-            self.close_handle(&inode);
             drop(inode);
-            self.inner.inodes.drop_if_idle(ino);
+            // It may be the last one by now.
+            let _ = self.release(ino, 0).await;
             return Err(e);
         }
         let keep_cache = !std::mem::take(&mut lock(&inode.state).is_kernel_stale);

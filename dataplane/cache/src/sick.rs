@@ -1,6 +1,7 @@
 //! A device that fails. What it refuses to take is on another node's device or in the cloud, whichever is first, before `close` or
 //! `fsync` says that it is safe; what it cannot give back is fetched again, and where nothing else has it, said.
 
+use crate::fsync::CopiedTo;
 use crate::inode::Inode;
 use crate::link::unexpected;
 use crate::open_chunk::device_error;
@@ -9,11 +10,15 @@ use fastcache_api::control::{NodeAnswer, NodeCall};
 use fastcache_api::{ChunkKey, Errno, Ino};
 use fastcache_chunkstore::{ChunkBody, StoreError};
 use fastcache_reactor::sync::Mutex;
+use fastcache_reactor::timeout;
 use futures_util::future::{Either, select};
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+/// How long other nodes may take for what neither the device nor the cloud takes.
+const COPIES_MAX: Duration = Duration::from_secs(60);
 /// Most chunks remembered as unreadable; the count says "at least" beyond.
 const UNREADABLE_MAX: usize = 4096;
 
@@ -92,12 +97,18 @@ impl FileSystem {
     /// Races other nodes against the cloud for what the device may lose. `ino`: what the cloud is to have; `None`: everything.
     async fn reach_others(&self, ino: Option<Ino>, keys: Vec<ChunkKey>) -> Result<()> {
         let persisted = self.persist(ino);
-        match self.copies_begun(keys) {
-            Some(copied) => match select(pin!(copied), pin!(persisted)).await {
-                Either::Left(((), _)) => Ok(()),
-                Either::Right((persisted, _)) => persisted,
+        let Some(copied) = self.copies_begun(keys) else {
+            return persisted.await;
+        };
+        match select(pin!(copied), pin!(persisted)).await {
+            // Some of it got to the cloud before: with the record that says so, too.
+            Either::Left((CopiedTo::Cloud, persisted)) => persisted.await,
+            Either::Left((CopiedTo::Nodes, _)) | Either::Right((Ok(()), _)) => Ok(()),
+            // There is no cloud, or it takes nothing: other nodes may.
+            Either::Right((Err(error), copied)) => match timeout(COPIES_MAX, copied).await {
+                Ok(CopiedTo::Nodes) => Ok(()),
+                _ => Err(error),
             },
-            None => persisted.await,
         }
     }
 
@@ -128,7 +139,8 @@ impl FileSystem {
     /// is nowhere else then.
     pub(crate) async fn drop_unreadable(&self, body: &ChunkBody, error: &StoreError) -> bool {
         let key = body.key();
-        let may_be_alone = body.is_dirty() || self.inner.holds.keeps(key);
+        // A copy whose owner is there is given anew, and need not be kept.
+        let may_be_alone = body.is_dirty() || self.left_replicas().iter().any(|of| of.key == key);
         if may_be_alone && !self.is_in_cloud(key).await {
             self.note_unreadable(key, error);
             return false;

@@ -27,6 +27,8 @@ const TURN: Duration = Duration::from_secs(10);
 const HAS_MAX: Duration = Duration::from_secs(2);
 /// Chunks that are taken over at once.
 const AT_ONCE: usize = 8;
+/// Chunks that others are asked about before some are taken over.
+const ASK_MAX: usize = 512;
 /// Chunks that are looked at before it is looked anew which are left.
 const PASS_MAX: usize = 4096;
 
@@ -128,9 +130,8 @@ impl Repair {
             }
         }
         state.others = others;
-        state
-            .put_off
-            .retain(|key| due.iter().any(|(of, _)| of.key == *key));
+        let keys: HashSet<ChunkKey> = due.iter().map(|(of, _)| of.key).collect();
+        state.put_off.retain(|key| keys.contains(key));
         due
     }
 
@@ -149,7 +150,8 @@ impl Repair {
         let unknown: Vec<ChunkKey> = {
             let state = self.state();
             let keys = due.iter().map(|(of, _)| of.key);
-            keys.filter(|key| !state.others.contains_key(key)).collect()
+            let unknown = keys.filter(|key| !state.others.contains_key(key));
+            unknown.take(ASK_MAX).collect()
         };
         for some in unknown.chunks(AT_ONCE) {
             let counted = join_all(some.iter().map(|key| ask(*key))).await;
@@ -168,7 +170,8 @@ impl Repair {
                 let homes = all_homes(of.key.id(), &peers, me.as_ref());
                 let place = homes.iter().position(|at| *at == peers.len());
                 let turn = u32::try_from(place.unwrap_or(homes.len())).unwrap_or(u32::MAX);
-                others(of) == 0 || since.elapsed() >= GONE_AFTER + TURN * turn
+                let is_asked = state.others.contains_key(&of.key);
+                is_asked && others(of) == 0 || since.elapsed() >= GONE_AFTER + TURN * turn
             });
             due.sort_by_key(|(of, _)| (state.put_off.contains(&of.key), others(of)));
             due.truncate(PASS_MAX);

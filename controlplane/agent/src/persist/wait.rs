@@ -121,6 +121,8 @@ impl Inner {
                         self.upload_wake.notify_one();
                         continue;
                     }
+                    // Another node wrote it since, and uploads it.
+                    Ok(false) if self.leases.is_shared() => {}
                     Ok(false) => lost += 1,
                     Err(Errno::ENOENT) => return Ok(()),
                     Err(errno) => return Err(errno),
