@@ -4,8 +4,7 @@ use crate::error::AgentError;
 use fastcache_api::control::{FsyncLevel, SLOT_BYTES};
 use fastcache_api::placement::HOMES;
 use fastcache_cloud::{CloudConfig, Secret};
-use fastcache_coordinator::HistoryOptions;
-use std::io::Write as _;
+use fastcache_coordinator::{HistoryOptions, replace_file};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -153,16 +152,8 @@ impl AgentConfig {
             _ => {}
         }
         let drawn = draw();
-        let new = path.with_extension("new");
-        let write = || {
-            let mut file = std::fs::File::create(&new)?;
-            file.write_all(format!("{drawn}\n").as_bytes())?;
-            // A power cut must not make it another node.
-            file.sync_all()?;
-            std::fs::rename(&new, &path)?;
-            std::fs::File::open(&self.state_dir)?.sync_all()
-        };
-        write().map_err(failed)?;
+        // A power cut must not make it another node.
+        replace_file(&path, format!("{drawn}\n").as_bytes()).map_err(failed)?;
         Ok(drawn)
     }
 }

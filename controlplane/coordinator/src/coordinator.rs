@@ -271,11 +271,14 @@ impl Coordinator {
             locations: Mutex::new(Locations::default()),
             freed: watch::Sender::new(()),
         });
-        let settling = Arc::clone(&inner);
+        let settling = Arc::downgrade(&inner);
         tokio::spawn(async move {
             tokio::time::sleep(promised.longest()).await;
+            let Some(inner) = settling.upgrade() else {
+                return;
+            };
             if may_be_held {
-                settling.is_settled();
+                inner.is_settled();
             }
             promised.is_over();
         });

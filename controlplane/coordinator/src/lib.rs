@@ -29,6 +29,7 @@ mod locks;
 mod namespace;
 mod registry;
 mod remote;
+mod replace;
 mod rest;
 mod revocation;
 mod serve;
@@ -46,4 +47,5 @@ pub use history::{
 pub use namespace::Namespace;
 pub use registry::{PEER_ID_MAX, PEERS_MAX, Peer, RegisterError, UnknownSession};
 pub use remote::{Lease, Notice, Question, RemoteError, RemoteNamespace, Revocation};
+pub use replace::replace_file;
 pub use serve::serve;

@@ -10,7 +10,6 @@
 use fastcache_api::grpc;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -296,15 +295,7 @@ impl Registry {
     }
 
     fn save(&self) -> std::io::Result<()> {
-        let new = self.path.with_extension("json.new");
-        let mut file = std::fs::File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&self.known)?)?;
-        file.sync_all()?;
-        std::fs::rename(&new, &self.path)?;
-        match self.path.parent() {
-            Some(dir) => std::fs::File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+        crate::replace_file(&self.path, &serde_json::to_vec(&self.known)?)
     }
 
     fn entry(&mut self, session: u64) -> Result<&mut Entry, UnknownSession> {

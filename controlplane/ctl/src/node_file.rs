@@ -2,6 +2,7 @@
 //! its supervisor lives. The file is replaced as a whole, so that a reader never sees half of it.
 
 use anyhow::Context;
+use fastcache_coordinator::replace_file;
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -114,12 +115,9 @@ impl NodeFile {
     /// Replaces the file.
     pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
         let path = dir.join("node.json");
-        let new = dir.join("node.json.new");
         let mut text = serde_json::to_vec_pretty(self)?;
         text.push(b'\n');
-        std::fs::write(&new, text)
-            .and_then(|()| std::fs::rename(&new, &path))
-            .with_context(|| path.display().to_string())
+        replace_file(&path, &text).with_context(|| path.display().to_string())
     }
 }
 

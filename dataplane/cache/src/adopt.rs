@@ -74,11 +74,8 @@ impl FileSystem {
         });
         match timeout(RECORDED_MAX, asked).await.ok()?.ok()?.result {
             Ok(NsAnswer::CloudRefs(refs)) => {
-                let is_it = |(index, version)| (index, version) == (key.index, key.version);
-                Some(
-                    refs.iter()
-                        .any(|(index, version, _)| is_it((*index, *version))),
-                )
+                let is_it = |&(index, version, _)| (index, version) == (key.index, key.version);
+                Some(refs.iter().any(is_it))
             }
             _ => None,
         }

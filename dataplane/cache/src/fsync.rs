@@ -72,6 +72,15 @@ struct Left {
     is_by_cloud: Cell<bool>,
 }
 
+impl Left {
+    fn all(keys: &[ChunkKey]) -> Left {
+        Left {
+            chunks: Cell::new(keys.len()),
+            is_by_cloud: Cell::new(false),
+        }
+    }
+}
+
 impl FileSystem {
     /// Waits for the level of a file whose bytes are on this device and whose commits are answered. `since`: when it was asked
     /// for. EIO when neither other nodes nor the cloud took anything for long.
@@ -103,10 +112,7 @@ impl FileSystem {
         }
         tier.hurry(&keys);
         Some(async move {
-            let left = Left {
-                chunks: Cell::new(keys.len()),
-                is_by_cloud: Cell::new(false),
-            };
+            let left = Left::all(&keys);
             self.copied(&keys, 1, &left).await;
             match left.is_by_cloud.get() {
                 true => CopiedTo::Cloud,
@@ -145,10 +151,7 @@ impl FileSystem {
             tier.hurry(&keys);
             has_homes = keys.iter().all(|k| tier.homes(k.id()).len() >= copies);
         }
-        let left = Left {
-            chunks: Cell::new(keys.len()),
-            is_by_cloud: Cell::new(false),
-        };
+        let left = Left::all(&keys);
         let mut copied = pin!(self.copied(&keys, copies, &left));
         let mut patience = if has_homes { PATIENCE } else { Duration::ZERO };
         loop {

@@ -5,8 +5,8 @@
 //! replaced. Versions of one owner grow; those of two say nothing about which is newer, which the layout says alone.
 //!
 //! Holds are in RAM. After a restart of this node its replicas can be evicted until their owners, who notice, hold them again.
-//! What the owner does not confirm for a while although it is there, it does not care for: it was started again meanwhile, or its
-//! word got lost. An owner that is gone may come back: its replicas are kept until this node takes them over (`adopt`).
+//! What its owner has not confirmed for a while is left: the owner is gone, was started again meanwhile, or its word got lost. This
+//! node takes it over if a layout still names it and the cloud has not got it (`adopt`), and forgets the hold else.
 
 use crate::inode::PendingCommit;
 use crate::seal::keys_of;
@@ -119,7 +119,7 @@ impl FileSystem {
         here.is_some_and(|body| self.inner.holds.keeps(body.key()))
     }
 
-    /// Whether a version is kept for this node.
+    /// Whether a version is kept for this owner.
     pub(crate) fn is_kept_for(&self, owner: &str, key: ChunkKey) -> bool {
         let held = self.inner.holds.of(key.id());
         held.is_some_and(|(version, by)| version == key.version && by == owner)

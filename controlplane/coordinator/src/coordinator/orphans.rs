@@ -112,16 +112,12 @@ impl Tables {
             ..What::default()
         };
         let asking = what.into_revocation();
-        let mut waits = Vec::new();
-        let mut sessions = Vec::new();
         // Who has no lease, although its agent is there, would not answer: its data plane is gone, and what it had open with it.
-        let others = self.registry.others(session).into_iter();
-        for other in others
-            .filter(|s| self.leases.is_live(*s, now))
-            .collect::<Vec<_>>()
-        {
-            sessions.push(other);
-            waits.push(self.revoke(other, HashSet::new(), asking.clone(), lease));
+        let mut sessions = self.registry.others(session);
+        sessions.retain(|s| self.leases.is_live(*s, now));
+        let mut waits = Vec::new();
+        for other in &sessions {
+            waits.push(self.revoke(*other, HashSet::new(), asking.clone(), lease));
             if let Some(asked) = self.pending.get_mut(&self.next_revocation) {
                 asked.orphans = inos.iter().copied().collect();
             }
@@ -153,9 +149,7 @@ impl Tables {
             })
         });
     }
-}
 
-impl Tables {
     /// Whether every node that was asked has its session and its lease still, without a break, and no other one has come.
     fn is_noted(&self, asked: &AskedOpen, session: u64) -> bool {
         let now = Instant::now();

@@ -1,7 +1,6 @@
 //! How long a lease may be that an earlier run of the coordinator gave: `--lease` can be another one now.
 
-use std::fs::File;
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -51,15 +50,8 @@ impl PromisedLease {
     }
 
     fn write(&self, lease: Duration) -> std::io::Result<()> {
-        let new = self.path.with_extension("new");
-        let mut file = File::create(&new)?;
-        writeln!(file, "{}", lease.as_millis())?;
-        file.sync_all()?;
-        std::fs::rename(&new, &self.path)?;
-        match self.path.parent() {
-            Some(dir) => File::open(dir)?.sync_all(),
-            None => Ok(()),
-        }
+        let text = format!("{}\n", lease.as_millis());
+        crate::replace_file(&self.path, text.as_bytes())
     }
 }
 
