@@ -371,6 +371,28 @@ fn a_data_plane_that_stands_delays_others_by_a_lease_and_is_not_stale_after() {
 }
 
 #[test]
+fn a_node_that_ends_in_order_delays_nobody() {
+    let _one = serial();
+    let cluster = Cluster::start(2, &["--lease", "60"]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::write(a.at("file"), b"old").expect("write");
+    fs::write(a.at("other"), b"old").expect("write");
+    assert_eq!(fs::read(b.at("file")).expect("read"), b"old");
+    fs::write(b.at("other"), b"of b").expect("write");
+    b.down();
+    let since = Instant::now();
+    fs::write(a.at("file"), b"new").expect("write");
+    fs::write(a.at("other"), b"new").expect("write");
+    fs::remove_file(a.at("file")).expect("unlink");
+    assert!(since.elapsed() < SOON / 2, "{:?}", since.elapsed());
+    b.up();
+    assert_eq!(listed(b.at("")), ["other"]);
+    assert_eq!(fs::read(b.at("other")).expect("read"), b"new");
+}
+
+#[test]
 fn what_was_written_under_a_lost_lease_becomes_a_file_beside() {
     let _one = serial();
     let cluster = short_leases(2);

@@ -166,10 +166,10 @@ impl NamespaceHandle {
         }
     }
 
-    /// Puts everything on stable storage; for an ordered end.
-    pub(crate) async fn close(&self) {
+    /// Puts everything on stable storage; for an ordered end. `is_unused`: nothing that was learned is used any more.
+    pub(crate) async fn close(&self, is_unused: bool) {
         match self {
-            NamespaceHandle::Real(namespace) => namespace.close().await,
+            NamespaceHandle::Real(namespace) => namespace.close(is_unused).await,
             #[cfg(test)]
             NamespaceHandle::Fake(_) => {}
         }

@@ -106,6 +106,8 @@ pub(crate) struct Inner {
     pub(crate) are_all_peers: AtomicBool,
     pub(crate) counters: Counters,
     pub(crate) stop: CancellationToken,
+    /// The data plane has ended in order, and no other one has come.
+    pub(crate) has_data_plane_left: AtomicBool,
     started: Instant,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -255,6 +257,7 @@ impl Node {
             are_all_peers: AtomicBool::new(false),
             counters: Counters::default(),
             stop: CancellationToken::new(),
+            has_data_plane_left: AtomicBool::new(false),
             started: Instant::now(),
             tasks: Mutex::new(JoinSet::new()),
         });
@@ -314,10 +317,9 @@ impl Node {
         let mut tasks = std::mem::take(&mut *lock(&inner.tasks));
         let ended = async { while tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(STOP_WAIT, ended).await;
-        if tokio::time::timeout(STOP_WAIT, inner.namespace.close())
-            .await
-            .is_err()
-        {
+        let is_unused = inner.has_data_plane_left.load(Ordering::Relaxed);
+        let closed = inner.namespace.close(is_unused);
+        if tokio::time::timeout(STOP_WAIT, closed).await.is_err() {
             warn!(target: "control", "the namespace did not answer before stopping");
         }
         ShutdownReport {

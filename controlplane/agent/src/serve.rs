@@ -54,6 +54,10 @@ impl Inner {
             } => self.fsync(ino, waited, is_cloud).await,
             NodeCall::Persist { ino, waited } => self.persist_now(ino, waited).await,
             NodeCall::Ping => Ok(NodeAnswer::Done),
+            NodeCall::Left => {
+                self.has_data_plane_left.store(true, Ordering::Relaxed);
+                Ok(NodeAnswer::Done)
+            }
             NodeCall::Lock(op) => self.namespace.lock(&op).await.map(NodeAnswer::Lock),
             NodeCall::State { ino } => Ok(NodeAnswer::State(
                 self.state_with_copies(ino).await?.state.to_string(),
@@ -234,6 +238,7 @@ impl Inner {
 
     /// A session begins: before its first message.
     pub(crate) fn session_begins(self: &Arc<Self>, session: &Session) {
+        self.has_data_plane_left.store(false, Ordering::Relaxed);
         self.data_plane_listens(session);
         self.capacity_bytes
             .store(session.hello.capacity_bytes, Ordering::Relaxed);

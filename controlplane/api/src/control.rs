@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
 /// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: memory.
 /// 6: leases that end, several nodes, locks; peers. 7: fsync waits for other nodes.
-pub const CONTROL_VERSION: u32 = 7;
+pub const CONTROL_VERSION: u32 = 8;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -131,6 +131,8 @@ pub enum NodeCall {
         /// The file.
         ino: Ino,
     },
+    /// An ordered end: the mount is off, and nothing is used any more that was learned. Answer: `Done`.
+    Left,
 }
 
 /// The agent's answers.

@@ -518,6 +518,17 @@ impl Coordinator {
         }
     }
 
+    /// A node ends in order: it uses nothing any more that it was told in this session or in those before, and holds no locks.
+    /// It is one of the nodes until it is stale, for it may be back in a moment.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn leave(&self, session: u64) -> Result<(), UnknownSession> {
+        self.tables().leave(session, Instant::now())?;
+        self.inner.freed.send_replace(());
+        Ok(())
+    }
+
     /// One operation of a node.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use fastcache_api::control::FRAME_MAX;
 use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
     AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, HoldReply,
-    HoldRequest, LockReply, LockRequest, PeersReply, PeersRequest, RegisterReply, RegisterRequest,
-    WatchRequest,
+    HoldRequest, LeaveReply, LeaveRequest, LockReply, LockRequest, PeersReply, PeersRequest,
+    RegisterReply, RegisterRequest, WatchRequest,
 };
 use fastcache_api::locks::LockOp;
 use tonic::{Request, Response, Status};
@@ -137,5 +137,10 @@ impl coordinator_server::Coordinator for Service {
         self.0.check(request.into_inner().session)?;
         let peers = self.0.peers().into_iter().map(Into::into).collect();
         Ok(Response::new(PeersReply { peers }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
+        self.0.leave(request.into_inner().session)?;
+        Ok(Response::new(LeaveReply {}))
     }
 }

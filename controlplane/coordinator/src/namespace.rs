@@ -21,9 +21,11 @@ impl Namespace {
     }
 
     /// For an ordered end: puts everything acknowledged so far on stable storage where it is this process's to do.
-    pub async fn close(&self) {
+    /// `is_unused`: what the coordinator told is used by nobody here any more.
+    pub async fn close(&self, is_unused: bool) {
         match self {
             Namespace::Embedded(engine) => engine.close().await,
+            Namespace::Remote(remote) if is_unused => remote.leave().await,
             Namespace::Remote(remote) => remote.close(),
         }
     }

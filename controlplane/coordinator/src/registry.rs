@@ -132,6 +132,8 @@ struct Entry {
     is_live: bool,
     /// Its watch stream was opened and has ended.
     is_unwatched: bool,
+    /// It said that it ends, and is not heard any more.
+    has_left: bool,
 }
 
 /// The nodes.
@@ -228,7 +230,8 @@ impl Registry {
         self.check_identity(&node, now)?;
         let mut replaced = None;
         if let Some(old) = self.peers.get(&id) {
-            let is_heard = old.is_live && !old.is_unwatched && now < old.seen + self.live_for;
+            let is_there = old.is_live && !old.is_unwatched && !old.has_left;
+            let is_heard = is_there && now < old.seen + self.live_for;
             if is_heard && old.session != previous {
                 return Err(RegisterError::Taken(id));
             }
@@ -262,6 +265,7 @@ impl Registry {
                 leased: now,
                 is_live: true,
                 is_unwatched: false,
+                has_left: false,
             },
         );
         Ok(Accepted {
@@ -299,14 +303,23 @@ impl Registry {
     }
 
     fn entry(&mut self, session: u64) -> Result<&mut Entry, UnknownSession> {
-        let unknown = UnknownSession(session);
-        let Some(id) = self.sessions.get(&session) else {
-            return Err(unknown);
-        };
-        match self.peers.get_mut(id) {
-            Some(entry) if entry.session == session && entry.is_live => Ok(entry),
-            _ => Err(unknown),
-        }
+        let entry = self.last(session).filter(|e| !e.has_left);
+        entry.ok_or(UnknownSession(session))
+    }
+
+    /// The node whose last session this is, as long as it is live.
+    fn last(&mut self, session: u64) -> Option<&mut Entry> {
+        let id = self.sessions.get(&session)?;
+        let entry = self.peers.get_mut(id)?;
+        (entry.session == session && entry.is_live).then_some(entry)
+    }
+
+    /// The node ends in order: what it was promised ends now, and it is not heard any more. Its peer id.
+    pub(crate) fn leave(&mut self, session: u64, now: Instant) -> Result<String, UnknownSession> {
+        let entry = self.entry(session)?;
+        entry.has_left = true;
+        entry.leased = now;
+        Ok(entry.node.peer_id.clone())
     }
 
     /// A session's own peer id, while it is live.
@@ -357,6 +370,7 @@ impl Registry {
         self.known.keys().any(|id| {
             let last = match self.peers.get(id) {
                 None => self.opened,
+                Some(e) if e.has_left => return false,
                 Some(e) if e.is_live && now < e.leased => return false,
                 Some(e) => e.leased,
             };
@@ -373,7 +387,7 @@ impl Registry {
 
     /// The session is over; what it held stays until [`forget`](Self::forget). When it was last heard of.
     pub(crate) fn fence(&mut self, session: u64) -> Option<Instant> {
-        let entry = self.entry(session).ok()?;
+        let entry = self.last(session)?;
         entry.is_live = false;
         let seen = entry.seen;
         self.changed();

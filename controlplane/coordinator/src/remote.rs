@@ -310,6 +310,19 @@ impl RemoteNamespace {
         }
     }
 
+    /// For an ordered end, when nothing is used any more that the coordinator told: no other node waits for this one's lease.
+    /// Calls fail from then on.
+    pub async fn leave(&self) {
+        let session = self.session();
+        self.close();
+        let Ok(session) = session else { return };
+        let mut client = self.shared.client.clone();
+        let left = answer(client.leave(grpc::LeaveRequest { session })).await;
+        if let Err(why) = left {
+            tracing::warn!(target: "control", why, "the coordinator does not know that this node has ended: others may wait for its lease");
+        }
+    }
+
     /// Ends the session's task; calls fail from then on.
     pub fn close(&self) {
         self.task.abort();

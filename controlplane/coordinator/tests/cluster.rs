@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use fastcache_api::grpc::Node;
+use fastcache_api::locks::{Lock, LockAnswer, LockOp};
 use fastcache_api::{
     ApiKey, Attr, Commit, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
     OpId, SetAttr, Time, Version,
@@ -393,6 +394,59 @@ async fn a_silent_node_delays_by_its_lease_and_is_fenced() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_node_that_has_left() {
+    const LEASE: Duration = Duration::from_secs(30);
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path(), 30_000, None).await;
+    let (a, a_revoked) = server.connect("a").await;
+    let acking = acknowledge_all(a_revoked);
+    let (b, b_revoked) = server.connect("b").await;
+    let (f, g) = (
+        entry(&a.call(change(make("f"))).await).ino,
+        entry(&a.call(change(make("g"))).await).ino,
+    );
+    let lock = Lock {
+        start: 0,
+        end: 9,
+        is_exclusive: true,
+        owner: 1,
+        pid: 1,
+        is_flock: false,
+    };
+    let set = |waits| LockOp::Set {
+        ino: g,
+        lock,
+        waits,
+    };
+    b.call(lookup("f")).await.result.unwrap();
+    assert_eq!(b.lock(&set(false)).await, Ok(LockAnswer::Done));
+    // Under way when it leaves, and not acknowledged.
+    let since = Instant::now();
+    let address = server.address;
+    let changing = tokio::spawn(async move {
+        let reply = a.call(chmod(f, 0o600)).await;
+        (a, reply)
+    });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!changing.is_finished());
+    b.leave().await;
+    let (a, reply) = within(changing).await.unwrap();
+    assert_eq!(entry(&reply).mode, 0o600);
+    // Begun afterwards.
+    assert_eq!(entry(&within(a.call(chmod(g, 0o600))).await).mode, 0o600);
+    assert_eq!(within(a.lock(&set(true))).await, Ok(LockAnswer::Done));
+    assert!(since.elapsed() < LEASE / 2, "{:?}", since.elapsed());
+    assert_eq!(b.call(lookup("f")).await.result, Err(Errno::EIO));
+    assert_eq!(server.coordinator.stats().peers_live, 2, "it may be back");
+    // And it is.
+    drop((b, b_revoked));
+    let (b, _b_revoked) = server.connect("b").await;
+    assert_eq!(entry(&within(b.call(lookup("f"))).await).mode, 0o600);
+    assert_eq!(server.end().await, address);
+    acking.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_who_wait_to_write_wait_for_one_hand_over() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path(), 10_000, None).await;
@@ -489,7 +543,7 @@ async fn a_restart_of_the_coordinator_is_a_delay() {
     let b = Namespace::Remote(b);
     assert_eq!(entry(&within(b.call(lookup("f"))).await).mode, 0o611);
     drop(a);
-    b.close().await;
+    b.close(false).await;
     assert_eq!(b.call(lookup("f")).await.result, Err(Errno::EIO));
     server.end().await;
     acking.abort();

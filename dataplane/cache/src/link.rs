@@ -19,6 +19,8 @@ use std::time::Duration;
 /// How long a call waits for an answer, agent restarts included, before it fails with EIO. Above what the agent itself
 /// allows: 30 s for the object store, 60 s for the coordinator.
 pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(75);
+/// How long the agent may take to hear of the end.
+const LEFT_MAX: Duration = Duration::from_secs(2);
 /// Most calls in flight on one lane; further ones wait. Below the coordinator's window of remembered answers (4096).
 const CALLS_MAX: usize = 1024;
 /// Most events queued for an agent that is away; older ones are dropped, because a new session takes the inventory anew.
@@ -245,6 +247,16 @@ impl Link {
     pub async fn answers(&self, within: Duration) -> bool {
         let asked = fastcache_reactor::timeout(within, self.call(NodeCall::Ping)).await;
         matches!(asked, Ok(Ok(NodeAnswer::Done)))
+    }
+
+    /// Tells the agent, if it is there, that nothing is used any more that it told.
+    pub async fn left(&self) {
+        if fastcache_reactor::timeout(LEFT_MAX, self.call(NodeCall::Left))
+            .await
+            .is_err()
+        {
+            tracing::info!(target: "control", "the agent could not be told of the end: other nodes may wait for the lease of this one");
+        }
     }
 
     /// Calls about the namespace so far.

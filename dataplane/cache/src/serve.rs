@@ -1,5 +1,6 @@
 //! What the agent asks of the data plane.
 
+use crate::inode::InodeState;
 use crate::open_chunk::device_error;
 use crate::seal::local_chunk;
 use crate::{FileSystem, Result, lock, lock_read};
@@ -424,8 +425,8 @@ impl FileSystem {
         stats
     }
 
-    /// Ordered end: everything sealed and committed (as far as the agent is there), the store closed.
-    pub async fn stop(&self) {
+    /// Everything sealed and committed, as far as the agent is there; for an ordered end.
+    pub async fn write_back(&self) {
         if let Err(error) = self.sync_all().await {
             tracing::error!(target: "cache", %error, "not everything could be sealed at the end");
         }
@@ -439,6 +440,19 @@ impl FileSystem {
             }
             self.reap_orphans().await;
         }
+    }
+
+    /// The mount is off: nothing is used any more that the agent told, and it need not be held for this node. What is not
+    /// committed needs the lease to its end.
+    pub async fn leave(&self) {
+        let uncommitted = self.inner.inodes.those(InodeState::is_uncommitted);
+        if uncommitted.is_empty() {
+            self.inner.link.left().await;
+        }
+    }
+
+    /// Closes the store.
+    pub async fn stop(&self) {
         self.inner.is_stopping.store(true, Ordering::Relaxed);
         if let Err(error) = self.inner.store.close().await {
             tracing::error!(target: "nvme", %error, "the store could not be closed in order; the next start replays its journal");

@@ -212,6 +212,7 @@ async fn bring_up(
         for start in starts {
             let _ = start.send(Start::Stop);
         }
+        fs.write_back().await;
         fs.stop().await;
         return Ok(());
     }
@@ -252,7 +253,11 @@ async fn bring_up(
     if let Err(error) = fs.sync_all().await {
         tracing::error!(target: "cache", %error, "not every open file could be sealed");
     }
-    take_off(mount).await;
+    let is_off = take_off(mount).await;
+    fs.write_back().await;
+    if is_off {
+        fs.leave().await;
+    }
     fs.stop().await;
     let _ = std::fs::remove_file(&config.socket);
     tracing::info!(target: "control", "stopped");
@@ -301,8 +306,9 @@ async fn open_store(config: &Config) -> Result<(Store, Recovered)> {
     }
 }
 
-/// Unmounts from a thread that serves no requests, while this core goes on serving.
-async fn take_off(mount: Mount) {
+/// Unmounts from a thread that serves no requests, while this core goes on serving. Whether no program uses the mount any
+/// more, and its pages.
+async fn take_off(mount: Mount) -> bool {
     let aborter = mount.aborter();
     let (send, receive) = futures_channel::oneshot::channel();
     let thread = std::thread::Builder::new()
@@ -312,10 +318,13 @@ async fn take_off(mount: Mount) {
         });
     if let Err(error) = thread {
         tracing::error!(target: "fuse", %error, "no thread to unmount from");
-        return;
+        return false;
     }
     match fastcache_reactor::timeout(UNMOUNT_MAX, receive).await {
-        Ok(Ok(Ok(true))) => tracing::info!(target: "fuse", "unmounted"),
+        Ok(Ok(Ok(true))) => {
+            tracing::info!(target: "fuse", "unmounted");
+            return true;
+        }
         Ok(Ok(Ok(false))) => {
             tracing::warn!(target: "fuse", "programs still used the mount; it was taken out of the tree")
         }
@@ -330,6 +339,7 @@ async fn take_off(mount: Mount) {
             }
         }
     }
+    false
 }
 
 /// SIGINT and SIGTERM, as something to wait for.

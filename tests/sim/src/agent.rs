@@ -134,7 +134,7 @@ impl Agent {
                 self.read(NsOp::Sync).await.result?;
                 Ok(NodeAnswer::Done)
             }
-            NodeCall::Ping => Ok(NodeAnswer::Done),
+            NodeCall::Ping | NodeCall::Left => Ok(NodeAnswer::Done),
             NodeCall::Lock(op) => self.remote().lock(&op).await.map(NodeAnswer::Lock),
             NodeCall::Persist { .. } => Err(Errno::EIO),
             NodeCall::State { .. } => Ok(NodeAnswer::State("dirty".to_owned())),

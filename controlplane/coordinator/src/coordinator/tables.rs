@@ -4,7 +4,7 @@
 
 use crate::leases::LeaseTable;
 use crate::locks::Locks;
-use crate::registry::Registry;
+use crate::registry::{Registry, UnknownSession};
 use crate::revocation::{Effect, What};
 use fastcache_api::{Attr, Ino, grpc};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -294,6 +294,21 @@ impl Tables {
         self.leases.bequeath_writing(&earlier, session);
         self.pending
             .retain(|_, p| p.hand_over.is_none() || !earlier.contains(&p.session));
+    }
+
+    /// A node ends in order: it holds nothing any more.
+    pub(super) fn leave(&mut self, session: u64, now: Instant) -> Result<(), UnknownSession> {
+        let peer = self.registry.leave(session, now)?;
+        let mut sessions = self.registry.earlier(session);
+        sessions.push(session);
+        for of_it in &sessions {
+            self.leases.end(*of_it);
+            self.outlets.remove(of_it);
+        }
+        self.pending.retain(|_, p| !sessions.contains(&p.session));
+        self.locks.drop_peer(&peer);
+        tracing::info!(target: "registry", peer, session, "the node has ended in order");
+        Ok(())
     }
 
     /// Ends a session. When it was last heard of, if it was live.
