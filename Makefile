@@ -121,7 +121,7 @@ test-unit:
 # Every reader of bytes that nothing vouches for, a minute each: with coverage by cargo-fuzz where there is a nightly
 # toolchain, else by mutation alone. What it finds goes into tests/fuzz/regressions/TARGET/ with its fix.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := superblock journal chunk_header fuse_request control_message
+FUZZ_TARGETS := superblock journal chunk_header fuse_request control_message peer_frame
 FUZZ := CARGO_TARGET_DIR=$(CURDIR)/target cargo test --manifest-path tests/fuzz/Cargo.toml
 
 .PHONY: test-fuzz
