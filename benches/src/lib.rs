@@ -119,6 +119,7 @@ pub fn chunk(key: ChunkKey, len: u32) -> SealChunk {
         key,
         len,
         is_dirty: false,
+        is_kept: false,
         is_pending: false,
         data: SealData::Inline { buf },
     }

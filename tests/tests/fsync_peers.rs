@@ -179,6 +179,11 @@ fn a_node_that_is_gone_is_repaired_by_the_others() {
     let chunks = FILES.iter().map(|(_, len)| len.div_ceil(4 << 20) as u64);
     let chunks: u64 = chunks.sum();
     lose_everything(first);
+    // Who has the only copies may be started again before anybody has missed their owner.
+    for node in others {
+        assert!(node.kill(Plane::Data));
+        node.wait_for_return();
+    }
 
     // First they have the chunks for their own, with copies on each other: the cloud takes nothing yet.
     let sum = |name: &str| others.iter().map(|node| node.stat(name)).sum::<u64>();

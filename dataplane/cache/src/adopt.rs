@@ -7,16 +7,13 @@
 use crate::inode::Inode;
 use crate::open_chunk::device_error;
 use crate::{FileSystem, Result};
-use fastcache_api::{ChunkKey, Errno, NsAnswer, NsOp};
-use fastcache_chunkstore::{SealChunk, SealData};
+use fastcache_api::{ChunkKey, NsAnswer, NsOp};
 use fastcache_reactor::timeout;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the coordinator is asked whether the cloud has a chunk.
 const RECORDED_MAX: Duration = Duration::from_secs(5);
-/// Room for the header of the largest chunk, blocks.
-const HEADER_ROOM: u32 = 8;
 
 /// A replica that is kept for a node that is not there.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -93,24 +90,7 @@ impl FileSystem {
             return Ok(false);
         }
         if !body.is_dirty() {
-            let meta = store.meta(&body).await.map_err(|e| device_error(&e))?;
-            if !self.make_room_now(HEADER_ROOM).await {
-                return Err(Errno::EAGAIN);
-            }
-            // The bytes stay where they are.
-            let seal = SealChunk {
-                key,
-                len: body.len(),
-                is_dirty: true,
-                is_pending: false,
-                data: SealData::Placed {
-                    runs: body.runs().to_vec(),
-                    crcs: meta.crcs.to_vec(),
-                },
-            };
-            let sealed = store.seal(vec![seal], None).await;
-            let sealed = sealed.map_err(|e| device_error(&e))?;
-            self.tell_stored(&sealed.bodies, &sealed.replaced);
+            self.seal_as(&body, true, false).await?;
         }
         store.flush().await.map_err(|e| device_error(&e))?;
         self.release_for_peer(&of.owner, key);

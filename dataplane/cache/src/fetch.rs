@@ -554,6 +554,7 @@ impl FileSystem {
             key,
             len: u32::try_from(len).unwrap_or(u32::MAX),
             is_dirty: false,
+            is_kept: false,
             is_pending: false,
             data: SealData::Inline { buf },
         };

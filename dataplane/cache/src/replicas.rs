@@ -4,19 +4,22 @@
 //! Owners give what the coordinator's layout names, so that a commit that never arrives leaves the copies of what it would have
 //! replaced. Versions of one owner grow; those of two say nothing about which is newer, which the layout says alone.
 //!
-//! Holds are in RAM. After a restart of this node its replicas can be evicted until their owners, who notice, hold them again.
-//! What its owner has not confirmed for a while is left: the owner is gone, was started again meanwhile, or its word got lost. This
-//! node takes it over if a layout still names it and the cloud has not got it (`adopt`), and forgets the hold else.
+//! The device knows which chunks are held, and not for whom. After a restart of this node they are held for nobody, and their
+//! owners, who notice, hold them again.
+//! What its owner has not confirmed for a while is left: the owner is gone, was started again meanwhile, or its word got lost (and so
+//! is what is held for nobody). This node takes it over if a layout still names it and the cloud has not got it (`adopt`), and forgets the hold else.
 
 use crate::inode::PendingCommit;
+use crate::open_chunk::device_error;
 use crate::seal::keys_of;
 use crate::{FileSystem, LeftReplica, lock};
 use fastcache_api::{ChunkKey, Errno, Ino, Run, Version};
-use fastcache_chunkstore::{SealChunk, SealData};
+use fastcache_chunkstore::{ChunkBody, ChunkInfo, SealChunk, SealData};
 use fastcache_reactor::sync::Mutex;
 use fastcache_reactor::{Instant, IoBuf, now, timeout};
 use fastcache_types::{ChunkId, blocks_of};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -27,6 +30,8 @@ const REPLICA_PERCENT: u64 = 15;
 const CONFIRMED_FOR: Duration = Duration::from_secs(180);
 /// How long the coordinator is asked which of two versions a layout names.
 const NAMED_MAX: Duration = Duration::from_secs(5);
+/// Room for the header of the largest chunk, blocks.
+const HEADER_ROOM: u32 = 8;
 
 struct Hold {
     version: Version,
@@ -45,10 +50,22 @@ impl Hold {
     }
 }
 
+/// Who holds what was held before a restart; no node has this id.
+const NOBODY: &str = "";
+
 /// Chunks that are kept for other nodes.
 #[derive(Default)]
 pub(crate) struct Holds {
     map: Mutex<HashMap<ChunkId, Hold>>,
+    ended: Mutex<Ended>,
+}
+
+/// Holds that are over, which the device has to be told.
+#[derive(Default)]
+struct Ended {
+    due: Vec<ChunkKey>,
+    /// It is being told of these.
+    telling: HashSet<ChunkKey>,
 }
 
 impl Holds {
@@ -57,6 +74,27 @@ impl Holds {
         lock(&self.map)
             .get(&key.id())
             .is_some_and(|hold| hold.version == key.version)
+    }
+
+    /// What the device is to be told now: what nobody has held again.
+    fn begin_to_tell(&self) -> Vec<ChunkKey> {
+        let map = lock(&self.map);
+        let mut ended = lock(&self.ended);
+        let mut due = std::mem::take(&mut ended.due);
+        due.retain(|key| {
+            let hold = map.get(&key.id());
+            hold.is_none_or(|hold| hold.version != key.version)
+        });
+        ended.telling.extend(&due);
+        due
+    }
+
+    /// It was told.
+    fn told(&self, over: &[ChunkKey]) {
+        let mut ended = lock(&self.ended);
+        for key in over {
+            ended.telling.remove(key);
+        }
     }
 
     /// Whether another version of the chunk is kept, which a cached one must not replace.
@@ -78,7 +116,8 @@ impl Holds {
         let mut found = Vec::new();
         for (id, hold) in &*map {
             let owner = hold.owner.as_str();
-            let is_live = *are_live.entry(owner).or_insert_with(|| is_live(owner));
+            let is_live =
+                owner != NOBODY && *are_live.entry(owner).or_insert_with(|| is_live(owner));
             if !is_live || now.duration_since(hold.confirmed) > CONFIRMED_FOR {
                 found.push(LeftReplica {
                     key: hold.key(*id),
@@ -160,7 +199,52 @@ impl FileSystem {
         let is_same = |hold: &Hold| hold.version == key.version && hold.owner == owner;
         if map.get(&key.id()).is_some_and(is_same) {
             map.remove(&key.id());
+            lock(&self.inner.holds.ended).due.push(key);
         }
+    }
+
+    /// What the device has from before a restart is held until somebody says otherwise.
+    pub fn hold_again(&self, kept: &[ChunkInfo]) {
+        for chunk in kept {
+            self.note_hold(NOBODY, chunk.key, chunk.len);
+        }
+    }
+
+    /// Whether a chunk is held on the device, too; and stays so as long as its hold is noted.
+    fn is_kept_here(&self, key: ChunkKey) -> bool {
+        // In this order: when it is told no more, its body says what it was told.
+        let is_ending = lock(&self.inner.holds.ended).telling.contains(&key);
+        let here = self.inner.store.find(key);
+        !is_ending && here.is_some_and(|body| body.is_kept() || body.is_dirty())
+    }
+
+    /// Seals a chunk once more as something else. Its bytes stay where they are.
+    pub(crate) async fn seal_as(
+        &self,
+        body: &Arc<ChunkBody>,
+        is_dirty: bool,
+        is_kept: bool,
+    ) -> crate::Result<()> {
+        let store = &self.inner.store;
+        let meta = store.meta(body).await.map_err(|e| device_error(&e))?;
+        if !self.make_room_now(HEADER_ROOM).await {
+            return Err(Errno::EAGAIN);
+        }
+        let seal = SealChunk {
+            key: body.key(),
+            len: body.len(),
+            is_dirty,
+            is_kept,
+            is_pending: false,
+            data: SealData::Placed {
+                runs: body.runs().to_vec(),
+                crcs: meta.crcs.to_vec(),
+            },
+        };
+        let sealed = store.seal(vec![seal], None).await;
+        let sealed = sealed.map_err(|e| device_error(&e))?;
+        self.tell_stored(&sealed.bodies, &sealed.replaced);
+        Ok(())
     }
 
     /// Takes in a replica: whole blocks, padded with zeros. On stable storage when this returns. EAGAIN when there is no room for
@@ -177,12 +261,18 @@ impl FileSystem {
         let may_replace = match self.inner.holds.of(key.id()) {
             None => true,
             Some((version, by)) if by == owner => version <= key.version,
+            Some((version, _)) if version == key.version => true,
             Some(_) => self.is_named(key).await == Some(true),
         };
         if !may_replace {
             return Err(Errno::EAGAIN);
         }
-        if self.inner.store.find(key).is_none() {
+        if let Some(body) = self.inner.store.find(key) {
+            if !body.is_kept() && !body.is_dirty() {
+                // It was cached.
+                self.seal_as(&body, false, true).await?;
+            }
+        } else {
             let most = self.inner.store.usage().capacity_bytes / 100 * REPLICA_PERCENT;
             let (_, held) = self.inner.holds.levels();
             if held + u64::from(len) > most || !self.make_room_now(blocks_of(len) + 3).await {
@@ -192,6 +282,7 @@ impl FileSystem {
                 key,
                 len,
                 is_dirty: false,
+                is_kept: true,
                 is_pending: false,
                 data: SealData::Inline { buf },
             };
@@ -202,9 +293,9 @@ impl FileSystem {
             })?;
             self.tell_stored(&sealed.bodies, &sealed.replaced);
         }
-        // Held from here on, unless it was evicted in between or something else is in its place.
+        // Held from here on, unless it was evicted in between, something else is in its place, or it was just given up.
         self.note_hold(owner, key, len);
-        if self.inner.store.find(key).is_none() {
+        if !self.is_kept_here(key) {
             self.release_for_peer(owner, key);
             return Err(Errno::EAGAIN);
         }
@@ -216,10 +307,13 @@ impl FileSystem {
         })
     }
 
-    /// Ends holds of what is not here any more. Called now and then.
-    pub(crate) fn expire_holds(&self) {
+    /// Ends holds of what is not here any more, and tells the device which are over. Called now and then.
+    pub(crate) async fn expire_holds(&self) {
         let is_here = |key: ChunkKey| self.inner.store.find(key).is_some();
         lock(&self.inner.holds.map).retain(|id, hold| is_here(hold.key(*id)));
+        let over = self.inner.holds.begin_to_tell();
+        self.inner.store.unkeep(&over).await;
+        self.inner.holds.told(&over);
     }
 
     /// Whether the coordinator's layout names this version. `None` when it cannot be asked, and while this node has changes of

@@ -385,6 +385,7 @@ fn seal_chunk(
         key,
         len,
         is_dirty: true,
+        is_kept: false,
         is_pending,
         data,
     })

@@ -79,7 +79,7 @@ impl FileSystem {
             if tick.is_multiple_of(AGE_TICKS) {
                 let fs = self.clone();
                 fastcache_reactor::spawn(async move {
-                    fs.expire_holds();
+                    fs.expire_holds().await;
                     fs.seal_aged().await;
                     fs.reap_orphans().await;
                 })

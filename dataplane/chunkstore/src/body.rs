@@ -35,6 +35,7 @@ pub(crate) struct BodyFacts {
     pub(crate) key: ChunkKey,
     pub(crate) len: u32,
     pub(crate) is_dirty: bool,
+    pub(crate) is_kept: bool,
     /// First block of its header.
     pub(crate) header: u32,
     pub(crate) runs: Runs,
@@ -132,6 +133,7 @@ pub struct ChunkBody {
     runs: FixedRuns,
     pool: Arc<Pool>,
     is_dirty: AtomicBool,
+    is_kept: AtomicBool,
 }
 
 // RAM per chunk is bounded (see above).
@@ -160,6 +162,7 @@ impl ChunkBody {
             runs: FixedRuns::new(&facts.runs),
             pool: pool.clone(),
             is_dirty: AtomicBool::new(facts.is_dirty),
+            is_kept: AtomicBool::new(facts.is_kept),
         })
     }
 
@@ -189,8 +192,15 @@ impl ChunkBody {
         self.is_dirty.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_clean(&self) -> bool {
-        self.is_dirty.swap(false, Ordering::AcqRel)
+    /// Kept for another node, as the last start or seal said: nobody has said since that it need not be.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_clean(&self) {
+        self.is_dirty.store(false, Ordering::Release);
+        self.is_kept.store(false, Ordering::Release);
     }
 
     /// What it takes of the capacity: header and data blocks, bytes. Blocks it shares with an older body are counted.
@@ -218,6 +228,7 @@ impl ChunkBody {
             key: self.key(),
             len: self.len,
             is_dirty: self.is_dirty(),
+            is_kept: self.is_kept(),
             header: self.header,
             runs: Runs::from_slice(self.runs()),
         }
@@ -247,6 +258,7 @@ impl std::fmt::Debug for ChunkBody {
             .field("key", &self.key())
             .field("len", &self.len)
             .field("is_dirty", &self.is_dirty())
+            .field("is_kept", &self.is_kept())
             .field("header", &self.header)
             .field("runs", &self.runs())
             .finish_non_exhaustive()

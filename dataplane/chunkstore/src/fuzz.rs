@@ -182,6 +182,7 @@ pub fn seeds() -> [(&'static str, Vec<Vec<u8>>); 3] {
         },
         len: 12_288,
         is_dirty: true,
+        is_kept: false,
         header,
         runs: runs
             .iter()

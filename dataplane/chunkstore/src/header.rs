@@ -18,6 +18,7 @@ pub(crate) const RUN_BYTES: usize = 8;
 /// Where the checksum is.
 const CRC_AT: usize = 56;
 const FLAG_DIRTY: u16 = 1;
+const FLAG_KEPT: u16 = 2;
 /// Most blocks a header can have: 1024 runs and 1024 checksums.
 pub(crate) const BLOCKS_MAX: u32 = 4;
 
@@ -68,7 +69,9 @@ pub(crate) fn encode(out: &mut [u8], store: u64, stamp: u64, facts: &BodyFacts, 
     h.put_u64(MAGIC);
     h.put_u64(store);
     h.put_u16(FORMAT);
-    h.put_u16(if facts.is_dirty { FLAG_DIRTY } else { 0 });
+    let dirty = if facts.is_dirty { FLAG_DIRTY } else { 0 };
+    let kept = if facts.is_kept { FLAG_KEPT } else { 0 };
+    h.put_u16(dirty | kept);
     h.put_u16(facts.runs.len() as u16);
     h.put_u16(0);
     h.put_u64(facts.key.ino.0);
@@ -137,6 +140,7 @@ pub(crate) fn decode(bytes: &[u8], store: u64, at: u32) -> Option<Header> {
         key,
         len,
         is_dirty: flags & FLAG_DIRTY != 0,
+        is_kept: flags & FLAG_KEPT != 0,
         header: at,
         runs,
     };

@@ -29,6 +29,7 @@ pub(crate) const TICKET_BYTES: usize = 12;
 const FLAG_DIRTY: u8 = 1;
 const FLAG_PENDING: u8 = 2;
 const FLAG_SPILLED: u8 = 4;
+const FLAG_KEPT: u8 = 8;
 
 const PUT_FIXED: usize = 32;
 const SEAL_FIXED: usize = 24;
@@ -99,7 +100,8 @@ pub(crate) fn encode_put(out: &mut Vec<u8>, facts: &BodyFacts, is_pending: bool,
     let dirty = if facts.is_dirty { FLAG_DIRTY } else { 0 };
     let pending = if is_pending { FLAG_PENDING } else { 0 };
     let spilled = if is_spilled { FLAG_SPILLED } else { 0 };
-    out.push(dirty | pending | spilled);
+    let kept = if facts.is_kept { FLAG_KEPT } else { 0 };
+    out.push(dirty | pending | spilled | kept);
     out.put_u16(facts.runs.len() as u16);
     out.put_u32(facts.len);
     out.put_u64(facts.key.ino.0);
@@ -174,11 +176,11 @@ impl Record {
                     version: Version(g.u64()?),
                 };
                 let runs: Runs = get_runs(g, count)?;
-                let is_dirty = flags & FLAG_DIRTY != 0;
                 let facts = BodyFacts {
                     key,
                     len,
-                    is_dirty,
+                    is_dirty: flags & FLAG_DIRTY != 0,
+                    is_kept: flags & FLAG_KEPT != 0,
                     header,
                     runs,
                 };

@@ -1,7 +1,7 @@
 //! Opening a store: recognise the device, read the newest checkpoint and the journal behind it, rebuild the index. Chunks
 //! are not read, but for those of the last second or so (`tail.rs`). When no checkpoint can be read, all headers are scanned instead.
 
-use crate::body::{ChunkBody, Pool};
+use crate::body::{ChunkBody, ChunkInfo, Pool};
 use crate::checkpoint::{CheckpointHeader, segment_records};
 use crate::crc_cache::CrcCache;
 use crate::device::Device;
@@ -40,6 +40,8 @@ pub struct Recovered {
     pub elapsed: Duration,
     /// Files whose seal the coordinator may not know, oldest first.
     pub pending: Vec<PendingSeal>,
+    /// Copies that were kept for other nodes.
+    pub kept: Vec<ChunkInfo>,
 }
 
 /// Where the journal goes on.
@@ -132,8 +134,14 @@ impl Store {
         });
         let index = Index::new();
         let chunks = rebuilt.bodies.len() as u64;
-        let bodies = rebuilt.bodies.into_iter();
-        index.fill(bodies.map(|facts| ChunkBody::recovered(facts, &pool)));
+        let mut kept = Vec::new();
+        index.fill(rebuilt.bodies.into_iter().map(|facts| {
+            let body = ChunkBody::recovered(facts, &pool);
+            if body.is_kept() {
+                kept.push(ChunkInfo::of(&body));
+            }
+            body
+        }));
         let pending: Vec<PendingSeal> = replay.seals.into_values().collect();
         let seals = Seals {
             bytes: pending.iter().map(|p| seal_bytes(p.commit.len())).sum(),
@@ -184,6 +192,7 @@ impl Store {
                 chunks,
                 elapsed,
                 pending,
+                kept,
             },
         ))
     }

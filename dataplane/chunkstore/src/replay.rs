@@ -27,7 +27,7 @@ pub struct PendingSeal {
 pub(crate) struct Replayed {
     pub(crate) facts: BodyFacts,
     pub(crate) order: u64,
-    /// A later record says that it is in the cloud.
+    /// A later record says that it is in the cloud, or need not be kept.
     pub(crate) is_cleaned: Cell<bool>,
 }
 
@@ -36,6 +36,7 @@ impl Replayed {
     pub(crate) fn into_facts(self) -> BodyFacts {
         BodyFacts {
             is_dirty: self.facts.is_dirty && !self.is_cleaned.get(),
+            is_kept: self.facts.is_kept && !self.is_cleaned.get(),
             ..self.facts
         }
     }

@@ -37,6 +37,8 @@ pub struct SealChunk {
     pub len: u32,
     /// Not yet in the cloud.
     pub is_dirty: bool,
+    /// A copy for another node: the next start tells of it, unless [`Store::unkeep`] came first. Not dirty.
+    pub is_kept: bool,
     /// The SEAL record of its file is still to come. Until then a restart drops this body and restores the one it
     /// replaced.
     pub is_pending: bool,
@@ -256,7 +258,8 @@ impl Store {
                         && !is_pending
                         && (current.is_dirty()
                             || stripe.pending.contains_key(&id)
-                            || current.key() == body.key())
+                            || (current.key() == body.key()
+                                && (current.is_kept() || !body.is_kept())))
                     {
                         out[at] = Some(current.clone());
                         continue;
@@ -413,6 +416,7 @@ impl Inner {
             key,
             len,
             is_dirty,
+            is_kept,
             is_pending,
             data,
         } = chunk;
@@ -467,6 +471,7 @@ impl Inner {
             key,
             len,
             is_dirty,
+            is_kept,
             header,
             runs,
         };

@@ -295,6 +295,30 @@ impl Store {
         Ok(marked)
     }
 
+    /// These versions need not be kept for another node any more, as far as they are: one that was sealed as this node's own
+    /// meanwhile stays as it is. Written to the journal, not flushed.
+    pub async fn unkeep(&self, keys: &[ChunkKey]) {
+        let inner = &*self.inner;
+        let mut ticket = 0;
+        for keys in keys.chunks(KEYS_PER_ADMISSION) {
+            let blocks = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+            let _admission = self.admit_blocks(blocks).await;
+            for &key in keys {
+                let mut stripe = inner.index.of(key.ino);
+                let current = stripe.current.get(&key.id());
+                let is_kept = |b: &Arc<ChunkBody>| b.key() == key && b.is_kept() && !b.is_dirty();
+                if !current.is_some_and(is_kept) {
+                    continue;
+                }
+                stripe.clean(key);
+                let mut record = Vec::with_capacity(SMALL_RECORD);
+                Record::Clean(key).encode(&mut record);
+                ticket = inner.journal.enqueue(&inner.pool.space, &record);
+            }
+        }
+        self.wait_written(ticket).await;
+    }
+
     /// Drops these versions, dirty or not. Returns what was dropped; written to the journal, not flushed. Blocks are
     /// freed when the last handle is gone and a flush followed.
     ///

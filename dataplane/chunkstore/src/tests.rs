@@ -2,6 +2,7 @@
 //! a session that ends without `close` is a killed process. The helpers here serve the other test files, too.
 
 mod format;
+mod keeping;
 mod model;
 #[cfg(not(feature = "race"))]
 mod power;
@@ -103,6 +104,7 @@ pub(crate) fn inline(key: ChunkKey, bytes: &[u8], len: u32, is_dirty: bool) -> S
         key,
         len,
         is_dirty,
+        is_kept: false,
         is_pending: false,
         data,
     }

@@ -145,11 +145,11 @@ async fn bring_up(
             chunks,
             elapsed,
             pending,
-            ..
+            kept,
         },
     ) = open_store(&config).await?;
     let usage = store.usage();
-    tracing::info!(target: "nvme", path = %config.nvme.display(), chunks, dirty_chunks = usage.dirty_chunks, used_bytes = usage.used_bytes, capacity_bytes = usage.capacity_bytes, elapsed_ms = elapsed.as_millis(), uncommitted = pending.len(), "the store is open");
+    tracing::info!(target: "nvme", path = %config.nvme.display(), chunks, dirty_chunks = usage.dirty_chunks, used_bytes = usage.used_bytes, capacity_bytes = usage.capacity_bytes, elapsed_ms = elapsed.as_millis(), uncommitted = pending.len(), kept_for_others = kept.len(), "the store is open");
 
     let budget = memory::divide(&memory::Needs {
         capacity_bytes: usage.capacity_bytes,
@@ -165,6 +165,7 @@ async fn bring_up(
     let arena = control::new_arena()?;
     let link = Link::new(config.cpus.clone(), rand::random());
     let fs = FileSystem::new(store.clone(), link, arena);
+    fs.hold_again(&kept);
     fs.set_read_ahead(config.read_ahead_bytes);
     let keeper = memory::Keeper::new(budget, &fs);
     fastcache_reactor::spawn(Arc::clone(&keeper).tend(fs.clone())).detach();

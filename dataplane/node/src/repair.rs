@@ -117,6 +117,10 @@ impl Repair {
             }
         }
         for owner in absent.keys().filter(|o| !state.absent.contains_key(*o)) {
+            if owner.is_empty() {
+                tracing::info!(target: "peer", "copies were kept here before the restart: what no node asks for again is looked after");
+                continue;
+            }
             tracing::warn!(target: "peer", owner, "a node is gone, or lost its device, that wrote what is not in the cloud: unless it wants that again, others take it over");
         }
         state.absent = absent;

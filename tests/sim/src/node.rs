@@ -184,6 +184,7 @@ impl Node {
             let _ = registered.send(());
         });
         must("a session", is_registered.await);
+        fs.hold_again(&recovered.kept);
         fs.recover(recovered.pending).await;
         Node {
             fs,

@@ -135,3 +135,86 @@ fn what_another_node_keeps_here_is_its_own() {
         assert_eq!(node.fs.hold_for_peer("b", of.key), Some(LEN));
     });
 }
+
+/// Kills the node and starts it again; the other nodes are as they were.
+async fn restarted(dir: &Path, agent: &Rc<Agent>, client: u64, others: &Others) -> Node {
+    let node = start(dir, agent, client).await;
+    node.fs.set_peers(Box::new(others.clone()));
+    node
+}
+
+/// Of nobody, as after a restart.
+fn of_nobody(of: &LeftReplica) -> LeftReplica {
+    LeftReplica {
+        owner: String::new(),
+        ..of.clone()
+    }
+}
+
+#[test]
+fn a_restart_forgets_for_whom_a_replica_is_kept_but_not_that_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let (others, of) = on_reactor(|| async {
+        let (_node, others, of) = with_replica(dir.path(), &agent, false).await;
+        (others, of)
+    });
+    on_reactor(|| async {
+        let node = restarted(dir.path(), &agent, 2, &others).await;
+        assert_eq!(levels(&node), (1, 0));
+        assert_eq!(node.evict(of.key.ino).await, 0, "it may be the only one");
+        assert_eq!(node.fs.left_replicas(), [of_nobody(&of)]);
+        // Its owner is there after all, and gives it again.
+        assert_eq!(node.fs.hold_for_peer("a", of.key), None);
+        let mut buf = IoBuf::alloc(LEN.next_multiple_of(4096));
+        buf.fill(0);
+        let put = node.fs.put_for_peer("a", of.key, LEN, buf);
+        soon("put", put).await.unwrap();
+        assert_eq!(node.fs.hold_for_peer("a", of.key), Some(LEN));
+        let got = node.read(of.key.ino, 0, LEN).await.unwrap();
+        assert_same("what was there", &got, &pattern(5, LEN));
+    });
+    on_reactor(|| async {
+        let node = restarted(dir.path(), &agent, 3, &others).await;
+        let of = of_nobody(&of);
+        assert_eq!(soon("adopt", node.fs.adopt(&of)).await, Adopted::Own);
+        assert_eq!(levels(&node), (0, 1));
+    });
+    on_reactor(|| async {
+        let node = restarted(dir.path(), &agent, 4, &others).await;
+        assert_eq!(levels(&node), (0, 1));
+        node.upload().await;
+        let object = &agent.cloud.borrow()[&of.key];
+        assert_same("the object", object, &pattern(5, LEN));
+    });
+}
+
+#[test]
+fn what_was_released_is_not_kept_again_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    let (others, key) = on_reactor(|| async {
+        let (node, others, of) = with_replica(dir.path(), &agent, true).await;
+        let fs = node.fs.clone();
+        fastcache_reactor::spawn(async move { fs.background().await }).detach();
+        node.fs.release_for_peer("a", of.key);
+        let body = node.fs.store().find(of.key).unwrap();
+        crate::node::until("the device hears of it", || !body.is_kept()).await;
+        // It is cached, and can become a replica again.
+        let mut buf = IoBuf::alloc(LEN.next_multiple_of(4096));
+        buf.fill(0);
+        soon("put", node.fs.put_for_peer("a", of.key, LEN, buf))
+            .await
+            .unwrap();
+        assert!(node.fs.store().find(of.key).unwrap().is_kept());
+        node.fs.release_for_peer("a", of.key);
+        let body = node.fs.store().find(of.key).unwrap();
+        crate::node::until("it hears of it again", || !body.is_kept()).await;
+        (others, of.key)
+    });
+    on_reactor(|| async {
+        let node = restarted(dir.path(), &agent, 2, &others).await;
+        assert_eq!(levels(&node), (0, 0));
+        assert_eq!(node.evict(key.ino).await, 1);
+    });
+}

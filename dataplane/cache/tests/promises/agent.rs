@@ -48,6 +48,8 @@ pub struct Agent {
     pub damages_fetches: Cell<bool>,
     /// What is not in the cloud may be on another node.
     pub has_peers: Cell<bool>,
+    /// The data plane said that it uses nothing any more.
+    pub has_left: Cell<bool>,
     /// It does not say that it is there.
     pub stands: Cell<bool>,
     held: RefCell<Vec<(u64, ChunkKey, u32)>>,
@@ -152,6 +154,10 @@ impl Agent {
                 if !self.stands.get() {
                     link.answered(0, id, Ok(NodeAnswer::Done));
                 }
+            }
+            ToAgent::Call(id, NodeCall::Left) => {
+                self.has_left.set(true);
+                link.answered(0, id, Ok(NodeAnswer::Done));
             }
             ToAgent::Call(id, NodeCall::Lock(op)) => self.locks.take(link, id, op),
             ToAgent::Call(id, NodeCall::State { .. }) => {

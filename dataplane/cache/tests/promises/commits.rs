@@ -4,7 +4,7 @@
 
 use crate::agent::Agent;
 use crate::node::{
-    CHUNK, STORE_FILE, assert_same, on_reactor, pattern, start, start_detached, until,
+    CHUNK, STORE_FILE, assert_same, on_reactor, pattern, soon, start, start_detached, until,
 };
 use fastcache_api::{Errno, Ino, NsOp};
 use std::rc::Rc;
@@ -294,5 +294,22 @@ fn a_commit_that_was_overtaken_is_not_taken_for_one_that_was_refused() {
         assert_eq!(lost.err(), Some(Errno::EIO), "the cut took it");
         node.write(ino, CHUNK as u64, &first).await.unwrap();
         node.fsync(ino).await.unwrap();
+    });
+}
+
+#[test]
+fn a_lease_is_given_back_when_nothing_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        node.share().await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 5000)).await.unwrap();
+        node.fs.leave().await;
+        assert!(!agent.has_left.get(), "it is not committed");
+        soon("write back", node.fs.write_back()).await;
+        node.fs.leave().await;
+        assert!(agent.has_left.get());
     });
 }

@@ -86,6 +86,7 @@ pub async fn start_detached(
     let link = Link::new(vec![0], client);
     let arena = Arena::new(SLOTS, SLOT_BYTES).unwrap();
     let fs = FileSystem::new(store, link.clone(), arena.clone());
+    fs.hold_again(&recovered.kept);
     fs.set_chunk_size(CHUNK as u32);
     // The tests count fetches; those of readahead set it.
     fs.set_read_ahead(0);

@@ -27,6 +27,7 @@ async fn fill(node: &Node, left: u32, is_dirty: bool) -> Vec<ChunkKey> {
             key,
             len: blocks * BLOCK as u32,
             is_dirty,
+            is_kept: false,
             is_pending: false,
             data: SealData::Placed {
                 runs: vec![BlockRun { first: 0, extent }],

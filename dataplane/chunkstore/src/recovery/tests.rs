@@ -354,6 +354,7 @@ fn of_two_chunks_with_the_same_block_the_later_stays() {
             key: key(1, index, u64::from(index) + 1),
             len: len * 4096,
             is_dirty: true,
+            is_kept: false,
             header,
             runs: crate::body::Runs::from_slice(&[crate::BlockRun {
                 first: 0,
@@ -390,6 +391,7 @@ fn replaying_on_top_of_a_snapshot_that_saw_more_changes_nothing() {
             key: key(1, 0, version),
             len: 1,
             is_dirty: true,
+            is_kept: false,
             header: 100 + u32::try_from(version).unwrap(),
             runs: Default::default(),
         },
@@ -498,6 +500,7 @@ fn records_come_back_as_they_were_and_garbage_is_refused() {
         key: key(u64::MAX, 77, 0x0123_4567_89AB_CDEF),
         len: 4 << 20,
         is_dirty: true,
+        is_kept: false,
         header: 12_345,
         runs: crate::body::Runs::from_slice(&[
             crate::BlockRun {
@@ -621,6 +624,7 @@ fn versions_never_repeat_a_cached_checksum() {
             key: crate::tests::key(1, 0, Version(1).0),
             len: 8192,
             is_dirty: false,
+            is_kept: false,
             is_pending: false,
             data: SealData::Placed { runs, crcs },
         };

@@ -12,6 +12,7 @@ fn facts() -> BodyFacts {
         key: key(0x0102_0304_0506_0708, 0x1112_1314, 0x2122_2324_2526_2728),
         len: 0x5001,
         is_dirty: true,
+        is_kept: false,
         header: 0x3132_3334,
         runs: Runs::from_slice(&[
             BlockRun {
@@ -88,6 +89,24 @@ fn records() {
     let want = "01070200015000000807060504030201141312113433323128272625242322210000020044434241\
         0400010054535251";
     assert_eq!(hex(&b), want);
+    let kept = BodyFacts {
+        is_dirty: false,
+        is_kept: true,
+        ..facts()
+    };
+    b.clear();
+    Record::Put {
+        facts: kept.clone(),
+        is_pending: false,
+        is_spilled: false,
+    }
+    .encode(&mut b);
+    assert_eq!(hex(&b[..4]), "01080200");
+    let mut g = crate::wire::Get::new(&b);
+    assert!(matches!(
+        Record::decode(&mut g),
+        Some(Record::Put { facts, is_pending: false, is_spilled: false }) if facts == kept
+    ));
     for (record, want) in [
         (
             Record::Seal {

@@ -150,6 +150,7 @@ pub(super) async fn patched(
         key,
         len,
         is_dirty: true,
+        is_kept: false,
         is_pending: false,
         data,
     };

@@ -90,6 +90,7 @@ fn reads_of_parts_past_the_end_and_over_holes() {
             key: key(3, 0, 1),
             len: 11 * 4096 + 10,
             is_dirty: true,
+            is_kept: false,
             is_pending: false,
             data: SealData::Placed { runs, crcs: all },
         };
@@ -144,6 +145,7 @@ async fn overwrite_block_1(store: &Store, base: &Arc<ChunkBody>, key: ChunkKey) 
         key,
         len: base.len(),
         is_dirty: true,
+        is_kept: false,
         is_pending: false,
         data,
     }
@@ -561,6 +563,7 @@ fn wrong_use_is_refused_and_changes_nothing() {
             key: key(1, 0, 1),
             len: 8192,
             is_dirty: true,
+            is_kept: false,
             is_pending: false,
             data: SealData::Placed {
                 runs,

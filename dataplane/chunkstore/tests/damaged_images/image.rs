@@ -97,6 +97,7 @@ pub fn chunk(version: u64) -> SealChunk {
         key,
         len,
         is_dirty: version != 3,
+        is_kept: false,
         is_pending: version == 11,
         data: SealData::Inline {
             buf: buf(&contents(version, len)),
@@ -181,6 +182,7 @@ async fn seal_shared(store: &Store) {
         key,
         len,
         is_dirty: true,
+        is_kept: false,
         is_pending: false,
         data: SealData::Placed { runs, crcs },
     };

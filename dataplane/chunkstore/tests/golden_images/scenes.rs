@@ -58,6 +58,7 @@ fn chunk(key: ChunkKey, len: u32) -> SealChunk {
         key,
         len,
         is_dirty: true,
+        is_kept: false,
         is_pending: false,
         data,
     }
@@ -139,6 +140,7 @@ async fn in_two_places(store: &Store, key: ChunkKey) {
         key,
         len,
         is_dirty: true,
+        is_kept: false,
         is_pending: false,
         data: SealData::Placed { runs, crcs },
     };

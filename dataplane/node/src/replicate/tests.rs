@@ -91,6 +91,7 @@ impl Two {
             key,
             len: u32::try_from(LEN).unwrap(),
             is_dirty: true,
+            is_kept: false,
             is_pending: false,
             data: SealData::Inline { buf },
         };
