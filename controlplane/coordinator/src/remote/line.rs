@@ -186,3 +186,42 @@ async fn read(mut client: Client, asked: Ends, outgoing: mpsc::Receiver<CallRequ
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reply(number: u64) -> CallReply {
+        CallReply {
+            reply: vec![7],
+            number,
+            ..Default::default()
+        }
+    }
+
+    /// Answers find who asked, whatever else comes; who is gone is not waited for; the end is told to all, and to who comes after.
+    #[tokio::test]
+    async fn an_answer_is_for_who_asked() {
+        let (out, _outgoing) = mpsc::channel(1);
+        let asked = Asked {
+            out,
+            waiting: Mutex::default(),
+        };
+        let mut first = asked.register().unwrap();
+        let mut second = asked.register().unwrap();
+        let gone = asked.register().unwrap();
+        let number = gone.number;
+        drop(gone);
+        for number in [number, 0, u64::MAX, second.number, second.number] {
+            asked.answered(reply(number));
+        }
+        let answer = (&mut second.answered).await.unwrap();
+        assert_eq!(answer.unwrap(), [7]);
+        assert!(first.answered.try_recv().is_err(), "it was not answered");
+        asked.is_over(&Status::unavailable("over"));
+        let ended = (&mut first.answered).await.unwrap();
+        assert_eq!(ended.unwrap_err().code(), Code::Unavailable);
+        let late = asked.register().err().unwrap();
+        assert_eq!(late.code(), Code::Unavailable);
+    }
+}
