@@ -18,7 +18,7 @@ use fastcache_api::control::{
 };
 use fastcache_api::{Errno, Ino};
 use rand::Rng;
-use socket::{Reader, Writer};
+use socket::{Ends, Reader, Writer};
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -327,12 +327,7 @@ pub(crate) async fn supervise(inner: Arc<Inner>) {
     }
 }
 
-type LaneParts = (
-    Reader,
-    Writer,
-    mpsc::Receiver<ToData>,
-    mpsc::UnboundedReceiver<u32>,
-);
+type LaneParts = (Ends, mpsc::Receiver<ToData>, mpsc::UnboundedReceiver<u32>);
 
 /// Opens all lanes. Nothing is read from them yet.
 async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>)> {
@@ -358,8 +353,7 @@ async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>
             pending: Mutex::default(),
             serving: AtomicUsize::new(0),
         });
-        let (read, write) = socket::split(stream)?;
-        parts.push((read, write, outgoing, released));
+        parts.push((socket::split(stream)?, outgoing, released));
     }
     let session = Session {
         hello,
@@ -401,7 +395,7 @@ fn open_lanes(socket: &Path, client: &ClientHello) -> io::Result<Opened> {
 async fn live(inner: &Arc<Inner>, session: Arc<Session>, parts: Vec<LaneParts>) {
     inner.session_begins(&session);
     let mut tasks = tokio::task::JoinSet::new();
-    for (lane, (read, write, outgoing, released)) in parts.into_iter().enumerate() {
+    for (lane, ((read, write), outgoing, released)) in parts.into_iter().enumerate() {
         tasks.spawn(read_lane(inner.clone(), session.clone(), lane, read));
         tasks.spawn(write_lane(session.clone(), lane, write, outgoing, released));
     }

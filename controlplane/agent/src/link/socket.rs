@@ -19,8 +19,10 @@ pub(super) struct Reader {
 /// What goes.
 pub(super) struct Writer(UnixStream);
 
+pub(super) type Ends = (Reader, Writer);
+
 /// Both, of a socket that does not block. Inside the runtime that is to read it.
-pub(super) fn split(socket: UnixStream) -> io::Result<(Reader, Writer)> {
+pub(super) fn split(socket: UnixStream) -> io::Result<Ends> {
     let writer = Writer(socket.try_clone()?);
     let reader = Reader {
         socket: registered(socket, Interest::READABLE)?,
