@@ -18,6 +18,9 @@ use tonic::{Request, Response, Status, Streaming};
 /// Longest message, bytes: the longest on the control socket, and what carries it.
 pub(crate) const MESSAGE_MAX: usize = FRAME_MAX + 4096;
 
+/// Longest operation, and answer, of a stream, bytes. A longer message would end the stream, for all who ask on it.
+pub(crate) const OPERATION_MAX: usize = MESSAGE_MAX - 1024;
+
 pub(crate) struct Service(Coordinator);
 
 pub(crate) fn service(coordinator: Coordinator) -> CoordinatorServer<Service> {

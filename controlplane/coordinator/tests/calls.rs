@@ -4,8 +4,8 @@
 
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
 use fastcache_api::grpc::{CallReply, CallRequest, Node, RegisterRequest};
-use fastcache_api::{Ino, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, Time};
-use fastcache_coordinator::{Coordinator, Options, serve};
+use fastcache_api::{Errno, Ino, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, Time};
+use fastcache_coordinator::{Coordinator, Options, RemoteNamespace, serve};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
@@ -35,7 +35,8 @@ async fn a_question_that_is_wrong_is_answered_alone() {
     let dir = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::open(dir.path(), Options::default()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
+    let host = listener.local_addr().unwrap().to_string();
+    let address = format!("http://{host}");
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
     let server = tokio::spawn(serve(coordinator, listener, None, shutdown));
@@ -87,6 +88,24 @@ async fn a_question_that_is_wrong_is_answered_alone() {
     assert_eq!(code(4), [Code::Ok, Code::Ok], "{got:?}");
     assert_eq!(code(u64::MAX), [Code::Ok], "{got:?}");
     assert!(got.iter().filter(|r| r.code == 0).all(is_root), "{got:?}");
+
+    // One that is too long never gets on the stream of its node, and fails at once.
+    let node = Node {
+        peer_id: "b".to_owned(),
+        ..Default::default()
+    };
+    let connecting = RemoteNamespace::connect(&host, node, None);
+    let (remote, _notices) = within(connecting).await.unwrap();
+    let ask = |name: Vec<u8>| NsRequest {
+        id: None,
+        now: Time::default(),
+        op: NsOp::Resolve { path: vec![name] },
+    };
+    let long = within(remote.call(ask(vec![b'x'; 9 << 20]))).await;
+    assert_eq!(long.result, Err(Errno::EIO));
+    let short = within(remote.call(ask(b"x".to_vec()))).await;
+    assert_eq!(short.result, Err(Errno::ENOENT));
+    remote.close();
 
     // An ordered stop ends the stream, however long its node would have gone on.
     stop.send(()).unwrap();

@@ -4,6 +4,7 @@
 //! wait (for another node, for its turn) waits beside the others. No more is read while [`CALLS_AT_ONCE`] wait: that the node
 //! waits for its window then is the backpressure.
 
+use super::OPERATION_MAX;
 use crate::Coordinator;
 use fastcache_api::grpc::{CallReply, CallRequest};
 use futures_util::future::BoxFuture;
@@ -103,5 +104,9 @@ async fn reply(coordinator: &Coordinator, request: &CallRequest) -> Result<Vec<u
     let asked = postcard::from_bytes(&request.request)
         .map_err(|e| Status::invalid_argument(format!("not a namespace request: {e}")))?;
     let reply = coordinator.call(request.session, asked).await?;
-    postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))
+    let reply = postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))?;
+    if reply.len() > OPERATION_MAX {
+        return Err(Status::out_of_range("the answer is too long"));
+    }
+    Ok(reply)
 }

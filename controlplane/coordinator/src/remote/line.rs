@@ -5,6 +5,7 @@
 //! operation is done nevertheless.
 
 use super::Client;
+use crate::grpc::OPERATION_MAX;
 use fastcache_api::grpc::{CallReply, CallRequest};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -79,6 +80,9 @@ impl Line {
     /// # Errors
     /// What the coordinator refused the question with, or why the stream is over: then it may have been done.
     pub(super) async fn ask(&self, client: &Client, session: u64, request: Vec<u8>) -> Answer {
+        if request.len() > OPERATION_MAX {
+            return Err(Status::out_of_range("the question is too long"));
+        }
         let asked = self.stream(client);
         let mut asker = asked.register()?;
         let request = CallRequest {
