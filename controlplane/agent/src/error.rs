@@ -16,6 +16,9 @@ pub enum AgentError {
         /// Why.
         source: std::io::Error,
     },
+    /// There can be no thread for the lanes.
+    #[error("no thread for the lanes: {0}")]
+    Thread(std::io::Error),
     /// The object store refuses; the text says what to do.
     #[error("object store: {0}")]
     Cloud(String),

@@ -116,8 +116,8 @@ pub(crate) async fn notice_loop(inner: Arc<Inner>, mut notices: mpsc::Receiver<N
             Some(Notice::Lease(lease)) => lengthen(&inner, lease).await,
             Some(Notice::Asked(question)) => {
                 // One at a time, and not here: it takes a look at every chunk, and leases wait behind it.
-                let inner = inner.clone();
-                tokio::spawn(async move {
+                let (others, inner) = (inner.lanes.others().clone(), inner.clone());
+                others.spawn(async move {
                     let turn = inner.looking.acquire().await;
                     let (chunks, bytes) = lock(&inner.cache).of_file(question.ino);
                     drop(turn);

@@ -17,6 +17,7 @@ mod error;
 mod garbage;
 pub mod health;
 mod history;
+mod lanes;
 mod leases;
 mod link;
 mod load;

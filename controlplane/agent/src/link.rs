@@ -7,6 +7,7 @@
 
 mod arena;
 mod handshake;
+mod socket;
 
 use crate::node::Inner;
 use arena::Arena;
@@ -17,15 +18,14 @@ use fastcache_api::control::{
 };
 use fastcache_api::{Errno, Ino};
 use rand::Rng;
+use socket::{Ends, Reader, Writer};
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -327,11 +327,7 @@ pub(crate) async fn supervise(inner: Arc<Inner>) {
     }
 }
 
-type LaneParts = (
-    UnixStream,
-    mpsc::Receiver<ToData>,
-    mpsc::UnboundedReceiver<u32>,
-);
+type LaneParts = (Ends, mpsc::Receiver<ToData>, mpsc::UnboundedReceiver<u32>);
 
 /// Opens all lanes. Nothing is read from them yet.
 async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>)> {
@@ -357,7 +353,7 @@ async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>
             pending: Mutex::default(),
             serving: AtomicUsize::new(0),
         });
-        parts.push((UnixStream::from_std(stream)?, outgoing, released));
+        parts.push((socket::split(stream)?, outgoing, released));
     }
     let session = Session {
         hello,
@@ -370,7 +366,7 @@ async fn connect(inner: &Arc<Inner>) -> io::Result<(Arc<Session>, Vec<LaneParts>
     Ok((Arc::new(session), parts))
 }
 
-type Opened = (ServerHello, Arena, Vec<std::os::unix::net::UnixStream>);
+type Opened = (ServerHello, Arena, Vec<UnixStream>);
 
 fn open_lanes(socket: &Path, client: &ClientHello) -> io::Result<Opened> {
     let bad = |text: &str| io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
@@ -399,8 +395,7 @@ fn open_lanes(socket: &Path, client: &ClientHello) -> io::Result<Opened> {
 async fn live(inner: &Arc<Inner>, session: Arc<Session>, parts: Vec<LaneParts>) {
     inner.session_begins(&session);
     let mut tasks = tokio::task::JoinSet::new();
-    for (lane, (stream, outgoing, released)) in parts.into_iter().enumerate() {
-        let (read, write) = stream.into_split();
+    for (lane, ((read, write), outgoing, released)) in parts.into_iter().enumerate() {
         tasks.spawn(read_lane(inner.clone(), session.clone(), lane, read));
         tasks.spawn(write_lane(session.clone(), lane, write, outgoing, released));
     }
@@ -433,7 +428,7 @@ impl Inner {
     }
 }
 
-async fn read_lane(inner: Arc<Inner>, session: Arc<Session>, lane: usize, read: OwnedReadHalf) {
+async fn read_lane(inner: Arc<Inner>, session: Arc<Session>, lane: usize, read: Reader) {
     let ended = read_frames(&inner, &session, lane, read).await;
     if let Err(error) = ended
         && !session.dead.is_cancelled()
@@ -448,9 +443,9 @@ async fn read_frames(
     inner: &Arc<Inner>,
     session: &Arc<Session>,
     lane: usize,
-    mut read: OwnedReadHalf,
+    mut read: Reader,
 ) -> io::Result<()> {
-    let mut buffer = BytesMut::with_capacity(64 << 10);
+    let mut buffer = BytesMut::new();
     loop {
         while let Some(message) = take_frame(&mut buffer)? {
             match message {
@@ -459,7 +454,7 @@ async fn read_frames(
                 ToAgent::Event(event) => inner.on_event(event),
             }
         }
-        if read.read_buf(&mut buffer).await? == 0 {
+        if read.read(&mut buffer).await? == 0 {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "closed by the data plane",
@@ -495,8 +490,12 @@ fn take_frame(buffer: &mut BytesMut) -> io::Result<Option<ToAgent>> {
 fn serve(inner: &Arc<Inner>, session: &Arc<Session>, lane: usize, id: u64, call: NodeCall) {
     let serving = &session.lanes[lane].serving;
     let is_full = serving.fetch_add(1, Ordering::Relaxed) >= SERVING_MAX;
+    let place = match call {
+        NodeCall::Ns(_) | NodeCall::Lock(_) | NodeCall::Ping => inner.lanes.handle(),
+        _ => inner.lanes.others(),
+    };
     let (inner, session) = (inner.clone(), session.clone());
-    tokio::spawn(async move {
+    place.spawn(async move {
         // Until its answer is on its way: who brings the coordinator all locks has the data plane asked behind it.
         let mut restored = None;
         let result: Result<NodeAnswer, Errno> = if is_full {
@@ -526,7 +525,7 @@ fn serve(inner: &Arc<Inner>, session: &Arc<Session>, lane: usize, id: u64, call:
 async fn write_lane(
     session: Arc<Session>,
     lane: usize,
-    mut write: OwnedWriteHalf,
+    write: Writer,
     mut outgoing: mpsc::Receiver<ToData>,
     mut released: mpsc::UnboundedReceiver<u32>,
 ) {

@@ -6,6 +6,7 @@ use crate::config::AgentConfig;
 use crate::durability::HAD_PEERS;
 use crate::error::AgentError;
 use crate::garbage;
+use crate::lanes::Lanes;
 use crate::leases::{self, Leases};
 use crate::link::{self, Link, lock, unexpected};
 use crate::load;
@@ -60,6 +61,7 @@ pub(crate) struct Inner {
     op_seq: AtomicU64,
     pub(crate) namespace: NamespaceHandle,
     pub(crate) cloud: Option<Cloud>,
+    pub(crate) lanes: Lanes,
     pub(crate) link: Link,
     pub(crate) leases: Leases,
     pub(crate) cache: Mutex<Lru>,
@@ -185,17 +187,21 @@ impl Node {
         })?;
         let peer_id = config.keep_peer_id()?;
         let cloud = open_cloud(&config).await?;
-        let opened = NamespaceHandle::open(&config, &peer_id, cloud.clone(), &tell).await?;
-        let (namespace, notices) = opened;
+        let lanes = match config.coordinator {
+            Some(_) => Lanes::start().map_err(AgentError::Thread)?,
+            None => Lanes::here(),
+        };
+        let opening = NamespaceHandle::open(&config, &peer_id, cloud.clone(), &tell);
+        let (namespace, notices) = lanes.within(opening).await?;
         let owner = bucket::expect_same(&namespace, cloud.as_ref()).await?;
-        let node = Node::start_on(config, peer_id, namespace, cloud.clone());
+        let node = Node::start_on(config, peer_id, namespace, cloud.clone(), lanes);
         if let (Some(owner), Some(cloud)) = (owner, cloud) {
             let task = bucket::watch_loop(node.inner.clone(), cloud, owner);
             lock(&node.inner.tasks).spawn(task);
         }
         if let Some(notices) = notices {
             let task = leases::notice_loop(node.inner.clone(), notices);
-            lock(&node.inner.tasks).spawn(task);
+            lock(&node.inner.tasks).spawn_on(task, node.inner.lanes.handle());
         }
         Ok(node)
     }
@@ -206,6 +212,7 @@ impl Node {
         peer_id: String,
         namespace: NamespaceHandle,
         cloud: Option<Cloud>,
+        lanes: Lanes,
     ) -> Node {
         let pace = Pace {
             quiet: config.upload_quiet,
@@ -230,6 +237,7 @@ impl Node {
             op_seq: AtomicU64::new(1),
             namespace,
             cloud: cloud.clone(),
+            lanes,
             link: Link::new(),
             leases: Leases::new(is_embedded),
             cache: Mutex::default(),
@@ -263,7 +271,7 @@ impl Node {
         });
         {
             let mut tasks = lock(&inner.tasks);
-            tasks.spawn(link::supervise(inner.clone()));
+            tasks.spawn_on(link::supervise(inner.clone()), inner.lanes.handle());
             tasks.spawn(pins::learn(inner.clone()));
             tasks.spawn(victims::victims_loop(inner.clone()));
             tasks.spawn(peers::tell_loop(inner.clone()));

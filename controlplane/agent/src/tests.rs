@@ -5,6 +5,7 @@
 mod data_plane;
 mod locks;
 
+use crate::lanes::Lanes;
 use crate::namespace::NamespaceHandle;
 use crate::persist::object_key;
 use crate::{AgentConfig, CloudConfig, Node};
@@ -73,7 +74,7 @@ async fn node(dir: &Path, refs: &Refs) -> Node {
     };
     let cloud = crate::node::open_cloud(&config).await.unwrap();
     let namespace = namespace(refs.clone());
-    Node::start_on(config, "test".to_owned(), namespace, cloud)
+    Node::start_on(config, "test".to_owned(), namespace, cloud, Lanes::here())
 }
 
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {

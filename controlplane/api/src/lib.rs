@@ -19,8 +19,8 @@ pub use key::{API_KEY_HEADER, ApiKey};
 pub use ns::*;
 
 /// Version of the namespace operations as they travel and stand in the log. 1: first. 2: audits, conditions, the history
-/// in the bucket.
-pub const NS_VERSION: u32 = 3;
+/// in the bucket. 4: they travel on one stream.
+pub const NS_VERSION: u32 = 4;
 
 /// The generated gRPC types and services (proto/fastcache.proto).
 #[allow(

@@ -135,6 +135,8 @@ struct Inner {
     locations: Mutex<Locations>,
     /// Locks may be free that were not.
     freed: watch::Sender<()>,
+    /// Streams are to end, so that a server can.
+    stopping: watch::Sender<bool>,
 }
 
 impl Inner {
@@ -270,6 +272,7 @@ impl Coordinator {
             longest_lease: promised.longest(),
             locations: Mutex::new(Locations::default()),
             freed: watch::Sender::new(()),
+            stopping: watch::Sender::new(false),
         });
         let settling = Arc::downgrade(&inner);
         tokio::spawn(async move {
@@ -679,8 +682,14 @@ impl Coordinator {
         }
     }
 
-    /// Ends the watch streams, so that a server can end.
+    /// True when streams are to end.
+    pub(crate) fn stopping(&self) -> watch::Receiver<bool> {
+        self.inner.stopping.subscribe()
+    }
+
+    /// Ends the streams, so that a server can end.
     pub(crate) fn stop(&self) {
+        self.inner.stopping.send_replace(true);
         let mut tables = self.tables();
         tables.is_stopping = true;
         tables.outlets.clear();

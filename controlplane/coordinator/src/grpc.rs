@@ -1,20 +1,26 @@
 //! The gRPC service: decodes, calls the coordinator, encodes.
 
+mod calls;
+
 use crate::coordinator::Revocations;
 use crate::registry::{RegisterError, UnknownSession};
 use crate::{Coordinator, Held};
+use calls::Answers;
 use fastcache_api::control::FRAME_MAX;
 use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
-    AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, HoldReply,
-    HoldRequest, LeaveReply, LeaveRequest, LockReply, LockRequest, PeersReply, PeersRequest,
-    RegisterReply, RegisterRequest, WatchRequest,
+    AckReply, AckRequest, CallRequest, HeartbeatReply, HeartbeatRequest, HoldReply, HoldRequest,
+    LeaveReply, LeaveRequest, LockReply, LockRequest, PeersReply, PeersRequest, RegisterReply,
+    RegisterRequest, WatchRequest,
 };
 use fastcache_api::locks::LockOp;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// Longest message, bytes: the longest on the control socket, and what carries it.
 pub(crate) const MESSAGE_MAX: usize = FRAME_MAX + 4096;
+
+/// Longest operation, and answer, of a stream, bytes. A longer message would end the stream, for all who ask on it.
+pub(crate) const OPERATION_MAX: usize = MESSAGE_MAX - 1024;
 
 pub(crate) struct Service(Coordinator);
 
@@ -47,6 +53,7 @@ impl From<RegisterError> for Status {
 
 #[tonic::async_trait]
 impl coordinator_server::Coordinator for Service {
+    type CallsStream = Answers<Streaming<CallRequest>>;
     type WatchStream = Revocations;
 
     async fn register(
@@ -88,13 +95,12 @@ impl coordinator_server::Coordinator for Service {
         }))
     }
 
-    async fn call(&self, request: Request<CallRequest>) -> Result<Response<CallReply>, Status> {
-        let request = request.into_inner();
-        let asked = postcard::from_bytes(&request.request)
-            .map_err(|e| Status::invalid_argument(format!("not a namespace request: {e}")))?;
-        let reply = self.0.call(request.session, asked).await?;
-        let reply = postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))?;
-        Ok(Response::new(CallReply { reply }))
+    async fn calls(
+        &self,
+        request: Request<Streaming<CallRequest>>,
+    ) -> Result<Response<Self::CallsStream>, Status> {
+        let answers = Answers::new(self.0.clone(), request.into_inner());
+        Ok(Response::new(answers))
     }
 
     async fn watch(

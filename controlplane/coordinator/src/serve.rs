@@ -1,12 +1,17 @@
 //! One port for both: gRPC by its path, REST for the rest.
+//!
+//! Each connection is served by one thread ([`threads`]), from its first byte to its end.
+
+mod threads;
 
 use crate::{Coordinator, grpc, rest};
 use axum::middleware;
-use axum::serve::ListenerExt;
+use axum::serve::Listener;
 use fastcache_api::ApiKey;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
+use threads::Threads;
 use tokio::net::TcpListener;
 
 /// How long an ordered end waits for requests that are being answered.
@@ -16,10 +21,10 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// within 5 s, the log put on stable storage.
 ///
 /// # Errors
-/// When the listener fails.
+/// When there can be no thread for the connections.
 pub async fn serve(
     coordinator: Coordinator,
-    listener: TcpListener,
+    mut listener: TcpListener,
     key: Option<ApiKey>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -29,29 +34,23 @@ pub async fn serve(
             grpc::service(coordinator.clone()),
         )
         .layer(middleware::from_fn_with_state(key, rest::want_key));
-    let listener = listener.tap_io(|stream| {
+    let mut threads = Threads::start(&router, listener.local_addr()?)?;
+    drop(router);
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        // By axum's listener: it waits where there are no more open files.
+        let (stream, from) = tokio::select! {
+            accepted = Listener::accept(&mut listener) => accepted,
+            () = &mut shutdown => break,
+        };
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(target: "registry", %error, "a connection keeps its delay");
         }
-    });
-    let (ending, ended) = tokio::sync::oneshot::channel::<()>();
-    let stopping = coordinator.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move {
-        shutdown.await;
-        stopping.stop();
-        // Nobody listens when the server has failed already.
-        let _ = ending.send(());
-    });
-    let drained = async {
-        match ended.await {
-            Ok(()) => tokio::time::sleep(DRAIN).await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    let served = tokio::select! {
-        served = server => served,
-        () = drained => Ok(()),
-    };
+        threads.take(stream, from);
+    }
+    drop(listener);
+    coordinator.stop();
+    threads.end(DRAIN).await;
     coordinator.close().await;
-    served
+    Ok(())
 }

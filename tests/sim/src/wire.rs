@@ -27,6 +27,11 @@ const LOST_ONE_IN: u32 = 500;
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// The stream of revocations among the methods.
 const WATCH: &str = "Watch";
+/// The stream of namespace operations; each counts as a request, under this name.
+const CALLS: &str = "Calls";
+const CALL: &str = "Call";
+/// Before each message of a gRPC body: whether it is compressed, and how long it is (big-endian).
+const PREFIX_BYTES: usize = 5;
 
 /// The wires between the nodes and their coordinator.
 pub struct Wires {
@@ -96,19 +101,21 @@ impl Wires {
 
     /// A message travels to the coordinator.
     async fn go(&self, node: usize, method: &str) {
-        let time = {
-            let mut state = self.state();
-            let State {
-                to,
-                sent,
-                lost,
-                is_cut,
-                ..
-            } = &mut *state;
-            *sent.entry(method.to_owned()).or_default() += 1;
-            (!is_cut[node]).then(|| takes(&mut to[node], lost))
-        };
+        let time = self.forth(node, method, 1);
         self.travel(node, time).await;
+    }
+
+    fn forth(&self, node: usize, method: &str, messages: u64) -> Option<Duration> {
+        let mut state = self.state();
+        let State {
+            to,
+            sent,
+            lost,
+            is_cut,
+            ..
+        } = &mut *state;
+        *sent.entry(method.to_owned()).or_default() += messages;
+        (!is_cut[node]).then(|| takes(&mut to[node], lost))
     }
 
     /// One travels back.
@@ -135,6 +142,17 @@ impl Wires {
         }
     }
 
+    fn stream(self: &Arc<Self>, node: usize, body: Body, is_forth: bool) -> Body {
+        Body::new(Stream {
+            body,
+            wires: Arc::clone(self),
+            node,
+            is_forth,
+            under_way: VecDeque::new(),
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        })
+    }
+
     /// The wire of a node to what answers at the other end.
     pub fn carrier(self: &Arc<Self>, node: usize, end: Carrier) -> Carrier {
         let wires = Arc::clone(self);
@@ -145,18 +163,14 @@ impl Wires {
                     let path = request.uri().path().to_owned();
                     let method = path.rsplit('/').next().unwrap_or_default();
                     wires.go(node, method).await;
+                    let request = match method {
+                        CALLS => request.map(|body| wires.stream(node, body, true)),
+                        _ => request,
+                    };
                     let response = end.oneshot(request).await?;
                     wires.come(node).await;
                     Ok(match method {
-                        WATCH => response.map(|body| {
-                            Body::new(Stream {
-                                body,
-                                wires,
-                                node,
-                                under_way: VecDeque::new(),
-                                sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
-                            })
-                        }),
+                        WATCH | CALLS => response.map(|body| wires.stream(node, body, false)),
                         _ => response,
                     }) as Result<Response<Body>, Status>
                 }
@@ -170,6 +184,8 @@ struct Stream {
     body: Body,
     wires: Arc<Wires>,
     node: usize,
+    /// To the coordinator: what a node asks.
+    is_forth: bool,
     /// What is on its way, and when it is there.
     under_way: VecDeque<(Instant, Result<Frame<Bytes>, Status>)>,
     sleep: Pin<Box<Sleep>>,
@@ -188,7 +204,11 @@ impl HttpBody for Stream {
         loop {
             match Pin::new(&mut this.body).poll_frame(cx) {
                 Poll::Ready(Some(frame)) => {
-                    let Some(time) = this.wires.back(this.node) else {
+                    let time = match this.is_forth {
+                        true => this.wires.forth(this.node, CALL, messages(&frame)),
+                        false => this.wires.back(this.node),
+                    };
+                    let Some(time) = time else {
                         return Poll::Pending;
                     };
                     let before = this.under_way.back().map(|(at, _)| *at);
@@ -219,4 +239,18 @@ impl HttpBody for Stream {
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }
+}
+
+/// How many messages a piece of a gRPC body has; it has whole ones.
+fn messages(frame: &Result<Frame<Bytes>, Status>) -> u64 {
+    let mut bytes = match frame.as_ref().map(Frame::data_ref) {
+        Ok(Some(data)) => &data[..],
+        _ => return 0,
+    };
+    let mut count = 0;
+    while let Some(([_, len @ ..], rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() {
+        count += 1;
+        bytes = rest.get(u32::from_be_bytes(*len) as usize..).unwrap_or(&[]);
+    }
+    count
 }
