@@ -1,6 +1,6 @@
 //! The gRPC service: decodes, calls the coordinator, encodes.
 
-use crate::coordinator::Revocations;
+use crate::coordinator::{ResendError, Revocations};
 use crate::registry::{RegisterError, UnknownSession};
 use crate::{Coordinator, Held};
 use fastcache_api::control::FRAME_MAX;
@@ -8,7 +8,7 @@ use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
     AckReply, AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, HoldReply,
     HoldRequest, LockReply, LockRequest, PeersReply, PeersRequest, RegisterReply, RegisterRequest,
-    WatchRequest,
+    ResendReply, ResendRequest, WatchRequest,
 };
 use fastcache_api::locks::LockOp;
 use tonic::{Request, Response, Status};
@@ -41,6 +41,19 @@ impl From<RegisterError> for Status {
             RegisterError::Version { .. } => Status::failed_precondition(text),
             RegisterError::Full => Status::resource_exhausted(text),
             RegisterError::Io(_) => Status::internal(text),
+        }
+    }
+}
+
+impl From<ResendError> for Status {
+    fn from(e: ResendError) -> Status {
+        let text = e.to_string();
+        match e {
+            ResendError::Session(e) => e.into(),
+            ResendError::FileSystem { .. } => Status::failed_precondition(text),
+            ResendError::Garbage(_) => Status::invalid_argument(text),
+            ResendError::Full => Status::resource_exhausted(text),
+            ResendError::Store(_) => Status::internal(text),
         }
     }
 }
@@ -85,6 +98,7 @@ impl coordinator_server::Coordinator for Service {
             lease_ms: u32::try_from(renewed.lease.as_millis()).unwrap_or(u32::MAX),
             is_shared: renewed.is_shared,
             peers_version: self.0.peers_version(),
+            stable: Some(self.0.stable()),
         }))
     }
 
@@ -92,9 +106,13 @@ impl coordinator_server::Coordinator for Service {
         let request = request.into_inner();
         let asked = postcard::from_bytes(&request.request)
             .map_err(|e| Status::invalid_argument(format!("not a namespace request: {e}")))?;
-        let reply = self.0.call(request.session, asked).await?;
+        let (reply, kept) = self.0.call_kept(request.session, asked).await?;
         let reply = postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))?;
-        Ok(Response::new(CallReply { reply }))
+        Ok(Response::new(CallReply {
+            reply,
+            kept,
+            stable: Some(self.0.stable()),
+        }))
     }
 
     async fn watch(
@@ -137,5 +155,13 @@ impl coordinator_server::Coordinator for Service {
         self.0.check(request.into_inner().session)?;
         let peers = self.0.peers().into_iter().map(Into::into).collect();
         Ok(Response::new(PeersReply { peers }))
+    }
+
+    async fn resend(
+        &self,
+        request: Request<ResendRequest>,
+    ) -> Result<Response<ResendReply>, Status> {
+        let is_over = self.0.bring(request.into_inner()).await?;
+        Ok(Response::new(ResendReply { is_over }))
     }
 }

@@ -9,9 +9,12 @@
 //! Heartbeats renew the lease, as long as the user answers: each renewed [`Lease`] is a notice of its own, behind the
 //! revocations that came before it, and its answer is what the next heartbeat tells.
 //!
+//! What the coordinator has not on stable storage yet, the node keeps (`remote/kept.rs`).
+//!
 //! A reply can be overtaken by a revocation on the stream. So a reply that was under way when one came in carries
 //! a lease of 0: it may be used, not cached.
 
+mod kept;
 mod notice;
 
 pub use notice::{Lease, Notice, Question, Revocation};
@@ -23,8 +26,8 @@ use crate::grpc::MESSAGE_MAX;
 use crate::revocation::What;
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
 use fastcache_api::grpc::{
-    AckRequest, CallRequest, HeartbeatReply, HeartbeatRequest, LockRequest, Node, RegisterReply,
-    RegisterRequest, WatchRequest,
+    AckRequest, CallReply, CallRequest, HeartbeatReply, HeartbeatRequest, LockRequest, Node,
+    RegisterReply, RegisterRequest, WatchRequest,
 };
 use fastcache_api::locks::{LockAnswer, LockOp};
 use fastcache_api::{API_KEY_HEADER, Errno, Ino, NS_VERSION, NsReply, NsRequest, grpc};
@@ -107,6 +110,7 @@ struct Shared {
     node: Mutex<Node>,
     /// Changes with the list of nodes.
     peers_version: watch::Sender<u64>,
+    kept: kept::Records,
     lost: tokio::sync::Notify,
 }
 
@@ -212,6 +216,7 @@ impl RemoteNamespace {
             owner: watch::Sender::new((0, 0)),
             node: Mutex::new(node),
             peers_version: watch::Sender::new(0),
+            kept: kept::Records::default(),
             lost: tokio::sync::Notify::new(),
         });
         let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
@@ -333,7 +338,10 @@ impl RemoteNamespace {
             }
         };
         match tokio::time::timeout(CALL_DEADLINE, self.call_until_answered(bytes)).await {
-            Ok(Ok(reply)) => reply,
+            Ok(Ok(reply)) => {
+                self.make_room().await;
+                reply
+            }
             Ok(Err(status)) => {
                 tracing::error!(target: "control", %status, "the coordinator cannot answer a request");
                 failed
@@ -417,7 +425,15 @@ impl RemoteNamespace {
             };
             match shared.client.clone().call(asked).await {
                 Ok(reply) => {
-                    let mut reply: NsReply = postcard::from_bytes(&reply.into_inner().reply)
+                    let CallReply {
+                        reply,
+                        kept,
+                        stable,
+                    } = reply.into_inner();
+                    if !shared.kept.learn(kept, stable) {
+                        continue;
+                    }
+                    let mut reply: NsReply = postcard::from_bytes(&reply)
                         .map_err(|e| Status::internal(format!("not a reply: {e}")))?;
                     if shared.revoked.load(Ordering::Acquire) != revoked {
                         reply.lease_ms = Some(0);
@@ -623,6 +639,9 @@ impl Keeper {
         forgotten: Option<oneshot::Receiver<()>>,
     ) -> String {
         let session = reply.session;
+        if let Err(why) = self.shared.bring_back(reply).await {
+            return why;
+        }
         let mut client = self.shared.client.clone();
         let mut stream = match client.watch(WatchRequest { session }).await {
             Ok(stream) => stream.into_inner(),
@@ -654,6 +673,7 @@ impl Keeper {
                     heartbeat = None;
                     match beat {
                         Ok((at, Ok(reply))) => {
+                            self.shared.kept.learn(None, reply.stable);
                             heard = at;
                             let until = at + Duration::from_millis(u64::from(reply.lease_ms));
                             last = (until.max(last.0), last.1 || reply.is_shared);
