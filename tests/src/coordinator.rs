@@ -125,6 +125,35 @@ impl Coordinator {
         }
     }
 
+    /// Its state, as it is on the disk now. To be taken when nothing is written.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    #[track_caller]
+    pub fn copy_state(&self) -> TempDir {
+        let copy = temp_dir("state");
+        let done = Command::new("cp")
+            .arg("-a")
+            .arg(self.home.path().join("state"))
+            .arg(copy.path())
+            .status();
+        assert!(done.is_ok_and(|s| s.success()), "the state is copied");
+        copy
+    }
+
+    /// Puts a state of before in the place of its own, as a power cut leaves it: another boot follows. It was killed.
+    ///
+    /// # Panics
+    /// When that cannot be done.
+    #[track_caller]
+    pub fn lose_power(&self, copy: &TempDir) {
+        let state = self.home.path().join("state");
+        let done = std::fs::remove_dir_all(&state)
+            .and_then(|()| std::fs::rename(copy.path().join("state"), &state))
+            .and_then(|()| std::fs::write(state.join("boot-id"), "the one before"));
+        done.unwrap_or_else(|e| panic!("the state of before: {e}"));
+    }
+
     /// Its process; 0 when it was killed.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().map_or(0, Child::id)

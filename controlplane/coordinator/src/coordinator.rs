@@ -15,13 +15,18 @@
 //! One node at a time may write a file: an `Open` for writing asks the node that could before to commit what it has,
 //! and waits for that. A `Commit` of anybody else is refused (ESTALE).
 //!
+//! When the machine lost power, nodes bring back what was acknowledged to them and is not in the log (`coordinator/resent.rs`);
+//! nothing is answered before that is made again.
+//!
 //! A session's lease is renewed by its heartbeats, and what it holds lasts as long; when it has ended, a change waits for
 //! that node no more. What is open on a node is not known here: before an orphan is reaped, the other nodes are asked.
 
 mod asking;
+mod boot;
 mod locking;
 mod orphans;
 mod promised;
+mod resent;
 mod revocations;
 mod tables;
 #[cfg(test)]
@@ -29,6 +34,7 @@ mod tests;
 mod writing;
 
 pub use asking::Held;
+pub(crate) use resent::ResendError;
 pub use revocations::Revocations;
 
 use crate::leases::LeaseTable;
@@ -36,9 +42,11 @@ use crate::locations::Locations;
 use crate::locks::Locks;
 use crate::registry::{Peer, RegisterError, Registry, UnknownSession};
 use crate::revocation::{Effect, is_cached, revealed};
-use crate::{Engine, EngineError, HistoryConfig};
+use crate::{Engine, EngineError, HistoryConfig, SYNC_EVERY};
+use boot::Boot;
 use fastcache_api::{Ino, Kind, NS_VERSION, NsAnswer, NsOp, NsReply, NsRequest, grpc};
 use promised::PromisedLease;
+use resent::Resent;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -67,6 +75,8 @@ pub struct Options {
     pub lease: Duration,
     /// See [`STALE_AFTER`].
     pub stale_after: Duration,
+    /// See [`SYNC_EVERY`].
+    pub sync_every: Duration,
 }
 
 impl Default for Options {
@@ -74,6 +84,7 @@ impl Default for Options {
         Options {
             lease: LEASE,
             stale_after: STALE_AFTER,
+            sync_every: SYNC_EVERY,
         }
     }
 }
@@ -132,6 +143,7 @@ struct Inner {
     settling: AtomicUsize,
     /// How long one may last that an earlier run gave.
     longest_lease: Duration,
+    resent: resent::Resent,
     locations: Mutex<Locations>,
     /// Locks may be free that were not.
     freed: watch::Sender<()>,
@@ -194,6 +206,10 @@ pub struct CoordinatorStats {
     pub revocations: u64,
     /// Of these, those that were not acknowledged within a lease.
     pub revocations_unanswered: u64,
+    /// Changes that were lost with the end of the log at a start, and were made again.
+    pub changes_restored: u64,
+    /// Of what nodes brought back, those that could not be made again.
+    pub changes_lost: u64,
 }
 
 impl Coordinator {
@@ -202,7 +218,7 @@ impl Coordinator {
     /// # Errors
     /// See [`EngineError`].
     pub fn open(state_dir: &Path, options: Options) -> Result<Coordinator, EngineError> {
-        let engine = Engine::open(&state_dir.join("namespace"))?;
+        let engine = Engine::open_with(&state_dir.join("namespace"), options.sync_every)?;
         Coordinator::on(engine, state_dir, options)
     }
 
@@ -215,7 +231,8 @@ impl Coordinator {
         options: Options,
         history: Option<HistoryConfig>,
     ) -> Result<Coordinator, EngineError> {
-        let engine = Engine::start(&state_dir.join("namespace"), history).await?;
+        let dir = state_dir.join("namespace");
+        let engine = Engine::start_with(&dir, history, options.sync_every).await?;
         Coordinator::on(engine, state_dir, options)
     }
 
@@ -237,12 +254,14 @@ impl Coordinator {
         })?;
         // A bucket does not say which nodes there were.
         let may_be_held = registry.is_shared() || engine.is_unsettled();
-        let promised = PromisedLease::open(state_dir, options.lease).map_err(|error| {
-            EngineError::Directory {
-                path: state_dir.to_path_buf(),
-                error,
-            }
-        })?;
+        let wrong = |error| EngineError::Directory {
+            path: state_dir.to_path_buf(),
+            error,
+        };
+        let promised = PromisedLease::open(state_dir, options.lease).map_err(wrong)?;
+        let are_nodes = !registry.known().is_empty();
+        let resent = Boot::open(state_dir).and_then(|boot| Resent::new(boot, are_nodes));
+        let resent = resent.map_err(wrong)?;
         let tables = Tables {
             registry,
             leases: LeaseTable::default(),
@@ -270,6 +289,7 @@ impl Coordinator {
             }),
             settling: AtomicUsize::new(usize::from(may_be_held)),
             longest_lease: promised.longest(),
+            resent,
             locations: Mutex::new(Locations::default()),
             freed: watch::Sender::new(()),
             stopping: watch::Sender::new(false),
@@ -280,6 +300,7 @@ impl Coordinator {
             let Some(inner) = settling.upgrade() else {
                 return;
             };
+            resent::stop_waiting(&inner).await;
             if may_be_held {
                 inner.is_settled();
             }
@@ -537,10 +558,36 @@ impl Coordinator {
     /// # Errors
     /// When the session is over.
     pub async fn call(&self, session: u64, request: NsRequest) -> Result<NsReply, UnknownSession> {
+        Ok(self.call_kept(session, request).await?.0)
+    }
+
+    /// One operation of a node, and what it keeps of it until that is on stable storage.
+    pub(crate) async fn call_kept(
+        &self,
+        session: u64,
+        request: NsRequest,
+    ) -> Result<(NsReply, Option<grpc::Kept>), UnknownSession> {
         self.tables().registry.check(session)?;
-        if request.op.is_change() {
-            return Ok(self.change(session, request).await);
+        self.inner.resent.made_again().await;
+        match request.op.is_change() {
+            true => Ok(self.change(session, request).await),
+            false => Ok((self.read(session, request).await?, None)),
         }
+    }
+
+    /// How much of the log is on stable storage, for a node.
+    pub(crate) fn stable(&self) -> grpc::Stable {
+        let engine = &self.inner.engine;
+        grpc::Stable {
+            epoch: engine.owner().1,
+            position: match self.inner.resent.is_made_again() {
+                true => engine.stable(),
+                false => 0,
+            },
+        }
+    }
+
+    async fn read(&self, session: u64, request: NsRequest) -> Result<NsReply, UnknownSession> {
         if !is_cached(&request.op) {
             return Ok(self.inner.engine.call(request).await);
         }
@@ -603,27 +650,27 @@ impl Coordinator {
         }
     }
 
-    async fn change(&self, session: u64, mut request: NsRequest) -> NsReply {
+    async fn change(&self, session: u64, mut request: NsRequest) -> (NsReply, Option<grpc::Kept>) {
         // What a node wrote before a restart is committed before anybody else may write; the answer waits.
         let is_commit = matches!(request.op, NsOp::Commit(_));
         if !is_commit {
             self.settled_for(session).await;
         }
         let asked = self.ask_who_has_open(session, &mut request.op).await;
-        let (reply, waits) = {
+        let (reply, kept, waits) = {
             let _in_order = self.inner.order.lock().await;
             if let Some(refused) = self.refused(session, &mut request, asked.as_ref())
                 && !self.has_commit(&request).await
             {
-                return refused;
+                return (refused, None);
             }
-            let mut reply = self.inner.engine.call(request.clone()).await;
+            let (mut reply, kept) = self.inner.engine.call_kept(request.clone()).await;
             let mut tables = self.tables();
             // A request that was sent again gets its first answer, which may be old by now.
             let is_new = reply.log_position > tables.position;
             tables.position = tables.position.max(reply.log_position);
             if !tables.registry.is_shared() {
-                return reply;
+                return (reply, kept);
             }
             tables.leases.changed();
             let effect = Effect::of(&request.op, &reply);
@@ -641,7 +688,7 @@ impl Coordinator {
                 // Its maker is the first to write it.
                 tables.leases.grant_write(session, attr.ino, Instant::now());
             }
-            (reply, waits)
+            (reply, kept, waits)
         };
         if !waits.is_empty() {
             let _excused = Excused::new(self, session);
@@ -650,7 +697,7 @@ impl Coordinator {
         if is_commit {
             self.settled_for(session).await;
         }
-        reply
+        (reply, kept)
     }
 
     /// Whether a session is one of this run's.
@@ -672,6 +719,7 @@ impl Coordinator {
     pub fn stats(&self) -> CoordinatorStats {
         let tables = self.tables();
         let peers = tables.registry.peers(Instant::now());
+        let (changes_restored, changes_lost) = self.inner.resent.counts();
         CoordinatorStats {
             peers_live: peers.iter().filter(|p| p.state == "live").count(),
             peers: peers.len(),
@@ -679,6 +727,8 @@ impl Coordinator {
             locks: tables.locks.len(),
             revocations: tables.revocations,
             revocations_unanswered: tables.unanswered,
+            changes_restored,
+            changes_lost,
         }
     }
 

@@ -2,25 +2,28 @@
 //! in one atomic batch.
 //!
 //! A change is acknowledged when the batch has reached the operating system (it survives a kill of the process); it is
-//! on stable storage after at most [`SYNC_EVERY`], and at once when [`NsOp::Sync`] waits for it.
+//! on stable storage after at most [`SYNC_EVERY`], and at once when [`NsOp::Sync`] waits for it. Until then the node that
+//! asked for it keeps it, where there is one: see `engine/kept.rs`.
 //!
 //! Changes are made one after the other under one lock, in the thread that asks: each takes microseconds, and
 //! handing it to another thread would cost more than it does.
 
+mod kept;
 mod log;
 mod restore;
 
+pub(crate) use kept::{Fate, Lost, NotLost};
 pub(crate) use log::{Frozen, WeakEngine};
 pub(crate) use restore::{Target, check_unused, is_there};
 
 use crate::history::{self, HistoryConfig, HistoryError, Progress};
-use fastcache_api::{Errno, HistoryState, Ino, NsOp, NsReply, NsRequest, Time};
+use fastcache_api::{Errno, HistoryState, Ino, NsOp, NsReply, NsRequest, Time, grpc};
 use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
@@ -215,6 +218,14 @@ impl Engine {
     /// # Errors
     /// See [`EngineError`].
     pub fn open(state_dir: &Path) -> Result<Engine, EngineError> {
+        Engine::open_with(state_dir, SYNC_EVERY)
+    }
+
+    /// [`Engine::open`]; an acknowledged change waits for stable storage for `sync_every` at most.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub fn open_with(state_dir: &Path, sync_every: Duration) -> Result<Engine, EngineError> {
         let path = state_dir.to_path_buf();
         std::fs::create_dir_all(&path).map_err(|error| EngineError::Directory {
             path: path.clone(),
@@ -254,6 +265,7 @@ impl Engine {
         let mut batch = db.batch().durability(Some(PersistMode::SyncAll));
         batch.insert(&log, position.to_be_bytes().to_vec(), bytes);
         fill(&mut batch, &state.0, changes);
+        kept::note_end(&mut batch, &notes, (counters.epoch, floor), before.1);
         batch.commit().map_err(wrong)?;
         let log_begins = log::first(&log).map_err(wrong)?.unwrap_or(position);
         let progress = Progress::new(HistoryState::Off, position, 0, Instant::now());
@@ -279,7 +291,7 @@ impl Engine {
                 hurry: Arc::new(Notify::new()),
             }),
         };
-        tokio::spawn(keep_synced(Arc::downgrade(&engine.inner)));
+        tokio::spawn(keep_synced(Arc::downgrade(&engine.inner), sync_every));
         Ok(engine)
     }
 
@@ -292,13 +304,26 @@ impl Engine {
         state_dir: &Path,
         history: Option<HistoryConfig>,
     ) -> Result<Engine, EngineError> {
+        Engine::start_with(state_dir, history, SYNC_EVERY).await
+    }
+
+    /// [`Engine::start`]; an acknowledged change waits for stable storage for `sync_every` at most.
+    ///
+    /// # Errors
+    /// See [`EngineError`].
+    pub async fn start_with(
+        state_dir: &Path,
+        history: Option<HistoryConfig>,
+        sync_every: Duration,
+    ) -> Result<Engine, EngineError> {
         if let Some(config) = &history
             && !is_there(state_dir)
         {
             history::expect_free(&config.cloud).await?;
         }
         let path = state_dir.to_path_buf();
-        let opened = tokio::task::spawn_blocking(move || Engine::open(&path)).await;
+        let opened = tokio::task::spawn_blocking(move || Engine::open_with(&path, sync_every));
+        let opened = opened.await;
         let engine = opened.map_err(|e| EngineError::Store {
             path: state_dir.to_path_buf(),
             error: e.to_string(),
@@ -344,37 +369,47 @@ impl Engine {
     }
 
     fn change(&self, request: &NsRequest) -> NsReply {
-        let inner = &self.inner;
-        let _one_at_a_time = inner.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        match fastcache_namespace::change(&inner.state, request) {
-            Ok(Outcome::Answered(reply)) => reply,
-            Ok(Outcome::Applied(record, changes, reply)) => match self.write(&record, changes) {
-                Ok(()) => {
-                    let inos = fastcache_namespace::concerned(&record.op, &reply);
-                    let mut progress = self.progress();
-                    if progress.state != HistoryState::Off {
-                        progress.noted(record.position, inos, Instant::now());
-                    }
-                    drop(progress);
-                    reply
-                }
-                Err(error) => {
-                    tracing::error!(target: "namespace", %error, "the log cannot be written: changes fail until the process is started again");
-                    failed()
-                }
-            },
-            Err(error) => {
-                tracing::error!(target: "namespace", %error, "a change of the namespace failed");
-                failed()
-            }
-        }
+        self.change_logged(request).0
     }
 
-    fn write(&self, record: &Record, changes: fastcache_namespace::Changes) -> Result<(), String> {
+    /// A change, and what is kept of it elsewhere until it is on stable storage; nothing of one that was none.
+    fn change_logged(&self, request: &NsRequest) -> (NsReply, Option<grpc::Kept>) {
+        let _one_at_a_time = self.writing();
+        let outcome = fastcache_namespace::change(&self.inner.state, request);
+        let done = outcome.map_err(|e| e.to_string()).and_then(|o| match o {
+            Outcome::Answered(reply) => Ok((reply, None)),
+            Outcome::Applied(record, changes, reply, origin) => {
+                let bytes = self.write(&record, changes, &reply)?;
+                let kept = kept::of(&record, bytes, origin, &reply);
+                Ok((reply, Some(kept)))
+            }
+        });
+        done.unwrap_or_else(|error| {
+            tracing::error!(target: "namespace", %error, "a change of the namespace failed; when the log cannot be written, changes fail until the process is started again");
+            (failed(), None)
+        })
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        let writer = &self.inner.writer;
+        writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For who is [`Engine::writing`]. The record as it is in the log.
+    fn write(
+        &self,
+        record: &Record,
+        changes: fastcache_namespace::Changes,
+        reply: &NsReply,
+    ) -> Result<Vec<u8>, String> {
         let inner = &self.inner;
         let bytes = record.encode().map_err(|e| e.to_string())?;
         let mut batch = inner.db.batch();
-        batch.insert(&inner.log, record.position.to_be_bytes().to_vec(), bytes);
+        batch.insert(
+            &inner.log,
+            record.position.to_be_bytes().to_vec(),
+            &bytes[..],
+        );
         let begins = inner.log_begins.load(Ordering::Relaxed);
         let keep = self.log_kept_from(record.position);
         let trimmed = keep.clamp(begins, begins + TRIM_AT_ONCE);
@@ -386,7 +421,12 @@ impl Engine {
         inner.log_begins.store(trimmed, Ordering::Relaxed);
         inner.written.store(record.position, Ordering::Release);
         inner.changes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        let mut progress = self.progress();
+        if progress.state != HistoryState::Off {
+            let inos = fastcache_namespace::concerned(&record.op, reply);
+            progress.noted(record.position, inos, Instant::now());
+        }
+        Ok(bytes)
     }
 
     /// Waits until everything written so far is on stable storage; callers share one sync.
@@ -471,9 +511,9 @@ fn fill(
 }
 
 /// Syncs the log while there is something to sync, until the engine is gone.
-async fn keep_synced(inner: std::sync::Weak<Inner>) {
+async fn keep_synced(inner: std::sync::Weak<Inner>, every: Duration) {
     loop {
-        tokio::time::sleep(SYNC_EVERY).await;
+        tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
         if inner.written.load(Ordering::Acquire) > inner.synced.load(Ordering::Acquire) {
             // Logged in there; the next round tries again.

@@ -2,7 +2,7 @@
 
 mod calls;
 
-use crate::coordinator::Revocations;
+use crate::coordinator::{ResendError, Revocations};
 use crate::registry::{RegisterError, UnknownSession};
 use crate::{Coordinator, Held};
 use calls::Answers;
@@ -11,7 +11,7 @@ use fastcache_api::grpc::coordinator_server::{self, CoordinatorServer};
 use fastcache_api::grpc::{
     AckReply, AckRequest, CallRequest, HeartbeatReply, HeartbeatRequest, HoldReply, HoldRequest,
     LeaveReply, LeaveRequest, LockReply, LockRequest, PeersReply, PeersRequest, RegisterReply,
-    RegisterRequest, WatchRequest,
+    RegisterRequest, ResendReply, ResendRequest, WatchRequest,
 };
 use fastcache_api::locks::LockOp;
 use tonic::{Request, Response, Status, Streaming};
@@ -47,6 +47,19 @@ impl From<RegisterError> for Status {
             RegisterError::Version { .. } => Status::failed_precondition(text),
             RegisterError::Full => Status::resource_exhausted(text),
             RegisterError::Io(_) => Status::internal(text),
+        }
+    }
+}
+
+impl From<ResendError> for Status {
+    fn from(e: ResendError) -> Status {
+        let text = e.to_string();
+        match e {
+            ResendError::Session(e) => e.into(),
+            ResendError::FileSystem { .. } => Status::failed_precondition(text),
+            ResendError::Garbage(_) => Status::invalid_argument(text),
+            ResendError::Full => Status::resource_exhausted(text),
+            ResendError::Store(_) => Status::internal(text),
         }
     }
 }
@@ -92,6 +105,7 @@ impl coordinator_server::Coordinator for Service {
             lease_ms: u32::try_from(renewed.lease.as_millis()).unwrap_or(u32::MAX),
             is_shared: renewed.is_shared,
             peers_version: self.0.peers_version(),
+            stable: Some(self.0.stable()),
         }))
     }
 
@@ -148,5 +162,13 @@ impl coordinator_server::Coordinator for Service {
     async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
         self.0.leave(request.into_inner().session)?;
         Ok(Response::new(LeaveReply {}))
+    }
+
+    async fn resend(
+        &self,
+        request: Request<ResendRequest>,
+    ) -> Result<Response<ResendReply>, Status> {
+        let is_over = self.0.bring(request.into_inner()).await?;
+        Ok(Response::new(ResendReply { is_over }))
     }
 }

@@ -208,6 +208,11 @@ impl Registry {
         })
     }
 
+    /// Every node that ever was.
+    pub(crate) fn known(&self) -> Vec<String> {
+        self.known.keys().cloned().collect()
+    }
+
     /// Whether more than one node was ever registered: only then are there leases to keep.
     pub(crate) fn is_shared(&self) -> bool {
         self.known.len() > 1

@@ -10,10 +10,13 @@
 //! Heartbeats renew the lease, as long as the user answers: each renewed [`Lease`] is a notice of its own, behind the
 //! revocations that came before it, and its answer is what the next heartbeat tells.
 //!
+//! What the coordinator has not on stable storage yet, the node keeps (`remote/kept.rs`).
+//!
 //! A reply can be overtaken by a revocation on the stream. So a reply that was under way when one came in carries
 //! a lease of 0: it may be used, not cached.
 
 mod keeper;
+mod kept;
 mod line;
 mod notice;
 
@@ -25,7 +28,7 @@ use line::Line;
 use crate::Carrier;
 use crate::grpc::MESSAGE_MAX;
 use fastcache_api::grpc::coordinator_client::CoordinatorClient;
-use fastcache_api::grpc::{HeartbeatRequest, LockRequest, Node};
+use fastcache_api::grpc::{CallReply, HeartbeatRequest, LockRequest, Node};
 use fastcache_api::locks::{LockAnswer, LockOp};
 use fastcache_api::{API_KEY_HEADER, Errno, NsReply, NsRequest, grpc};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -107,6 +110,7 @@ struct Shared {
     node: Mutex<Node>,
     /// Changes with the list of nodes.
     peers_version: watch::Sender<u64>,
+    kept: kept::Records,
     lost: tokio::sync::Notify,
 }
 
@@ -218,6 +222,7 @@ impl RemoteNamespace {
             owner: watch::Sender::new((0, 0)),
             node: Mutex::new(node),
             peers_version: watch::Sender::new(0),
+            kept: kept::Records::default(),
             lost: tokio::sync::Notify::new(),
         });
         let (sender, receiver) = mpsc::channel(REVOCATIONS_WAITING);
@@ -334,7 +339,10 @@ impl RemoteNamespace {
             }
         };
         match tokio::time::timeout(CALL_DEADLINE, self.call_until_answered(bytes)).await {
-            Ok(Ok(reply)) => reply,
+            Ok(Ok(reply)) => {
+                self.make_room().await;
+                reply
+            }
             Ok(Err(status)) => {
                 tracing::error!(target: "control", %status, "the coordinator cannot answer a request");
                 failed
@@ -415,6 +423,15 @@ impl RemoteNamespace {
             let asked = shared.line.ask(&shared.client, session, request.clone());
             match asked.await {
                 Ok(reply) => {
+                    let CallReply {
+                        reply,
+                        kept,
+                        stable,
+                        ..
+                    } = reply;
+                    if !shared.kept.learn(kept, stable) {
+                        continue;
+                    }
                     let mut reply: NsReply = postcard::from_bytes(&reply)
                         .map_err(|e| Status::internal(format!("not a reply: {e}")))?;
                     if shared.revoked.load(Ordering::Acquire) != revoked {

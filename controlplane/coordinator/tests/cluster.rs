@@ -48,6 +48,7 @@ impl Server {
         let options = Options {
             lease,
             stale_after: 6 * lease,
+            ..Options::default()
         };
         let since = Instant::now();
         let coordinator = loop {

@@ -52,6 +52,7 @@ impl Session {
         let options = Options {
             lease,
             stale_after: 100 * lease,
+            ..Options::default()
         };
         let coordinator = Coordinator::open(dir, options).unwrap();
         let mut a = Session::new(&coordinator, "a", 0).await;

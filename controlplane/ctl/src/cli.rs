@@ -335,6 +335,15 @@ pub struct CoordinatorFlags {
         value_parser = clap::value_parser!(u64).range(2..=300)
     )]
     pub lease: u64,
+    /// Milliseconds after which a change is on stable storage at the latest; until then the node that made it keeps it, too
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value_t = 50,
+        env = "FASTCACHE_LOG_SYNC_MS",
+        value_parser = clap::value_parser!(u64).range(1..=60_000)
+    )]
+    pub log_sync_ms: u64,
     /// Configuration file (TOML) with the same names as the flags
     #[arg(long, value_name = "FILE", env = "FASTCACHE_CONFIG")]
     pub config: Option<PathBuf>,

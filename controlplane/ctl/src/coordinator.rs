@@ -42,6 +42,7 @@ pub async fn run(flags: CoordinatorFlags) -> anyhow::Result<()> {
     let options = Options {
         lease,
         stale_after: Options::default().stale_after.max(lease * 2),
+        sync_every: Duration::from_millis(flags.log_sync_ms),
     };
     let coordinator = tokio::select! {
         started = Coordinator::start(&flags.state_dir, options, history) => started?,

@@ -22,12 +22,14 @@ mod incomplete;
 mod keys;
 mod kv;
 mod query;
+mod restore;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use incomplete::incomplete;
 pub use kv::{Changes, Kv, KvError, MemoryKv, Pair};
+pub use restore::{Origin, restore};
 pub use state::{Counters, Dirent, Fault, REPLIES_KEPT};
 
 use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, OpId, Time};
@@ -35,8 +37,10 @@ use serde::{Deserialize, Serialize};
 use state::{Done, State};
 
 /// Version of the records in the log. 1: first. 2: the begin of an epoch is a record, and the deletion queue is taken up
-/// to a number.
-pub const RECORD_VERSION: u8 = 2;
+/// to a number. 3: the [`Origin`] of a change that is made again comes first; all others are written as version 2.
+pub const RECORD_VERSION: u8 = 3;
+/// The version of a record without an origin.
+const PLAIN_VERSION: u8 = 2;
 
 /// One change, as it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +55,9 @@ pub struct Record {
     pub now: Time,
     /// What changes.
     pub op: NsOp,
+    /// It was made before, in another epoch, and is made again.
+    #[serde(skip)]
+    pub origin: Option<Origin>,
 }
 
 /// A record that cannot be read.
@@ -75,7 +82,12 @@ impl Record {
     /// # Errors
     /// When the encoder fails, which it does for no record that was decoded or made here.
     pub fn encode(&self) -> Result<Vec<u8>, RecordError> {
-        postcard::to_extend(self, vec![RECORD_VERSION]).map_err(RecordError::Damaged)
+        let head = match &self.origin {
+            None => Ok(vec![PLAIN_VERSION]),
+            Some(origin) => postcard::to_extend(origin, vec![RECORD_VERSION]),
+        };
+        head.and_then(|head| postcard::to_extend(self, head))
+            .map_err(RecordError::Damaged)
     }
 
     /// Reads what `encode` wrote.
@@ -85,8 +97,17 @@ impl Record {
     pub fn decode(bytes: &[u8]) -> Result<Record, RecordError> {
         match bytes.split_first() {
             None => Err(RecordError::Empty),
-            Some((&RECORD_VERSION, rest)) => {
+            Some((&PLAIN_VERSION, rest)) => {
                 postcard::from_bytes(rest).map_err(RecordError::Damaged)
+            }
+            Some((&RECORD_VERSION, rest)) => {
+                let (origin, rest) =
+                    postcard::take_from_bytes(rest).map_err(RecordError::Damaged)?;
+                let record = postcard::from_bytes(rest).map_err(RecordError::Damaged)?;
+                Ok(Record {
+                    origin: Some(origin),
+                    ..record
+                })
             }
             Some((version, _)) => Err(RecordError::Version(*version)),
         }
@@ -126,6 +147,7 @@ pub fn begin_epoch(
         id: None,
         now,
         op: NsOp::Begin { file_system },
+        origin: None,
     };
     let changes = replay(kv, &record)?;
     Ok((record, changes))
@@ -178,8 +200,9 @@ pub fn lineage(kv: &impl Kv, ino: Ino) -> Done<Vec<Ino>> {
 /// What became of a change.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It is new: log the record, apply the changes, then give the reply.
-    Applied(Box<Record>, Changes, NsReply),
+    /// It is new: log the record, apply the changes, then give the reply. The origin is what makes the same of it in a later
+    /// epoch, should it be lost.
+    Applied(Box<Record>, Changes, NsReply, Origin),
     /// Nothing changes: the reply of the first time, or a refusal.
     Answered(NsReply),
 }
@@ -192,6 +215,11 @@ pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
     if matches!(request.op, NsOp::Begin { .. }) {
         return Ok(Outcome::Answered(refused(Errno::EPERM)));
     }
+    make(kv, request.clone(), None)
+}
+
+/// Does a change, or makes one again.
+fn make(kv: &impl Kv, request: NsRequest, again: Option<Origin>) -> Done<Outcome> {
     let mut state = State::new(kv)?;
     if let Some(id) = request.id
         && let Some(reply) = state.reply(id)?
@@ -199,14 +227,15 @@ pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
         return Ok(Outcome::Answered(reply));
     }
     state.counters.position += 1;
+    let before = state.counters;
     let record = Record {
-        position: state.counters.position,
-        epoch: state.counters.epoch,
+        position: before.position,
+        epoch: before.epoch,
         id: request.id,
         now: request.now,
-        op: request.op.clone(),
+        op: request.op,
+        origin: again,
     };
-    let before = state.counters;
     match run(&mut state, &record) {
         // Nothing to log: asked again, it would be the same.
         Ok(reply) if !state.is_changed(&before) => Ok(Outcome::Answered(NsReply {
@@ -217,7 +246,13 @@ pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
             if let Some(id) = record.id {
                 state.put_reply(id, &reply)?;
             }
-            Ok(Outcome::Applied(Box::new(record), state.finish()?, reply))
+            let origin = Origin::of(&before);
+            Ok(Outcome::Applied(
+                Box::new(record),
+                state.finish()?,
+                reply,
+                origin,
+            ))
         }
         Err(Fault::Refused(errno)) => Ok(Outcome::Answered(refused(errno))),
         Err(fault) => Err(fault),
@@ -245,7 +280,10 @@ pub fn replay(kv: &impl Kv, record: &Record) -> Done<Changes> {
 
 fn run<K: Kv>(state: &mut State<'_, K>, record: &Record) -> Done<NsReply> {
     change::check_names(&record.op)?;
-    let answer = state.change(&record.op, record.now)?;
+    let answer = match &record.origin {
+        None => state.change(&record.op, record.now)?,
+        Some(origin) => state.change_again(origin, &record.op, record.now)?,
+    };
     let mut touched = Vec::with_capacity(state.touched.len());
     for ino in state.touched.clone() {
         touched.push(state.attr(ino)?);

@@ -5,9 +5,12 @@ mod audit;
 mod contents;
 mod names;
 mod random;
+mod restore;
 mod spares;
 
-use crate::{Kv, MemoryKv, Outcome, Record, answer, begin_epoch, change, counters, keys, replay};
+use crate::{
+    Kv, MemoryKv, Origin, Outcome, Record, answer, begin_epoch, change, counters, keys, replay,
+};
 use fastcache_api::{
     Attr, Cred, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
     SetAttr, Time,
@@ -26,6 +29,8 @@ const CHUNK: u32 = 4096;
 struct Tree {
     kv: MemoryKv,
     log: Vec<Record>,
+    /// The changes among them, with what came with them.
+    origins: Vec<(Record, Origin)>,
     /// Epochs that began.
     epochs: u64,
     seq: u64,
@@ -36,6 +41,7 @@ impl Tree {
         let mut tree = Tree {
             kv: MemoryKv::default(),
             log: Vec::new(),
+            origins: Vec::new(),
             epochs: 0,
             seq: 0,
         };
@@ -55,10 +61,11 @@ impl Tree {
             return answer(&self.kv, &request.op).unwrap();
         }
         match change(&self.kv, request).unwrap() {
-            Outcome::Applied(record, changes, reply) => {
+            Outcome::Applied(record, changes, reply, origin) => {
                 self.kv.apply(changes);
                 let bytes = record.encode().unwrap();
                 assert_eq!(Record::decode(&bytes).unwrap(), *record);
+                self.origins.push((*record.clone(), origin));
                 self.log.push(*record);
                 reply
             }

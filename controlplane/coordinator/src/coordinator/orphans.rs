@@ -62,6 +62,8 @@ impl Coordinator {
         if !self.tables().registry.is_shared() {
             return HashSet::new();
         }
+        // They may have a name again.
+        self.inner.resent.made_again().await;
         let orphans: HashSet<Ino> = self.inner.engine.orphans().into_iter().collect();
         let abandoned: Vec<Ino> = orphans.intersection(before).copied().collect();
         for (seq, batch) in (1..).zip(abandoned.chunks(REAP_BATCH)) {

@@ -6,7 +6,7 @@
 
 use super::OPERATION_MAX;
 use crate::Coordinator;
-use fastcache_api::grpc::{CallReply, CallRequest};
+use fastcache_api::grpc::{CallReply, CallRequest, Kept};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -85,28 +85,33 @@ where
 async fn answer(coordinator: Coordinator, request: CallRequest) -> CallReply {
     let number = request.number;
     match reply(&coordinator, &request).await {
-        Ok(reply) => CallReply {
+        Ok((reply, kept)) => CallReply {
             reply,
             number,
             code: Code::Ok.into(),
             message: String::new(),
+            kept,
+            stable: Some(coordinator.stable()),
         },
         Err(status) => CallReply {
-            reply: Vec::new(),
             number,
             code: status.code().into(),
             message: status.message().to_owned(),
+            ..CallReply::default()
         },
     }
 }
 
-async fn reply(coordinator: &Coordinator, request: &CallRequest) -> Result<Vec<u8>, Status> {
+async fn reply(
+    coordinator: &Coordinator,
+    request: &CallRequest,
+) -> Result<(Vec<u8>, Option<Kept>), Status> {
     let asked = postcard::from_bytes(&request.request)
         .map_err(|e| Status::invalid_argument(format!("not a namespace request: {e}")))?;
-    let reply = coordinator.call(request.session, asked).await?;
+    let (reply, kept) = coordinator.call_kept(request.session, asked).await?;
     let reply = postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))?;
     if reply.len() > OPERATION_MAX {
         return Err(Status::out_of_range("the answer is too long"));
     }
-    Ok(reply)
+    Ok((reply, kept))
 }

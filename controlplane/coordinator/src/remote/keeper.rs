@@ -148,6 +148,9 @@ impl Keeper {
         forgotten: Option<oneshot::Receiver<()>>,
     ) -> String {
         let session = reply.session;
+        if let Err(why) = self.shared.bring_back(reply).await {
+            return why;
+        }
         let mut client = self.shared.client.clone();
         let mut stream = match client.watch(WatchRequest { session }).await {
             Ok(stream) => stream.into_inner(),
@@ -179,6 +182,7 @@ impl Keeper {
                     heartbeat = None;
                     match beat {
                         Ok((at, Ok(reply))) => {
+                            self.shared.kept.learn(None, reply.stable);
                             heard = at;
                             let until = at + Duration::from_millis(u64::from(reply.lease_ms));
                             last = (until.max(last.0), last.1 || reply.is_shared);

@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 /// Questions that wait to be sent; who comes then waits.
 const QUESTIONS_QUEUED: usize = 1024;
 
-type Answer = Result<Vec<u8>, Status>;
+type Answer = Result<CallReply, Status>;
 
 /// Asks, on the stream there is.
 pub(super) struct Line {
@@ -75,7 +75,7 @@ impl Line {
         }
     }
 
-    /// Asks, and waits for the answer: postcard of an `NsReply`.
+    /// Asks, and waits for the answer, whose `reply` is postcard of an `NsReply`.
     ///
     /// # Errors
     /// What the coordinator refused the question with, or why the stream is over: then it may have been done.
@@ -145,7 +145,7 @@ impl Asked {
             return;
         };
         let answer = match Code::from_i32(reply.code) {
-            Code::Ok => Ok(reply.reply),
+            Code::Ok => Ok(reply),
             code => Err(Status::new(code, reply.message)),
         };
         let _ = asker.send(answer);
@@ -220,7 +220,7 @@ mod tests {
             asked.answered(reply(number));
         }
         let answer = (&mut second.answered).await.unwrap();
-        assert_eq!(answer.unwrap(), [7]);
+        assert_eq!(answer.unwrap().reply, [7]);
         assert!(first.answered.try_recv().is_err(), "it was not answered");
         asked.is_over(&Status::unavailable("over"));
         let ended = (&mut first.answered).await.unwrap();

@@ -49,6 +49,18 @@ pub(super) async fn metrics(State(coordinator): State<Coordinator>) -> Response 
         own.revocations_unanswered,
     );
     one(
+        "coordinator_changes_restored_total",
+        "counter",
+        "Changes that were lost with the end of the log when this run began, and made again from what nodes had kept.",
+        own.changes_restored,
+    );
+    one(
+        "coordinator_changes_lost_total",
+        "counter",
+        "Changes that nodes had kept and that could not be made again.",
+        own.changes_lost,
+    );
+    one(
         "namespace_inodes",
         "gauge",
         "Inodes that exist.",

@@ -12,7 +12,7 @@ type Pick = usize;
 
 /// An operation before its inodes are known.
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Make(Pick, u8, Kind),
     Orphan,
     Unlink(Pick, u8),
@@ -33,7 +33,7 @@ enum Step {
     Again,
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let pick = 0..1000usize;
     let name = 0..3u8;
     let kind = prop_oneof![
@@ -73,8 +73,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A tree, and what the steps need to know of it.
-struct Walk {
-    tree: Tree,
+pub(super) struct Walk {
+    pub(super) tree: Tree,
     made: Vec<Ino>,
     versions: u64,
     last: Option<(NsRequest, NsReply)>,
@@ -85,6 +85,17 @@ struct Walk {
 }
 
 impl Walk {
+    pub(super) fn new() -> Walk {
+        Walk {
+            tree: Tree::new(),
+            made: vec![Ino::ROOT],
+            versions: 100,
+            last: None,
+            uploaded: BTreeSet::new(),
+            taken: BTreeSet::new(),
+        }
+    }
+
     /// One of all that were ever made.
     fn ino(&self, pick: Pick) -> Ino {
         self.made[pick % self.made.len()]
@@ -276,7 +287,7 @@ impl Walk {
         }
     }
 
-    fn walk(&mut self, step: Step) {
+    pub(super) fn walk(&mut self, step: Step) {
         match (&step, self.last.take()) {
             (Step::NewEpoch, _) => return self.tree.begin_epoch(),
             (Step::Again, Some((request, first))) => {
@@ -340,8 +351,7 @@ proptest! {
 
     #[test]
     fn a_tree_stays_a_tree(steps in proptest::collection::vec(step(), 1..150)) {
-        let made = vec![Ino::ROOT];
-        let mut walk = Walk { tree: Tree::new(), made, versions: 100, last: None, uploaded: BTreeSet::new(), taken: BTreeSet::new() };
+        let mut walk = Walk::new();
         for (i, step) in steps.into_iter().enumerate() {
             walk.walk(step);
             if i % 25 == 0 {

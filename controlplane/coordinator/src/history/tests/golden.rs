@@ -32,6 +32,7 @@ fn records() -> Vec<Record> {
         epoch: 3,
         id: None,
         now,
+        origin: None,
         op: NsOp::Begin {
             file_system: OWNER.file_system,
         },
