@@ -330,10 +330,13 @@ impl Entries {
             lease.names_changed(b.directory);
         }
         for ((b, epoch), outcome) in begun.iter().zip(epochs).zip(outcomes) {
-            let is_made = matches!(outcome, Outcome::Leads(_)) && lease.is_shared();
-            if epoch == 0 {
+            let number = known.directories.get(&b.directory).map(|d| d.number);
+            if epoch == 0 || number != b.before.map(|before| before.number) {
+                // Or it came to be known meanwhile, with a listing from before or after.
                 known.forget(b.directory, false);
-            } else {
+            }
+            let is_made = matches!(outcome, Outcome::Leads(_)) && lease.is_shared();
+            if epoch != 0 {
                 known.with(b.directory, epoch, is_made, |directory| {
                     directory.end(b.key, b.before, *outcome);
                 });
@@ -367,14 +370,13 @@ impl Entries {
 impl Directory {
     /// What came of a change of a name.
     fn end(&mut self, key: Key, before: Option<Before>, outcome: Outcome) {
-        // Otherwise it was forgotten in between, and begun anew.
+        // Otherwise nothing else is known of the directory.
         let before = before.filter(|before| before.number == self.number);
         self.changing -= usize::from(before.is_some());
         let name = match (outcome, before) {
             (Outcome::Leads(ino), _) => Some(Name::Leads { ino, cookie: 0 }),
             (Outcome::Absent, _) => Some(Name::Absent),
-            // What was not known then may be there, whatever else was told meanwhile.
-            (Outcome::Unchanged, Some(before)) if before.is_whole || !self.is_whole => before.name,
+            (Outcome::Unchanged, Some(before)) => before.name,
             (Outcome::Unchanged | Outcome::Unsure, _) => Some(Name::Unsure),
         };
         self.set(key, name);

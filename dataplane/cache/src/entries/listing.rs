@@ -244,7 +244,8 @@ impl Entries {
             return false;
         }
         let kept = known.with(ino, epoch, false, |directory| {
-            let is_it = directory.number == ask.number;
+            // With a name in question it would have to be told again where in the listing that is.
+            let is_it = directory.number == ask.number && directory.changing == 0;
             if is_it {
                 directory.keep(self, ask, told);
             }

@@ -234,15 +234,27 @@ fn a_directory_is_whole_when_all_of_its_listing_was_told_and_nothing_lost() {
 }
 
 #[test]
-fn a_change_that_ends_after_a_directory_became_whole_takes_nothing_for_absent_that_may_be_there() {
+fn a_listing_that_comes_during_a_change_or_unknown_to_it_is_not_kept() {
+    // It may have the name already, at a place that the end of the change does not tell.
     let w = World::new();
     w.learn(w.grant(), b"other", None);
     let change = w.begin(b"5");
     let ask = w.ask(0, 10);
+    assert!(!w.keep(w.grant(), &ask, 3..9, true));
+    w.end(change, Outcome::Leads(Ino(5)));
+    assert_eq!((w.find(b"5"), w.find(b"6")), (Some(Some(Ino(5))), None));
+    let ask = w.ask(0, 10);
     assert!(w.keep(w.grant(), &ask, 3..9, true));
-    assert_eq!((w.find(b"5"), w.find(b"6")), (None, Some(Some(Ino(6)))));
-    w.end(change, Outcome::Unchanged);
-    assert_eq!((w.find(b"5"), w.find(b"other")), (None, Some(None)));
+    assert_eq!(w.known(0), ((3..9).collect(), true));
+    // A change that began before anything was known.
+    w.entries.forget_all();
+    let change = w.begin(b"5");
+    w.whole(9);
+    assert_eq!(w.find(b"9"), Some(None));
+    w.end(change, Outcome::Leads(Ino(5)));
+    assert_eq!((w.find(b"5"), w.find(b"9")), (Some(Some(Ino(5))), None));
+    w.whole(9);
+    assert_eq!(w.known(0), ((3..9).collect(), true));
 }
 
 #[test]
