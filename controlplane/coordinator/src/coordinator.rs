@@ -606,7 +606,7 @@ impl Coordinator {
                 return Ok(reply);
             }
             // Read before a change whose holders are found already: it would not be revoked.
-            let is_old = tables.leases.stamp() != stamp;
+            let is_old = tables.leases.is_changed_since(stamp, &inos);
             if is_old && tries < READ_TRIES {
                 continue;
             }
@@ -672,8 +672,8 @@ impl Coordinator {
             if !tables.registry.is_shared() {
                 return (reply, kept);
             }
-            tables.leases.changed();
             let effect = Effect::of(&request.op, &reply);
+            tables.leases.changed(effect.covered());
             let lease = self.inner.options.lease;
             let waits = tables.revoke_others(session, &effect, &reply.touched, lease);
             reply.lease_ms = Some(match is_new {

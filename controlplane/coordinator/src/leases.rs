@@ -19,6 +19,8 @@ const NEARLY_FULL: (usize, usize) = (7, 8);
 /// Most that one session is to give up at once, and the share of all that this is at most.
 const GIVEN_UP_MAX: usize = 1024;
 const GIVEN_UP_SHARE: usize = 8;
+/// Inodes of the last changes that are remembered: those of some thousands, many more than are made while something is read.
+const CHANGED_KEPT: usize = 1 << 14;
 /// Places in the order of a session that need not be of anything it holds.
 const ORDER_SLACK: usize = 1024;
 
@@ -51,6 +53,10 @@ pub(crate) struct LeaseTable {
     since: HashMap<u64, Instant>,
     /// Rises with every change of the namespace.
     stamp: u64,
+    /// The last changes and the inodes whose leases cover them, oldest first.
+    changes: VecDeque<(u64, Vec<Ino>)>,
+    /// Inodes of all of these.
+    changed: usize,
     /// Leases on writing so far.
     writes: u64,
 }
@@ -72,6 +78,8 @@ impl LeaseTable {
             until: HashMap::new(),
             since: HashMap::new(),
             stamp: 0,
+            changes: VecDeque::new(),
+            changed: 0,
             writes: 0,
         }
     }
@@ -81,10 +89,26 @@ impl LeaseTable {
         self.stamp
     }
 
-    /// A change was made: what was read before it is old now.
-    pub(crate) fn changed(&mut self) -> u64 {
+    /// A change was made that leases on these inodes cover: what was read of them before it is old now.
+    pub(crate) fn changed(&mut self, inos: Vec<Ino>) -> u64 {
         self.stamp += 1;
+        self.changed += inos.len();
+        self.changes.push_back((self.stamp, inos));
+        while self.changed > CHANGED_KEPT || self.changes.len() > CHANGED_KEPT {
+            let Some((_, oldest)) = self.changes.pop_front() else {
+                break;
+            };
+            self.changed -= oldest.len();
+        }
         self.stamp
+    }
+
+    /// Whether any of these inodes, in order, was changed since then, or may have been.
+    pub(crate) fn is_changed_since(&self, stamp: u64, inos: &[Ino]) -> bool {
+        let mut since = self.changes.iter().rev().take_while(|(n, _)| *n > stamp);
+        let is_remembered = since.clone().count() as u64 == self.stamp - stamp;
+        let is_of = |changed: &[Ino]| changed.iter().any(|i| inos.binary_search(i).is_ok());
+        !is_remembered || since.any(|(_, changed)| is_of(changed))
     }
 
     /// Leases now in the table, ended ones included until they are pruned.
@@ -364,7 +388,7 @@ mod tests {
         assert!(table.grant(2, &[Ino(5)], start).is_some());
         assert_eq!(table.holders([Ino(5)], start).len(), 2);
         assert!(table.holders([Ino(5)], end).is_empty());
-        let stamp = table.changed();
+        let stamp = table.changed(Vec::new());
         let held: HashSet<Ino> = [Ino(5)].into();
         // Read again after the change: that lease is not what the acknowledgement gives up.
         table.grant(2, &[Ino(5)], start);
@@ -416,7 +440,7 @@ mod tests {
         table.grant(2, &[Ino(1), Ino(2)], start).unwrap();
         table.grant_needed(2, Ino(20), start).unwrap();
         table.grant_write(2, Ino(21), start).unwrap();
-        let stamp = table.changed();
+        let stamp = table.changed(Vec::new());
         table.release(session, &oldest, stamp);
         assert_eq!(table.len(), 16);
         let (session, next) = table.oldest_of_most(|_| false, start).unwrap();
@@ -429,6 +453,28 @@ mod tests {
         table.end(1);
         table.prune(end);
         assert!(table.by_session.is_empty());
+    }
+
+    #[test]
+    fn what_was_read_is_old_when_that_was_changed_since_and_not_when_anything_was() {
+        let mut table = LeaseTable::default();
+        let before = table.changed(vec![Ino(5)]);
+        let read = [Ino(3), Ino(5), Ino(8)];
+        assert!(!table.is_changed_since(before, &read));
+        table.changed(vec![Ino(4), Ino(9)]);
+        table.changed(Vec::new());
+        assert!(!table.is_changed_since(before, &read));
+        let after = table.changed(vec![Ino(1), Ino(8)]);
+        assert!(table.is_changed_since(before, &read));
+        assert!(!table.is_changed_since(after, &read));
+        // Who knows, when it is long ago.
+        for n in 0..CHANGED_KEPT as u64 {
+            assert!(!table.is_changed_since(after, &read), "after {n} changes");
+            table.changed(vec![Ino(1000 + n)]);
+        }
+        table.changed(vec![Ino(7)]);
+        assert!(table.is_changed_since(after, &read));
+        assert!(table.changes.len() <= CHANGED_KEPT && table.changed <= CHANGED_KEPT);
     }
 
     #[test]

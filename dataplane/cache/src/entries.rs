@@ -1,195 +1,391 @@
-//! Directory entries under the lease: names that were found, or found absent, and listings. What the kernel asks for again
-//! (it forgets all names when one is revoked) is answered here, without asking anybody. Empty where there is one node: the
-//! kernel forgets nothing then.
+//! What is known of directories under the lease: what names lead to, names that are not there, parts of listings. And of which
+//! directories all names are known: what is not among them does not exist, and nobody is asked.
 //!
-//! A directory's entries are forgotten together: the lease on it covers all of them. RAM: about 100 bytes for each name,
-//! [`NAMES_MAX`] of them in all, listings included; beyond, all are forgotten.
+//! A directory is known whole when it was made here, or when every part of its listing was told under grants that still hold.
+//! The lease on a directory covers all its names, so they are forgotten together when it is revoked. A change that is made
+//! here revokes nothing: what it does to each name is noted ([`Entries::begin`], [`Entries::end`]), and whoever asked
+//! before it ended does not tell anything that is kept ([`Lease::names_changed`]).
+//!
+//! Where there is one node the kernel keeps names itself: only directories that were made here are known then.
+//!
+//! RAM: about 60 bytes for each name, 100 for each entry of a listing, [`NAMES_MAX`] of both in all; beyond, the directory
+//! that was used least recently is forgotten. A name stands there as 128 bits, of two hashes with keys of this process: that two of a
+//! directory are taken for one is less likely than that memory errs.
+
+mod demand;
+mod listing;
 
 use crate::lease::{Grant, Lease};
 use crate::lock;
-use fastcache_api::{DirEntry, Ino};
+use demand::Demand;
+use event_listener::Event;
+use fastcache_api::Ino;
 use fastcache_reactor::sync::Mutex;
-use std::collections::HashMap;
-use std::sync::Arc;
+use hashlink::LinkedHashMap;
+use listing::Page;
+pub(crate) use listing::{Ask, Listed, Told};
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasher;
 
-/// Names kept at most, of all directories.
+/// Names kept at most, of all directories, entries of listings included.
 const NAMES_MAX: usize = 1 << 18;
-
-/// A part of a listing: the entries, and whether nothing follows.
-pub(crate) type Page = (Arc<[DirEntry]>, bool);
+/// Most of them that one directory may have.
+const DIRECTORY_SHARE: usize = NAMES_MAX / 2;
+/// A directory counts for so many names.
+const DIRECTORY_WEIGHT: usize = 4;
 
 /// What is known of directories.
 #[derive(Default)]
 pub(crate) struct Entries {
+    hashers: (RandomState, RandomState),
     known: Mutex<Known>,
+    /// A part of a listing came, or will not come.
+    pub arrived: Event,
+}
+
+/// A name.
+type Key = (u64, u64);
+
+/// What a name is known to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Name {
+    /// It leads there, and the listing that told it has it at this cookie; 0: none has.
+    Leads { ino: Ino, cookie: u64 },
+    /// There is no such name.
+    Absent,
+    /// This node changes it now, or does not know what came of that.
+    Unsure,
 }
 
 #[derive(Default)]
 struct Known {
-    directories: HashMap<Ino, Directory>,
-    /// Names in all of them, those of listings included.
-    count: usize,
+    /// Used least recently first.
+    directories: LinkedHashMap<Ino, Directory>,
+    /// What all of them weigh.
+    weight: usize,
+    /// Number of the directory that was added last.
+    last: u64,
 }
 
 #[derive(Default)]
 struct Directory {
+    /// Another one after it was forgotten.
+    number: u64,
     /// The epoch of the lease in which it was learned.
     epoch: u64,
-    /// `None`: there is no such name.
-    names: HashMap<Vec<u8>, Option<Ino>>,
-    /// By where it begins, and whether attributes were asked for.
-    pages: HashMap<(u64, bool), Page>,
-    count: usize,
+    /// What is not among the names does not exist.
+    is_whole: bool,
+    names: HashMap<Key, Name>,
+    /// Parts of the listing, by the cookie that they begin after.
+    pages: BTreeMap<u64, Page>,
+    /// Entries of all pages.
+    listed: usize,
+    /// Parts that are being asked for, by the same.
+    asked: BTreeSet<u64>,
+    /// Changes of its names by this node that are under way.
+    changing: usize,
+    demand: Demand,
+}
+
+/// A change of a name that is under way.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    directory: Ino,
+    key: Key,
+    /// `None`: nothing was known of the directory.
+    before: Option<Before>,
+}
+
+/// What was known before a change.
+#[derive(Clone, Copy, Debug)]
+struct Before {
+    /// Of the directory.
+    number: u64,
+    name: Option<Name>,
+    is_whole: bool,
+}
+
+/// What a change made of a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// It leads there now.
+    Leads(Ino),
+    /// It is not there any more.
+    Absent,
+    /// What it was.
+    Unchanged,
+    /// It has to be asked for.
+    Unsure,
+}
+
+impl Begun {
+    /// What the name led to before, when that is known for sure: `Some(None)`: nothing.
+    pub fn led_to(&self) -> Option<Option<Ino>> {
+        let before = self.before?;
+        leads_to(before.name, before.is_whole)
+    }
+}
+
+fn leads_to(name: Option<Name>, is_whole: bool) -> Option<Option<Ino>> {
+    match name {
+        Some(Name::Leads { ino, .. }) => Some(Some(ino)),
+        Some(Name::Absent) => Some(None),
+        Some(Name::Unsure) => None,
+        None => is_whole.then_some(None),
+    }
+}
+
+impl Directory {
+    fn weight(&self) -> usize {
+        DIRECTORY_WEIGHT + self.names.len() + self.listed + self.pages.len()
+    }
+
+    fn find(&self, key: Key) -> Option<Option<Ino>> {
+        leads_to(self.names.get(&key).copied(), self.is_whole)
+    }
+
+    fn set(&mut self, key: Key, name: Option<Name>) {
+        match name {
+            // What is not among them is absent anyway.
+            None => self.names.remove(&key),
+            Some(Name::Absent) if self.is_whole => self.names.remove(&key),
+            Some(name) => self.names.insert(key, name),
+        };
+    }
+
+    /// An answer told a name. One that this node changes meanwhile may be another when that has ended.
+    fn learn(&mut self, key: Key, ino: Option<Ino>, cookie: u64) {
+        let before = self.names.get(&key).copied();
+        if self.changing > 0 && before == Some(Name::Unsure) {
+            return;
+        }
+        let name = match (ino, before) {
+            (None, _) => Name::Absent,
+            // Where the listing has it is where it was.
+            (Some(ino), Some(Name::Leads { ino: old, cookie })) if ino == old && cookie != 0 => {
+                Name::Leads { ino, cookie }
+            }
+            (Some(ino), _) => Name::Leads { ino, cookie },
+        };
+        self.set(key, Some(name));
+    }
 }
 
 impl Known {
-    /// The directory in this epoch, empty when it was learned in another.
-    fn directory(&mut self, ino: Ino, epoch: u64, more: usize) -> &mut Directory {
-        if self.count + more > NAMES_MAX {
-            self.directories.clear();
-            self.count = 0;
+    /// Works with a directory as it is known in this epoch; `is_new`: with an empty one where nothing is known.
+    fn with<T>(
+        &mut self,
+        ino: Ino,
+        epoch: u64,
+        is_new: bool,
+        act: impl FnOnce(&mut Directory) -> T,
+    ) -> Option<T> {
+        let is_known = self.directories.get(&ino).is_some_and(|d| d.epoch == epoch);
+        if !is_known {
+            self.remove(ino);
+            if !is_new {
+                return None;
+            }
+            self.add(ino, epoch);
         }
-        let directory = self.directories.entry(ino).or_default();
-        if directory.epoch != epoch {
-            self.count -= directory.count;
-            *directory = Directory {
-                epoch,
-                ..Directory::default()
-            };
+        let directory = self.directories.to_back(&ino)?;
+        let before = directory.weight();
+        let done = act(directory);
+        let after = directory.weight();
+        self.weight = self.weight + after - before;
+        if after > DIRECTORY_SHARE {
+            self.forget(ino, true);
         }
-        directory.count += more;
-        self.count += more;
-        directory
+        while self.weight > NAMES_MAX
+            && let Some((_, oldest)) = self.directories.pop_front()
+        {
+            self.weight -= oldest.weight();
+        }
+        Some(done)
+    }
+
+    fn add(&mut self, ino: Ino, epoch: u64) -> &mut Directory {
+        self.last += 1;
+        let directory = Directory {
+            number: self.last,
+            epoch,
+            ..Directory::default()
+        };
+        self.weight += directory.weight();
+        self.directories.entry(ino).or_insert(directory)
+    }
+
+    fn remove(&mut self, ino: Ino) -> Option<Directory> {
+        let directory = self.directories.remove(&ino)?;
+        self.weight -= directory.weight();
+        Some(directory)
+    }
+
+    /// Forgets a directory, but for what asking for all of it has come to.
+    fn forget(&mut self, ino: Ino, is_large: bool) {
+        if let Some(directory) = self.remove(ino)
+            && let Some(demand) = directory.demand.after(is_large)
+        {
+            self.add(ino, directory.epoch).demand = demand;
+        }
     }
 }
 
 impl Entries {
+    fn key(&self, name: &[u8]) -> Key {
+        (self.hashers.0.hash_one(name), self.hashers.1.hash_one(name))
+    }
+
     /// What a name leads to, when that is known: `Some(None)` is a name that is not there.
     pub fn find(&self, lease: &Lease, parent: Ino, name: &[u8]) -> Option<Option<Ino>> {
-        if !lease.is_live() {
+        // Every directory has these two.
+        if !lease.is_live() || matches!(name, b"." | b"..") {
             return None;
         }
+        let key = self.key(name);
         let known = lock(&self.known);
         let directory = known.directories.get(&parent)?;
-        if directory.epoch != lease.epoch() {
-            return None;
+        (directory.epoch == lease.epoch()).then(|| directory.find(key))?
+    }
+
+    /// [`Entries::find`] for who looks a name up; and what of the directory is to be asked for, since so many are looked up.
+    pub fn look(
+        &self,
+        lease: &Lease,
+        parent: Ino,
+        name: &[u8],
+    ) -> (Option<Option<Ino>>, Option<Ask>) {
+        if !lease.is_live() || matches!(name, b"." | b"..") {
+            return (None, None);
         }
-        directory.names.get(name).copied()
+        let key = self.key(name);
+        let mut known = lock(&self.known);
+        let is_shared = lease.is_shared();
+        let looked = known.with(parent, lease.epoch(), is_shared, |directory| {
+            let found = directory.find(key);
+            let ask = match is_shared {
+                true => directory.looked_up(found.is_some()),
+                false => None,
+            };
+            (found, ask)
+        });
+        looked.unwrap_or_default()
     }
 
     /// An answer told what a name leads to.
     pub fn learn(&self, lease: &Lease, grant: Grant, parent: Ino, name: &[u8], ino: Option<Ino>) {
-        if !lease.is_shared() {
-            return;
-        }
+        let key = self.key(name);
         let mut known = lock(&self.known);
-        let epoch = lease.holds(grant, parent);
-        if epoch == 0 {
-            return;
-        }
-        let directory = known.directory(parent, epoch, 1);
-        if directory.names.insert(name.to_vec(), ino).is_some() {
-            directory.count -= 1;
-            known.count -= 1;
+        let epoch = lease.holds_names(grant, parent);
+        if epoch != 0 {
+            known.with(parent, epoch, lease.is_shared(), |directory| {
+                directory.learn(key, ino, 0);
+            });
         }
     }
 
-    /// A part of a listing, when it is known.
-    pub fn page(&self, lease: &Lease, ino: Ino, after: u64, plus: bool) -> Option<Page> {
-        if !lease.is_live() {
-            return None;
+    /// A directory was made here: it is empty. Others may have found it first; then its lease was revoked.
+    pub fn made(&self, lease: &Lease, grant: Grant, ino: Ino) {
+        let mut known = lock(&self.known);
+        let epoch = lease.holds_names(grant, ino);
+        if epoch != 0 {
+            known.remove(ino);
+            known.with(ino, epoch, true, |directory| directory.is_whole = true);
         }
-        let known = lock(&self.known);
-        let directory = known.directories.get(&ino)?;
-        if directory.epoch != lease.epoch() {
-            return None;
-        }
-        directory.pages.get(&(after, plus)).cloned()
     }
 
-    /// An answer told a part of a listing.
-    pub fn learn_page(&self, lease: &Lease, grant: Grant, ino: Ino, at: (u64, bool), page: &Page) {
-        if !lease.is_shared() {
-            return;
-        }
+    /// This node is about to change these names: until that has ended they have to be asked for.
+    pub fn begin(&self, names: &[(Ino, &[u8])]) -> Vec<Begun> {
+        let keys: Vec<Key> = names.iter().map(|(_, name)| self.key(name)).collect();
         let mut known = lock(&self.known);
-        let epoch = lease.holds(grant, ino);
-        if epoch == 0 || page.0.len() * 2 > NAMES_MAX {
-            return;
+        let begin = |((directory, _), key): (&(Ino, &[u8]), Key)| {
+            let epoch = known.directories.get(directory).map(|d| d.epoch);
+            let before = epoch.and_then(|epoch| {
+                known.with(*directory, epoch, false, |directory| {
+                    directory.changing += 1;
+                    Before {
+                        number: directory.number,
+                        name: directory.names.insert(key, Name::Unsure),
+                        is_whole: directory.is_whole,
+                    }
+                })
+            });
+            Begun {
+                directory: *directory,
+                key,
+                before,
+            }
+        };
+        names.iter().zip(keys).map(begin).collect()
+    }
+
+    /// A change has ended, and this came of its names. Without a grant nobody knows what: what is known of the directories is
+    /// forgotten; and so it is when others changed them meanwhile, or this node did, whose order nobody knows.
+    pub fn end(&self, lease: &Lease, grant: Option<Grant>, begun: &[Begun], outcomes: &[Outcome]) {
+        let mut known = lock(&self.known);
+        let holds = |b: &Begun| grant.map_or(0, |grant| lease.holds_names(grant, b.directory));
+        let epochs: Vec<u64> = begun.iter().map(holds).collect();
+        for b in begun {
+            lease.names_changed(b.directory);
         }
-        let directory = known.directory(ino, epoch, page.0.len() * 2 + 1);
-        let mut less = 0;
-        for entry in page.0.iter() {
-            let old = directory.names.insert(entry.name.clone(), Some(entry.ino));
-            less += usize::from(old.is_some());
+        for ((b, epoch), outcome) in begun.iter().zip(epochs).zip(outcomes) {
+            let number = known.directories.get(&b.directory).map(|d| d.number);
+            if epoch == 0 || number != b.before.map(|before| before.number) {
+                // Or it came to be known meanwhile, with a listing from before or after.
+                known.forget(b.directory, false);
+            }
+            let is_made = matches!(outcome, Outcome::Leads(_)) && lease.is_shared();
+            if epoch != 0 {
+                known.with(b.directory, epoch, is_made, |directory| {
+                    directory.end(b.key, b.before, *outcome);
+                });
+            }
         }
-        if let Some((old, _)) = directory.pages.insert(at, page.clone()) {
-            less += old.len() + 1;
-        }
-        directory.count -= less;
-        known.count -= less;
+    }
+
+    /// Others change a name where this node is alone: no lease goes with it.
+    pub fn others_changed(&self, lease: &Lease, directory: Ino, name: &[u8]) {
+        let key = self.key(name);
+        let mut known = lock(&self.known);
+        known.with(directory, lease.epoch(), false, |directory| {
+            directory.names.insert(key, Name::Unsure);
+            directory.has_more();
+        });
     }
 
     /// Somebody changed the directory, or is about to.
     pub fn forget(&self, ino: Ino) {
-        let mut known = lock(&self.known);
-        if let Some(directory) = known.directories.remove(&ino) {
-            known.count -= directory.count;
-        }
+        lock(&self.known).forget(ino, false);
     }
 
     /// Everything was revoked.
     pub fn forget_all(&self) {
         let mut known = lock(&self.known);
         known.directories.clear();
-        known.count = 0;
+        known.weight = 0;
+    }
+}
+
+impl Directory {
+    /// What came of a change of a name.
+    fn end(&mut self, key: Key, before: Option<Before>, outcome: Outcome) {
+        // Otherwise nothing else is known of the directory.
+        let before = before.filter(|before| before.number == self.number);
+        self.changing -= usize::from(before.is_some());
+        let name = match (outcome, before) {
+            (Outcome::Leads(ino), _) => Some(Name::Leads { ino, cookie: 0 }),
+            (Outcome::Absent, _) => Some(Name::Absent),
+            (Outcome::Unchanged, Some(before)) => before.name,
+            (Outcome::Unchanged | Outcome::Unsure, _) => Some(Name::Unsure),
+        };
+        self.set(key, name);
+        // What was made is listed behind all others.
+        if matches!(outcome, Outcome::Leads(_) | Outcome::Unsure) {
+            self.has_more();
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use fastcache_api::Kind;
-
-    fn entry(n: u64) -> DirEntry {
-        DirEntry {
-            name: n.to_string().into_bytes(),
-            ino: Ino(n),
-            kind: Kind::File,
-            cookie: n + 3,
-            attr: None,
-        }
-    }
-
-    #[test]
-    fn what_was_revoked_is_not_known_and_memory_has_an_end() {
-        let (lease, entries) = (Lease::shared(), Entries::default());
-        let dir = Ino(7);
-        let grant = lease.ask().answered(None);
-        entries.learn(&lease, grant, dir, b"a", Some(Ino(8)));
-        entries.learn(&lease, grant, dir, b"b", None);
-        assert_eq!(entries.find(&lease, dir, b"a"), Some(Some(Ino(8))));
-        assert_eq!(entries.find(&lease, dir, b"b"), Some(None));
-        assert_eq!(entries.find(&lease, dir, b"c"), None);
-        let page: Page = ((0..10).map(entry).collect(), true);
-        entries.learn_page(&lease, grant, dir, (0, false), &page);
-        entries.learn_page(&lease, grant, dir, (0, false), &page);
-        assert_eq!(entries.page(&lease, dir, 0, false).unwrap().0.len(), 10);
-        assert_eq!(entries.find(&lease, dir, b"3"), Some(Some(Ino(3))));
-        assert_eq!(lock(&entries.known).count, 2 + 10 + 11);
-        // Once for the revocation, which comes first, and once for the answer that it overtook.
-        lease.revoked(dir);
-        entries.forget(dir);
-        entries.learn(&lease, grant, dir, b"a", Some(Ino(8)));
-        assert_eq!(entries.find(&lease, dir, b"a"), None);
-        assert_eq!(lock(&entries.known).count, 0);
-        let once = lease.ask().answered(Some(0));
-        entries.learn(&lease, once, dir, b"a", Some(Ino(8)));
-        assert_eq!(entries.find(&lease, dir, b"a"), None);
-        let grant = lease.ask().answered(None);
-        for n in 0..=NAMES_MAX {
-            entries.learn(&lease, grant, dir, &n.to_le_bytes(), None);
-        }
-        assert!(lock(&entries.known).count < 10);
-    }
-}
+mod tests;

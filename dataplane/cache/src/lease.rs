@@ -42,6 +42,8 @@ pub(crate) struct Lease {
     floor: AtomicU64,
     /// The last revocation of the inodes of each place.
     places: Box<[AtomicU64]>,
+    /// The same of changes of names in directories that this node made: nobody revokes what it does itself.
+    names: Box<[AtomicU64]>,
     is_shared: AtomicBool,
     /// Until when a kernel that cannot be told to forget names may use those it was told; CLOCK_BOOTTIME, nanoseconds.
     names_until: AtomicU64,
@@ -68,6 +70,10 @@ impl Asked {
     }
 }
 
+fn place(ino: Ino) -> usize {
+    usize::try_from(ino.0 % PLACES).unwrap_or(0)
+}
+
 impl Default for Lease {
     fn default() -> Lease {
         Lease {
@@ -76,6 +82,7 @@ impl Default for Lease {
             revocations: AtomicU64::new(1),
             floor: AtomicU64::new(0),
             places: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
+            names: (0..PLACES).map(|_| AtomicU64::new(0)).collect(),
             is_shared: AtomicBool::new(false),
             names_until: AtomicU64::new(0),
         }
@@ -143,7 +150,7 @@ impl Lease {
     /// The epoch in which an answer about an inode may be kept; 0: not at all. To be called under the lock of what it
     /// becomes part of.
     pub fn holds(&self, grant: Grant, ino: Ino) -> u64 {
-        let place = self.place(ino).load(Ordering::Acquire);
+        let place = self.places[place(ino)].load(Ordering::Acquire);
         let is_good = grant.is_leased
             && grant.asked >= self.floor.load(Ordering::Acquire)
             && grant.asked >= place
@@ -151,15 +158,25 @@ impl Lease {
         if is_good { self.epoch() } else { 0 }
     }
 
-    fn place(&self, ino: Ino) -> &AtomicU64 {
-        let n = usize::try_from(ino.0 % PLACES).unwrap_or(0);
-        &self.places[n]
+    /// [`Lease::holds`] of an answer about the names in a directory: not when this node changed them since it was asked for.
+    pub fn holds_names(&self, grant: Grant, directory: Ino) -> u64 {
+        let changed = self.names[place(directory)].load(Ordering::Acquire);
+        match grant.asked >= changed {
+            true => self.holds(grant, directory),
+            false => 0,
+        }
+    }
+
+    /// This node has changed names in a directory: answers to questions from before may tell what was.
+    pub fn names_changed(&self, directory: Ino) {
+        let number = self.revocations.fetch_add(1, Ordering::AcqRel) + 1;
+        self.names[place(directory)].fetch_max(number, Ordering::AcqRel);
     }
 
     /// Something about an inode is revoked, or was changed here. Before what is kept of it is dropped.
     pub fn revoked(&self, ino: Ino) {
         let number = self.revocations.fetch_add(1, Ordering::AcqRel) + 1;
-        self.place(ino).fetch_max(number, Ordering::AcqRel);
+        self.places[place(ino)].fetch_max(number, Ordering::AcqRel);
     }
 
     /// Nothing that was learned is good any more.
@@ -205,7 +222,6 @@ impl FileSystem {
     /// Everything that was learned is void.
     pub(crate) fn end_lease(&self) {
         self.inner.lease.until.store(0, Ordering::Release);
-        self.inner.absent.forget_all();
         self.distrust_all();
     }
 

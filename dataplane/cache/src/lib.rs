@@ -7,13 +7,14 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
 
-mod absent;
 mod adopt;
 mod ahead;
+mod changing;
 mod cloud;
 mod commit;
 mod conflict;
 mod content;
+mod directory;
 mod entries;
 mod fetch;
 mod fsync;
@@ -34,6 +35,7 @@ mod space;
 mod tiers;
 mod versions;
 mod write;
+mod xattrs;
 
 pub use adopt::{Adopted, LeftReplica};
 pub use ahead::READ_AHEAD_BYTES;
@@ -215,7 +217,6 @@ pub(crate) struct Inner {
     pub has_coordinator: AtomicBool,
     /// Dirty chunks are uploaded some time; the agent says it at the handshake.
     pub has_cloud: AtomicBool,
-    pub absent: absent::Absent,
     pub orphans: Mutex<Vec<Ino>>,
     pub is_stopping: AtomicBool,
     /// What was sealed and not committed at the start is known.
@@ -252,7 +253,6 @@ impl FileSystem {
                 locks: locks::Locks::default(),
                 has_coordinator: AtomicBool::new(false),
                 has_cloud: AtomicBool::new(true),
-                absent: absent::Absent::default(),
                 orphans: Mutex::new(Vec::new()),
                 is_stopping: AtomicBool::new(false),
                 has_recovered: AtomicBool::new(false),

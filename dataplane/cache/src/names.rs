@@ -1,20 +1,17 @@
 //! Operations on names and attributes: asked of the agent, remembered under the lease.
 
+use crate::changing::{Change, Changing};
 use crate::inode::{Inode, InodeState};
 use crate::lease::Grant;
 use crate::link::expect_answer;
-use crate::{DirPage, Entry, FileSystem, Found, Opened, Result, SetAttrRequest, StatfsOut, lock};
-use fastcache_api::control::{NodeAnswer, NodeCall};
+use crate::{Entry, FileSystem, Found, Opened, Result, SetAttrRequest, StatfsOut, lock};
 use fastcache_api::{
-    Attr, Cred, DirEntry, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, PIN_XATTR,
-    RenameMode, Version, XattrMode,
+    Attr, Cred, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, RenameMode, Version,
 };
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// The extended attribute that tells a file's durability state.
-const STATE_XATTR: &[u8] = b"user.fastcache.state";
 /// `O_TRUNC` of Linux.
 const O_TRUNC: u32 = 0o1000;
 /// `O_APPEND` of Linux.
@@ -81,10 +78,11 @@ impl FileSystem {
         let lease = &self.inner.lease;
         let asked = lease.ask();
         let known = asked.answered(None);
-        if !lease.is_shared() && lease.is_live() && self.inner.absent.is_absent(parent, name) {
-            return Ok(Found::Absent(self.absent_valid(parent, known)));
+        let (found, ask) = self.inner.entries.look(lease, parent, name);
+        if let Some(ask) = ask {
+            self.fill(parent, ask);
         }
-        match self.inner.entries.find(lease, parent, name) {
+        match found {
             Some(None) => return Ok(Found::Absent(self.absent_valid(parent, known))),
             Some(Some(ino)) => {
                 if let Ok((inode, attr)) = self.with_attr(ino).await {
@@ -237,21 +235,17 @@ impl FileSystem {
         if new.kind == Kind::File {
             new.chunk_size = self.inner.chunk_size.load(Ordering::Relaxed);
         }
-        let folder = (new.kind == Kind::Dir).then(|| self.inner.absent.epoch());
-        self.inner.absent.may_exist(parent, name);
+        let is_dir = new.kind == Kind::Dir;
         let op = NsOp::Make {
             at: Some((parent, name.to_vec())),
             new,
         };
-        let (reply, grant) = self.change_names(op, &[parent]).await?;
+        let (reply, grant) = self.change_names(op, &[(parent, name)]).await?;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
         let ino = attr.ino;
-        if let Some(epoch) = folder {
-            self.inner.absent.made(ino, epoch);
+        if is_dir {
+            self.inner.entries.made(&self.inner.lease, grant, ino);
         }
-        self.inner
-            .entries
-            .learn(&self.inner.lease, grant, parent, name, Some(ino));
         let entry = self.entry_in(parent, attr, grant);
         if let Some(inode) = self.inner.inodes.get(ino) {
             let mut state = lock(&inode.state);
@@ -266,16 +260,15 @@ impl FileSystem {
         Ok(entry)
     }
 
-    /// Does a change of names in these directories: what is known of them is asked for again, but what the answer tells.
-    async fn change_names(&self, op: NsOp, parents: &[Ino]) -> Result<(NsReply, Grant)> {
+    /// Does a change of these names: what came of each is known, and what else is known of their directories stays.
+    async fn change_names(&self, op: NsOp, names: &[(Ino, &[u8])]) -> Result<(NsReply, Grant)> {
+        let changing = Changing::begin(self, names);
+        let what = Change::of(&op);
         let asked = self.inner.lease.ask();
         let reply = self.inner.link.ns(op).await?;
         let grant = asked.answered(reply.lease_ms);
         self.learn_touched(&reply, grant);
-        for parent in parents {
-            // Not by `Lease::revoked`: the kernel has no lookup under way where it changes a name.
-            self.inner.entries.forget(*parent);
-        }
+        changing.end(what, &reply.result, grant);
         Ok((reply, grant))
     }
 
@@ -385,77 +378,9 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Opens a directory.
-    pub async fn opendir(&self, _ino: Ino) -> Result<u64> {
-        Ok(0)
-    }
-
-    /// Entries of a directory after cookie `after`, at most `max`.
-    pub async fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Result<DirPage> {
-        let lease = &self.inner.lease;
-        let asked = lease.ask();
-        if let Some((entries, is_end)) = self.inner.entries.page(lease, ino, after, plus) {
-            let is_all = entries.len() <= max as usize;
-            let entries = entries.iter().take(max as usize);
-            // The attributes are from then: only what is known of them now is told.
-            let entries = entries.map(|entry| DirEntry {
-                attr: entry.attr.as_ref().and_then(|a| self.known_attr(a.ino)),
-                ..entry.clone()
-            });
-            let entries: Arc<[DirEntry]> = entries.collect();
-            // Without some of them the page is asked for again: once, where the kernel would ask for each.
-            if !plus || entries.iter().all(|entry| entry.attr.is_some()) {
-                return Ok(DirPage {
-                    entries,
-                    is_end: is_end && is_all,
-                    grant: asked.answered(None),
-                });
-            }
-        }
-        let op = NsOp::Readdir {
-            ino,
-            after,
-            max: max.clamp(1, 4096),
-            plus,
-        };
-        let reply = self.inner.link.ns(op).await?;
-        let grant = asked.answered(reply.lease_ms);
-        let (entries, is_end) =
-            expect_answer!(reply, NsAnswer::Dir { entries, is_end } => (entries, is_end))?;
-        let page = (Arc::from(entries), is_end);
-        let at = (after, plus);
-        self.inner.entries.learn_page(lease, grant, ino, at, &page);
-        Ok(DirPage {
-            entries: page.0,
-            is_end,
-            grant,
-        })
-    }
-
-    /// Attributes that may be used now, when they are known.
-    fn known_attr(&self, ino: Ino) -> Option<Attr> {
-        let inode = self.inner.inodes.get(ino)?;
-        let state = lock(&inode.state);
-        match self.is_trusted(&state) {
-            true => state.told(),
-            false => None,
-        }
-    }
-
-    /// The folder that a folder is in; the root is in itself.
-    pub async fn parent_of(&self, ino: Ino) -> Result<Ino> {
-        let name = b"..".to_vec();
-        let reply = self
-            .inner
-            .link
-            .ns(NsOp::Lookup { parent: ino, name })
-            .await?;
-        expect_answer!(reply, NsAnswer::Entry(a) => a.ino)
-    }
-
     /// Removes a name, and the inode itself when nobody has it open.
-    async fn remove(&self, op: NsOp, parents: &[Ino]) -> Result<()> {
-        let (reply, _) = self.change_names(op, parents).await?;
+    async fn remove(&self, op: NsOp, names: &[(Ino, &[u8])]) -> Result<()> {
+        let (reply, _) = self.change_names(op, names).await?;
         if let NsAnswer::Unlinked {
             ino,
             is_orphan: true,
@@ -472,7 +397,7 @@ impl FileSystem {
             parent,
             name: name.to_vec(),
         };
-        self.remove(op, &[parent]).await
+        self.remove(op, &[(parent, name)]).await
     }
 
     /// Removes an empty directory.
@@ -481,7 +406,7 @@ impl FileSystem {
             parent,
             name: name.to_vec(),
         };
-        self.remove(op, &[parent]).await
+        self.remove(op, &[(parent, name)]).await
     }
 
     /// Renames.
@@ -493,27 +418,25 @@ impl FileSystem {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<()> {
-        self.inner.absent.may_exist(new_parent, new_name);
-        let (name, new_name) = (name.to_vec(), new_name.to_vec());
         let op = NsOp::Rename {
             parent,
-            name,
+            name: name.to_vec(),
             new_parent,
-            new_name,
+            new_name: new_name.to_vec(),
             mode,
         };
-        self.remove(op, &[parent, new_parent]).await
+        self.remove(op, &[(parent, name), (new_parent, new_name)])
+            .await
     }
 
     /// A further name.
     pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Entry> {
-        self.inner.absent.may_exist(parent, name);
         let op = NsOp::Link {
             ino,
             parent,
             name: name.to_vec(),
         };
-        let (reply, grant) = self.change_names(op, &[parent]).await?;
+        let (reply, grant) = self.change_names(op, &[(parent, name)]).await?;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
         Ok(self.entry_in(parent, attr, grant))
     }
@@ -540,118 +463,5 @@ impl FileSystem {
             namelen: 255,
             frsize: 4096,
         })
-    }
-
-    /// Value of an extended attribute.
-    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        if name == STATE_XATTR {
-            return self.state_of(ino).await.map(String::into_bytes);
-        }
-        if !self.xattr_names(ino).await?.iter().any(|n| n == name) {
-            return Err(Errno::ENODATA);
-        }
-        let reply = self
-            .inner
-            .link
-            .ns(NsOp::GetXattr {
-                ino,
-                name: name.to_vec(),
-            })
-            .await?;
-        expect_answer!(reply, NsAnswer::Bytes(b) => b)
-    }
-
-    /// Names of the extended attributes, remembered with the inode.
-    async fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        let (inode, _) = self.with_attr(ino).await?;
-        if let Some(names) = &lock(&inode.state).xattrs {
-            return Ok(names.clone());
-        }
-        let asked = self.inner.lease.ask();
-        let reply = self.inner.link.ns(NsOp::ListXattr { ino }).await?;
-        let grant = asked.answered(reply.lease_ms);
-        let names = expect_answer!(reply, NsAnswer::Names(n) => n)?;
-        let mut state = lock(&inode.state);
-        if self.inner.lease.holds(grant, ino) != 0 {
-            state.xattrs = Some(names.clone());
-        }
-        Ok(names)
-    }
-
-    fn forget_xattrs(&self, ino: Ino) {
-        if let Some(inode) = self.inner.inodes.get(ino) {
-            lock(&inode.state).xattrs = None;
-        }
-    }
-
-    /// The durability state of a file: what is open or sealed here is dirty; else the agent knows.
-    pub(crate) async fn state_of(&self, ino: Ino) -> Result<String> {
-        let (inode, attr) = self.with_attr(ino).await?;
-        if attr.kind != Kind::File {
-            return Err(Errno::ENODATA);
-        }
-        if lock(&inode.state).has_local_changes() {
-            return Ok("dirty".to_owned());
-        }
-        match self.inner.link.call(NodeCall::State { ino }).await? {
-            NodeAnswer::State(text) => Ok(text),
-            other => Err(crate::link::unexpected(&other)),
-        }
-    }
-
-    /// Sets an extended attribute. EPERM for the ones fastcache makes itself.
-    pub async fn setxattr(
-        &self,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        mode: XattrMode,
-    ) -> Result<()> {
-        if name.starts_with(b"user.fastcache.") && name != PIN_XATTR {
-            return Err(Errno::EPERM);
-        }
-        let (name, value) = (name.to_vec(), value.to_vec());
-        let asked = self.inner.lease.ask();
-        let reply = self
-            .inner
-            .link
-            .ns(NsOp::SetXattr {
-                ino,
-                name,
-                value,
-                mode,
-            })
-            .await?;
-        self.forget_xattrs(ino);
-        self.learn_touched(&reply, asked.answered(reply.lease_ms));
-        reply.result.map(|_| ())
-    }
-
-    /// Names of the extended attributes; state and pin are not listed, so that copies do not carry them.
-    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        let mut names = self.xattr_names(ino).await?;
-        names.retain(|name| name != PIN_XATTR);
-        Ok(names)
-    }
-
-    /// Removes an extended attribute.
-    pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        let asked = self.inner.lease.ask();
-        let reply = self
-            .inner
-            .link
-            .ns(NsOp::RemoveXattr {
-                ino,
-                name: name.to_vec(),
-            })
-            .await?;
-        self.forget_xattrs(ino);
-        self.learn_touched(&reply, asked.answered(reply.lease_ms));
-        reply.result.map(|_| ())
-    }
-
-    /// Puts a directory's entries on stable storage.
-    pub async fn fsyncdir(&self, ino: Ino) -> Result<()> {
-        self.reach_level(ino, fastcache_reactor::now()).await
     }
 }

@@ -11,7 +11,7 @@ const REAP_BATCH: usize = 1024;
 impl FileSystem {
     /// An inode lost its last name: it goes now when nobody has it open, else with the last close.
     pub(crate) fn orphaned(&self, ino: Ino) {
-        self.inner.absent.forget(ino);
+        self.inner.entries.forget(ino);
         let inode = self.inner.inodes.get_or_insert(ino);
         let is_open = {
             let mut state = lock(&inode.state);

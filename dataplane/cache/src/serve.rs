@@ -280,8 +280,11 @@ impl FileSystem {
         let is_shared = lease.is_shared();
         for (parent, name) in entries {
             lease.revoked(*parent);
-            self.inner.entries.forget(*parent);
-            self.inner.absent.others_made(*parent, name);
+            match is_shared {
+                // With it the lease on the directory is gone.
+                true => self.inner.entries.forget(*parent),
+                false => self.inner.entries.others_changed(lease, *parent, name),
+            }
         }
         for attr in touched {
             lease.revoked(attr.ino);
@@ -306,7 +309,6 @@ impl FileSystem {
         for ino in inos {
             lease.revoked(*ino);
             self.inner.entries.forget(*ino);
-            self.inner.absent.forget(*ino);
             if let Some(inode) = self.inner.inodes.get(*ino) {
                 // From now on it is asked for, by who reads and by who writes.
                 lock(&inode.state).learned = 0;

@@ -108,7 +108,7 @@ impl Tables {
         lease: Duration,
     ) -> (Vec<Wait>, AskedOpen) {
         // What was granted until now is older than what they take then.
-        self.leases.changed();
+        self.leases.changed(inos.to_vec());
         let what = What {
             orphans: inos.to_vec(),
             ..What::default()

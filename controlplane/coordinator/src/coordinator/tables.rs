@@ -189,7 +189,7 @@ impl Tables {
             return;
         };
         // Those granted until now are older than this.
-        self.leases.changed();
+        self.leases.changed(Vec::new());
         // A name that is none: the names of these are to be forgotten, too.
         let names = inos.iter().take(1).map(|ino| (*ino, Vec::new()));
         let what = What {

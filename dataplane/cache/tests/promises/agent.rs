@@ -219,6 +219,17 @@ impl Agent {
         }
     }
 
+    /// Answers the listings that were held; what else is held stays so.
+    pub fn let_listings_go(&self, link: &Link) {
+        let is_listing = |held: &(u64, NsRequest)| matches!(held.1.op, NsOp::Readdir { .. });
+        let (go, stay) = self.held_calls.take().into_iter().partition(is_listing);
+        self.held_calls.replace(stay);
+        let go: Vec<(u64, NsRequest)> = go;
+        for (id, request) in go {
+            self.answer(link, id, request);
+        }
+    }
+
     fn fetch(&self, link: &Link, arena: &Arena, id: u64, key: ChunkKey, slot: u32) {
         let Some(bytes) = self.cloud.borrow().get(&key).cloned() else {
             let is_lost = match self.has_peers.get() {
