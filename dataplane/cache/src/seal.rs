@@ -80,7 +80,9 @@ impl FileSystem {
     pub(crate) async fn seal_file(&self, inode: &Arc<Inode>, is_durable: bool) -> Result<()> {
         {
             let state = lock(&inode.state);
-            if !state.unsealed.is_dirty && state.open_chunks.is_empty() && !is_durable {
+            // A seal that is under way is waited for: of a truncation alone nothing else shows before its commit does.
+            let is_changed = state.unsealed.is_dirty || state.is_sealing;
+            if !is_changed && state.open_chunks.is_empty() && !is_durable {
                 return Ok(());
             }
         }
