@@ -37,7 +37,7 @@ help:
 	@echo 'make run-coordinator  its coordinator alone, in the foreground'
 	@echo 'make run-client-N     node N of it (1 to 9) on port 8080+N, in the foreground'
 	@echo 'make test-unit | test-e2e | test-posix | test-faults | test-race | test-gc | test-rest | test-clouds | test-ceph | test-image | test-uring | test-tree | test-memory | test-cluster | test-verbose'
-	@echo 'make test-cluster     several nodes: coherence, locks, faults, 100,000 operations against a model'
+	@echo 'make test-cluster     several nodes: coherence, locks, faults, 100,000 operations against a model, and as many while things fail'
 	@echo 'make test-image       the container image, built without Docker, and run as the manifests say'
 	@echo 'make test-uring-long  every suite that has a mount, over io_uring'
 	@echo 'make test-faults      kill -9, outages, damaged images, 100,000 images of power cuts: the long forms'
@@ -251,12 +251,12 @@ test-race:
 test-gc: setup build
 	FASTCACHE_GC_LONG=1 $(E2E) --test gc_fsck -- --test-threads=1 --nocapture
 
-# Several nodes on one machine, the long form: 100,000 operations against a model; the coordinator killed for half a minute,
-# everything killed and nodes restarted ten times.
+# Several nodes on one machine, the long form: 100,000 operations against a model, and as many while processes are killed, stand
+# and are cut off; the coordinator killed for half a minute, everything killed and nodes restarted ten times.
 test-cluster: setup build
 	FASTCACHE_ORACLE_OPS=100000 FASTCACHE_EXCL_ROUNDS=500 FASTCACHE_SHARED_READ_MIB=1024 FASTCACHE_FAULTS=long $(E2E) --no-fail-fast \
 		--test remote_coordinator --test coherence --test coherence_locks --test peers --test faults_cluster --test coherence_oracle \
-		-- --test-threads=1 --nocapture
+		--test coherence_faults -- --test-threads=1 --nocapture
 
 lint:
 	cargo fmt --all --check

@@ -1,6 +1,7 @@
 //! A coordinator in a process of its own.
 
 use crate::machine::{free_port, program, temp_dir, wait_until};
+use crate::plane::{Stopped, signal};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -152,6 +153,13 @@ impl Coordinator {
             .and_then(|()| std::fs::rename(copy.path().join("state"), &state))
             .and_then(|()| std::fs::write(state.join("boot-id"), "the one before"));
         done.unwrap_or_else(|e| panic!("the state of before: {e}"));
+    }
+
+    /// SIGSTOP. It goes on when what this returns is dropped. `None` when it was killed.
+    pub fn stop(&self) -> Option<Stopped> {
+        let pid = self.child.as_ref().map(Child::id);
+        pid.filter(|pid| signal(*pid, rustix::process::Signal::STOP))
+            .map(Stopped)
     }
 
     /// Its process; 0 when it was killed.

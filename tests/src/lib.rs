@@ -23,6 +23,7 @@ mod machine;
 mod manifest;
 mod mapping;
 mod node;
+pub mod oracle;
 mod plane;
 mod s3;
 mod s3s;

@@ -6,6 +6,7 @@
 //!
 //! `FASTCACHE_ORACLE_OPS` for more, with a seed that differs each time; a failure prints the seed.
 
+use fastcache_tests::oracle::{Register, Timed, Turn, Verdict, check};
 use fastcache_tests::{Cluster, number, seed, serial};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
@@ -368,70 +369,10 @@ fn against_the_model(cluster: &Cluster, ops: u64) {
     }
 }
 
-/// What was asked of a register, and what it answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Event {
-    /// Replaced by this value.
-    Put(u64),
-    /// Made, if it was not there; whether it was made.
-    Create(u64, bool),
-    /// Removed; whether it was there.
-    Delete(bool),
-    /// Its value.
-    Get(Option<u64>),
-}
-
-impl Event {
-    /// The value after it, when it can have answered this way with that value before.
-    fn after(&self, value: Option<u64>) -> Option<Option<u64>> {
-        match self {
-            Event::Put(new) => Some(Some(*new)),
-            Event::Create(new, true) => value.is_none().then_some(Some(*new)),
-            Event::Create(_, false) => value.is_some().then_some(value),
-            Event::Delete(true) => value.is_some().then_some(None),
-            Event::Delete(false) => value.is_none().then_some(None),
-            Event::Get(seen) => (*seen == value).then_some(value),
-        }
-    }
-}
-
-/// An event with when it began and returned.
-type Timed = (Instant, Instant, Event);
-
-/// Whether the events have an order in which each could have answered as it did, none before one that had returned when it
-/// began. Wing and Gong's search, with what was tried already remembered.
-fn is_linearizable(mut events: Vec<Timed>) -> bool {
-    events.sort_by_key(|(began, _, _)| *began);
-    let mut tried: BTreeSet<(Vec<usize>, Option<u64>)> = BTreeSet::new();
-    // Events left, in order of their begin, and the value now.
-    let mut stack = vec![((0..events.len()).collect::<Vec<_>>(), None)];
-    while let Some((left, value)) = stack.pop() {
-        if left.is_empty() {
-            return true;
-        }
-        if !tried.insert((left.clone(), value)) {
-            continue;
-        }
-        let first_return = left.iter().map(|i| events[*i].1).min();
-        for (at, i) in left.iter().enumerate() {
-            let (began, _, event) = &events[*i];
-            if first_return.is_some_and(|returned| *began > returned) {
-                break;
-            }
-            if let Some(value) = event.after(value) {
-                let mut left = left.clone();
-                left.remove(at);
-                stack.push((left, value));
-            }
-        }
-    }
-    false
-}
-
 fn registers(cluster: &Cluster, ops: u64, seed: u64) {
     const KEYS: usize = 6;
     const THREADS: usize = 2;
-    let history: Mutex<Vec<(usize, Timed)>> = Mutex::default();
+    let history: Mutex<Vec<(usize, Timed<Turn>)>> = Mutex::default();
     fs::create_dir(cluster.nodes[0].at("registers")).expect("mkdir");
     let each = ops / (NODES * THREADS) as u64;
     std::thread::scope(|scope| {
@@ -447,35 +388,38 @@ fn registers(cluster: &Cluster, ops: u64, seed: u64) {
                     let beside = node.at(&format!("beside{worker}"));
                     let choice = rng.random_range(0..10);
                     let mut began = Instant::now();
+                    let keep = |began, event| {
+                        let returned = Some(Instant::now());
+                        let timed = Timed {
+                            began,
+                            returned,
+                            event,
+                        };
+                        history.lock().expect("lock").push((key, timed));
+                    };
                     let event = match choice {
                         0..3 => {
                             fs::write(&beside, &text).expect("write");
                             began = Instant::now();
                             fs::rename(&beside, &path).expect("rename");
-                            Event::Put(value)
+                            Turn::Put(value)
                         }
                         3..5 => {
                             fs::write(&beside, &text).expect("write");
                             began = Instant::now();
                             let made = fs::hard_link(&beside, &path);
-                            let returned = Instant::now();
+                            keep(began, Turn::Create(value, made.is_ok()));
                             fs::remove_file(&beside).expect("unlink");
-                            let event = Event::Create(value, made.is_ok());
-                            history
-                                .lock()
-                                .expect("lock")
-                                .push((key, (began, returned, event)));
                             continue;
                         }
-                        5 => Event::Delete(fs::remove_file(&path).is_ok()),
+                        5 => Turn::Delete(fs::remove_file(&path).is_ok()),
                         _ => match fs::read_to_string(&path) {
-                            Ok(text) => Event::Get(Some(text.parse().expect("a whole value"))),
-                            Err(e) if e.kind() == ErrorKind::NotFound => Event::Get(None),
+                            Ok(text) => Turn::Get(Some(text.parse().expect("a whole value"))),
+                            Err(e) if e.kind() == ErrorKind::NotFound => Turn::Get(None),
                             Err(e) => panic!("seed {seed}: {e}"),
                         },
                     };
-                    let timed = (began, Instant::now(), event);
-                    history.lock().expect("lock").push((key, timed));
+                    keep(began, event);
                 }
             });
         }
@@ -483,41 +427,12 @@ fn registers(cluster: &Cluster, ops: u64, seed: u64) {
     let history = history.into_inner().expect("lock");
     for key in 0..KEYS {
         let of_key = history.iter().filter(|(k, _)| *k == key);
-        let events: Vec<Timed> = of_key.map(|(_, timed)| timed.clone()).collect();
-        let count = events.len();
-        assert!(
-            is_linearizable(events.clone()),
-            "seed {seed}, register {key}: {count} events have no order: {events:#?}"
+        let turns: Vec<Timed<Turn>> = of_key.map(|(_, timed)| timed.clone()).collect();
+        let found = check(&Register, &turns);
+        assert_eq!(
+            found,
+            Verdict::Ordered,
+            "seed {seed}, register {key}: no order of {turns:#?}"
         );
     }
-}
-
-#[test]
-fn the_oracle_tells_stale_answers() {
-    let start = Instant::now();
-    let at = |ms| start + std::time::Duration::from_millis(ms);
-    let put = |a, b, v| (at(a), at(b), Event::Put(v));
-    let get = |a, b, v| (at(a), at(b), Event::Get(v));
-    assert!(is_linearizable(vec![
-        put(0, 5, 1),
-        get(3, 4, None),
-        get(6, 7, Some(1))
-    ]));
-    assert!(!is_linearizable(vec![put(0, 5, 1), get(6, 7, None)]));
-    assert!(is_linearizable(vec![
-        put(0, 9, 1),
-        put(1, 9, 2),
-        get(2, 8, Some(1)),
-        get(10, 11, Some(2))
-    ]));
-    assert!(!is_linearizable(vec![
-        put(0, 3, 1),
-        put(4, 5, 2),
-        get(6, 7, Some(1))
-    ]));
-    let create = |a, b, v, made| (at(a), at(b), Event::Create(v, made));
-    assert!(!is_linearizable(vec![
-        create(0, 5, 1, true),
-        create(1, 6, 2, true)
-    ]));
 }

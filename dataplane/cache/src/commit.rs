@@ -19,13 +19,23 @@ impl FileSystem {
     /// Waits until everything sealed so far is acknowledged; tells the error of a commit that was refused.
     pub(crate) async fn commits_done(&self, inode: &Inode) -> Result<()> {
         let waited = self.commits_sent(inode).await?;
-        self.tell_refused(inode, waited)
+        self.tell_refused(inode, waited, 0)
     }
 
-    /// Tells who waited for this commit that it was refused, and whoever comes first that one was.
-    pub(crate) fn tell_refused(&self, inode: &Inode, waited: Option<u64>) -> Result<()> {
+    /// Tells who waited for this commit that it was refused; whoever had the file open to write it then that one was, each
+    /// once; and where handles have no numbers (0), whoever comes first.
+    pub(crate) fn tell_refused(&self, inode: &Inode, waited: Option<u64>, fh: u64) -> Result<()> {
         let mut state = lock(&inode.state);
         let is_refused = waited.is_some_and(|number| number <= state.refused_upto);
+        if fh != 0 {
+            let refused = state.refused_handles.as_mut();
+            let is_told = refused.is_some_and(|refused| refused.tell(fh));
+            return if is_refused || is_told {
+                Err(Errno::EIO)
+            } else {
+                Ok(())
+            };
+        }
         match state.commit_error.take() {
             Some(error) => Err(error),
             None if is_refused => Err(Errno::EIO),
@@ -270,6 +280,11 @@ impl FileSystem {
             let upto = upto.map_or(0, |at| at + 1);
             state.commits.drain(..upto).map(|c| c.number).collect()
         };
+        if done.is_empty() {
+            return;
+        }
+        // Who closes the file, or hands it over, may wait for them already.
+        inode.changed.notify(usize::MAX);
         for number in done {
             self.note_committed(inode, number).await;
         }

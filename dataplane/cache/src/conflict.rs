@@ -35,6 +35,42 @@ pub(crate) struct Beside {
     failed_reads: u32,
 }
 
+/// The handles of a file that were open when what was written through them was refused.
+pub(crate) struct RefusedHandles {
+    /// The last one that was given out by then.
+    upto: u64,
+    /// Those of them that know it.
+    told: Vec<u64>,
+}
+
+impl RefusedHandles {
+    /// What was written through any handle up to this one.
+    pub fn upto(upto: u64) -> RefusedHandles {
+        RefusedHandles {
+            upto,
+            told: Vec::new(),
+        }
+    }
+
+    /// Whether a handle is to be told. It is once.
+    pub fn tell(&mut self, fh: u64) -> bool {
+        let is_new = may_write_through(fh) && fh <= self.upto && !self.told.contains(&fh);
+        if is_new {
+            self.told.push(fh);
+        }
+        is_new
+    }
+}
+
+/// The number of the `n`-th handle that is given out, from 1 on: in order, and it tells whether it is open to write.
+pub(crate) fn handle_number(n: u64, is_write: bool) -> u64 {
+    n << 1 | u64::from(is_write)
+}
+
+fn may_write_through(fh: u64) -> bool {
+    fh & 1 == 1
+}
+
 /// The `n`-th name for the contents of this version.
 fn conflict_name(name: &[u8], version: Version, n: u32) -> Vec<u8> {
     let suffix = match n {
@@ -126,7 +162,10 @@ impl FileSystem {
             state.commits = left;
             state.refused_upto = numbers.last().copied().unwrap_or(state.refused_upto);
             if state.opens > 0 {
-                state.commit_error = Some(Errno::EIO);
+                match self.last_handle() {
+                    0 => state.commit_error = Some(Errno::EIO),
+                    upto => state.refused_handles = Some(Box::new(RefusedHandles::upto(upto))),
+                }
             }
             state.kills_suid = false;
             state.is_conflict = false;

@@ -2,6 +2,7 @@
 //! changed here and is not committed yet.
 
 use crate::ahead::Streams;
+use crate::conflict::RefusedHandles;
 use crate::lease::Grant;
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
@@ -183,8 +184,10 @@ pub(crate) struct InodeState {
     pub is_volatile: bool,
     /// How often something was sealed that it may lose.
     pub volatile_seals: u64,
-    /// Why the last commit was refused; told once, at the next close or fsync.
+    /// Why the last commit was refused, where handles have no numbers; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
+    /// Whom a refusal is still to be told, where handles have numbers.
+    pub refused_handles: Option<Box<RefusedHandles>>,
     /// A commit was refused, and those behind it will be: what was written is being saved beside, and nobody writes meanwhile.
     pub is_conflict: bool,
     /// Number of the last commit that was refused.

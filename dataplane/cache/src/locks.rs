@@ -8,6 +8,7 @@
 //! that owner on that file wait for each try, so that it undoes none of them. A lock that a close gives up is held here no
 //! more, whatever fails: nobody would ask a second time.
 
+use crate::conflict::handle_number;
 use crate::link::unexpected;
 use crate::{FileSystem, Result, lock};
 use async_lock::{RwLock, RwLockReadGuardArc};
@@ -312,9 +313,20 @@ impl FileSystem {
     }
 
     /// A number for an open file; 0 where the kernel's own locks do.
-    pub(crate) fn next_handle(&self) -> u64 {
+    pub(crate) fn next_handle(&self, is_write: bool) -> u64 {
         match self.has_coordinator() {
-            true => 1 + self.inner.locks.next_handle.fetch_add(1, Ordering::Relaxed),
+            true => {
+                let n = 1 + self.inner.locks.next_handle.fetch_add(1, Ordering::Relaxed);
+                handle_number(n, is_write)
+            }
+            false => 0,
+        }
+    }
+
+    /// No number that was given out is greater; 0 where none are.
+    pub(crate) fn last_handle(&self) -> u64 {
+        match self.has_coordinator() {
+            true => handle_number(self.inner.locks.next_handle.load(Ordering::Relaxed), true),
             false => 0,
         }
     }

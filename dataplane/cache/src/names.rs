@@ -313,7 +313,7 @@ impl FileSystem {
         Ok((
             entry,
             Opened {
-                fh: self.next_handle(),
+                fh: self.next_handle(flags & 0o3 != 0),
                 keep_cache: true,
                 is_direct: self.is_direct(flags),
             },
@@ -344,7 +344,7 @@ impl FileSystem {
             }
         }
         Ok(Opened {
-            fh: self.next_handle(),
+            fh: self.next_handle(is_write),
             keep_cache,
             is_direct: self.is_direct(flags),
         })
@@ -357,6 +357,9 @@ impl FileSystem {
     fn close_handle(&self, inode: &Arc<Inode>) -> bool {
         let mut state = lock(&inode.state);
         state.opens = state.opens.saturating_sub(1);
+        if state.opens == 0 {
+            state.refused_handles = None;
+        }
         state.opens == 0
     }
 

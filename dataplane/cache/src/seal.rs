@@ -18,8 +18,8 @@ const SEAL_AGE: Duration = Duration::from_secs(10);
 
 impl FileSystem {
     /// `close`: seals what the file has open, and commits it where there are other nodes, which may open the file next. An
-    /// error of an earlier commit is told here, once.
-    pub async fn flush(&self, ino: Ino, _fh: u64) -> Result<()> {
+    /// error of an earlier commit is told here, once through each handle that could write then.
+    pub async fn flush(&self, ino: Ino, fh: u64) -> Result<()> {
         let Some(inode) = self.inner.inodes.get(ino) else {
             return Ok(());
         };
@@ -29,15 +29,16 @@ impl FileSystem {
             false => None,
         };
         self.safe_somewhere(&inode).await?;
-        self.tell_refused(&inode, waited)
+        self.tell_refused(&inode, waited, fh)
     }
 
     /// `fsync`: sealed, on stable storage here, committed, and at the level the agent is set to.
-    pub async fn fsync(&self, ino: Ino, _fh: u64, _datasync: bool) -> Result<()> {
+    pub async fn fsync(&self, ino: Ino, fh: u64, _datasync: bool) -> Result<()> {
         let since = fastcache_reactor::now();
         if let Some(inode) = self.inner.inodes.get(ino) {
             self.seal_file(&inode, true).await?;
-            self.commits_done(&inode).await?;
+            let waited = self.commits_sent(&inode).await?;
+            self.tell_refused(&inode, waited, fh)?;
             if lock(&inode.state).is_orphan {
                 return Ok(());
             }
@@ -79,7 +80,9 @@ impl FileSystem {
     pub(crate) async fn seal_file(&self, inode: &Arc<Inode>, is_durable: bool) -> Result<()> {
         {
             let state = lock(&inode.state);
-            if !state.unsealed.is_dirty && state.open_chunks.is_empty() && !is_durable {
+            // A seal that is under way is waited for: of a truncation alone nothing else shows before its commit does.
+            let is_changed = state.unsealed.is_dirty || state.is_sealing;
+            if !is_changed && state.open_chunks.is_empty() && !is_durable {
                 return Ok(());
             }
         }

@@ -313,3 +313,39 @@ fn a_lease_is_given_back_when_nothing_needs_it() {
         assert!(agent.has_left.get());
     });
 }
+
+/// The coordinator has it, the note of that is missing, and somebody waits for it before that is found out.
+#[test]
+fn who_waits_for_a_commit_that_was_done_before_the_restart_does_not_wait_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, before) = (dir.path().join(STORE_FILE), dir.path().join("before"));
+    let agent = Rc::new(Agent::default());
+    let ino = on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(5, 1000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        std::fs::copy(&store, &before).unwrap();
+        ino
+    });
+    std::fs::rename(&before, &store).unwrap();
+    on_reactor(|| async {
+        let (node, pending) = start_detached(dir.path(), &agent, 2).await;
+        assert_eq!(pending.len(), 1, "it is not known to be done");
+        let holds = |op: &NsOp| matches!(op, NsOp::GetAttr { .. });
+        agent.holds_calls.set(Some(holds));
+        agent.attach(&node.link, &node.arena, 1);
+        let fs = node.fs.clone();
+        let recovery = fastcache_reactor::spawn(async move { fs.recover(pending).await });
+        until("it asks", || agent.held_calls() == 1).await;
+        let answering = async {
+            fastcache_reactor::sleep(std::time::Duration::from_millis(20)).await;
+            agent.let_calls_go(&node.link);
+        };
+        let (synced, ()) = futures_util::future::join(node.fsync(ino), answering).await;
+        synced.unwrap();
+        soon("recovery", recovery).await;
+        node.write(ino, 0, &pattern(6, 1000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+    });
+}

@@ -265,3 +265,26 @@ fn a_file_handed_over_before_its_maker_knew_of_it_is_not_written_without_asking(
         assert_eq!(agent.write_opens.get(), 1);
     });
 }
+
+#[test]
+fn who_could_write_is_told_and_nobody_else_takes_that_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        node.fs.set_has_coordinator(true);
+        let (ino, ..) = refused(&node).await;
+        let open = async |flags| node.fs.open(ino, flags, false).await.unwrap().fh;
+        let (writers, reader) = ([open(1).await, open(2).await], open(0).await);
+        answer(&node);
+        until("it is refused", || node.fs.stats().conflict_files == 1).await;
+        let later = open(1).await;
+        let close = |fh| soon("close", node.fs.flush(ino, fh));
+        assert_eq!(close(reader).await, Ok(()));
+        assert_eq!(close(later).await, Ok(()));
+        for fh in writers {
+            assert_eq!(close(fh).await, Err(Errno::EIO));
+            assert_eq!(close(fh).await, Ok(()), "told once");
+        }
+    });
+}

@@ -1,0 +1,368 @@
+//! A file that is written in place, with close-to-open (docs/semantics.md, "Several nodes"): what a node has written it reads
+//! itself at once, and others when it was closed or fsynced. Nodes that write it take turns: what one of them has written is
+//! committed before another one writes.
+//!
+//! What was written and not closed may be lost with its node or its lease; then no `close` and no `fsync` says that it is there.
+
+use super::{Object, Timed};
+use std::time::Instant;
+
+/// What was done to the file, or seen of it. Values are not 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touch {
+    /// A place was written.
+    Write(usize, u64),
+    /// A value was appended.
+    Append(u64),
+    /// All of it was cut off, through an open file.
+    Cut,
+    /// `close` or `fsync` said that what its session wrote is there.
+    Commit,
+    /// A place was read; 0 where nothing was written.
+    Read(usize, u64),
+    /// All of it was read; 0 where there were zeros.
+    ReadAll(Vec<u64>),
+}
+
+/// A touch, by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// The node, by its number.
+    pub node: usize,
+    /// From an `open` to its `close`.
+    pub session: u64,
+    /// What.
+    pub touch: Touch,
+}
+
+/// What a node has written and not committed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Written {
+    node: usize,
+    session: u64,
+    values: Vec<u64>,
+}
+
+/// A file, whole.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Whole {
+    committed: Vec<u64>,
+    written: Option<Written>,
+    /// Sessions whose writes were lost: they are not told that they are there.
+    lost: Vec<u64>,
+}
+
+/// A file with so many places, all of them 0 in the beginning. One node writes it in one session at a time.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Its places; 0 for one that is appended to.
+    pub places: usize,
+    /// Since when what a node has written can get lost, by node.
+    pub hurt: Vec<Option<Instant>>,
+}
+
+impl Whole {
+    /// As a node sees it.
+    fn seen_by(&self, node: usize) -> &[u64] {
+        match &self.written {
+            Some(written) if written.node == node => &written.values,
+            _ => &self.committed,
+        }
+    }
+
+    fn commit(&mut self) {
+        if let Some(written) = self.written.take() {
+            self.committed = written.values;
+        }
+    }
+
+    fn write(&mut self, by: &Touched, change: impl FnOnce(&mut Vec<u64>)) {
+        if self.written.as_ref().is_some_and(|w| w.node != by.node) {
+            self.commit();
+        }
+        let mut values = self.seen_by(by.node).to_vec();
+        change(&mut values);
+        self.written = Some(Written {
+            node: by.node,
+            session: by.session,
+            values,
+        });
+    }
+}
+
+impl Object for Contents {
+    type State = Whole;
+    type Event = Touched;
+
+    fn first(&self) -> Whole {
+        Whole {
+            committed: vec![0; self.places],
+            written: None,
+            lost: Vec::new(),
+        }
+    }
+
+    fn after(&self, whole: &Whole, by: &Touched) -> Option<Whole> {
+        let mut whole = whole.clone();
+        match &by.touch {
+            Touch::Write(place, value) => whole.write(by, |values| values[*place] = *value),
+            Touch::Append(value) => whole.write(by, |values| values.push(*value)),
+            Touch::Cut => whole.write(by, Vec::clear),
+            Touch::Commit if whole.lost.contains(&by.session) => return None,
+            Touch::Commit if whole.written.as_ref().is_some_and(|w| w.node == by.node) => {
+                whole.commit();
+            }
+            Touch::Commit => {}
+            Touch::Read(place, value) => {
+                if whole.seen_by(by.node)[*place] != *value {
+                    return None;
+                }
+            }
+            Touch::ReadAll(values) => {
+                if whole.seen_by(by.node) != values {
+                    return None;
+                }
+            }
+        }
+        Some(whole)
+    }
+
+    /// Another program's `close` there, or the node when it is back, commits what is written. Or it is lost.
+    fn alone(&self, whole: &Whole, now: Instant) -> Vec<Whole> {
+        let Some(written) = &whole.written else {
+            return Vec::new();
+        };
+        let mut committed = whole.clone();
+        committed.commit();
+        let mut all = vec![committed];
+        if self.hurt[written.node].is_some_and(|since| since <= now) {
+            let mut lost = whole.clone();
+            lost.written = None;
+            if !lost.lost.contains(&written.session) {
+                lost.lost.push(written.session);
+            }
+            all.push(lost);
+        }
+        all
+    }
+}
+
+/// Leaves out what no node is asked for, only its kernel, and what is promised of nothing that is under way:
+///
+/// - A read that finds what a `write` of the same node is writing. The kernel shows its page from then on, before the node has
+///   its turn; until it returns, that write has no place among those of others.
+/// - A read of all that ends in zeros while somebody appends. The kernel learns of the new size between a page and its copy.
+///
+/// Answers how many were left out.
+pub fn settle(history: &mut Vec<Timed<Touched>>) -> usize {
+    let before = history.len();
+    let changes: Vec<Timed<Touched>> = history
+        .iter()
+        .filter(|t| !matches!(t.event.touch, Touch::Read(..) | Touch::ReadAll(_)))
+        .cloned()
+        .collect();
+    history.retain(|read| {
+        let beside = changes.iter().filter(|change| {
+            read.returned
+                .is_none_or(|returned| change.began <= returned)
+                && change
+                    .returned
+                    .is_none_or(|returned| read.began <= returned)
+        });
+        let mut beside = beside.map(|change| (change.returned.is_some(), &change.event));
+        match &read.event.touch {
+            Touch::Read(place, value) => !beside.any(|(is_over, change)| {
+                is_over
+                    && change.node == read.event.node
+                    && change.touch == Touch::Write(*place, *value)
+            }),
+            Touch::ReadAll(values) if values.last() == Some(&0) => {
+                beside.all(|(_, change)| !matches!(change.touch, Touch::Append(_) | Touch::Commit))
+            }
+            _ => true,
+        }
+    });
+    before - history.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::tests::{at, failed, timed};
+    use crate::oracle::{Verdict, check};
+
+    /// Nodes 0 and 1; what 0 wrote may get lost from 50 on.
+    fn file(places: usize) -> Contents {
+        Contents {
+            places,
+            hurt: vec![Some(at(50)), None],
+        }
+    }
+
+    fn by(node: usize, session: u64, touch: Touch) -> Touched {
+        Touched {
+            node,
+            session,
+            touch,
+        }
+    }
+
+    /// One after the other, each of two milliseconds, from a moment on.
+    fn from(start: u64, touches: Vec<Touched>) -> Vec<Timed<Touched>> {
+        let starts = (start..).step_by(2);
+        let timed = starts.zip(touches).map(|(t, touch)| timed(t, t + 1, touch));
+        timed.collect()
+    }
+
+    fn write(node: usize, session: u64, value: u64) -> Vec<Touched> {
+        vec![
+            by(node, session, Touch::Write(0, value)),
+            by(node, session, Touch::Commit),
+        ]
+    }
+
+    fn read(node: usize, value: u64) -> Touched {
+        by(node, 0, Touch::Read(0, value))
+    }
+
+    #[track_caller]
+    fn verdict(touches: Vec<Touched>) -> Verdict {
+        check(&file(2), &from(0, touches))
+    }
+
+    #[test]
+    fn what_is_closed_is_seen_by_the_others_and_what_is_not_by_its_node() {
+        let written = || by(0, 1, Touch::Write(0, 1));
+        assert_eq!(
+            verdict(vec![written(), read(0, 1), read(1, 0)]),
+            Verdict::Ordered
+        );
+        assert_eq!(
+            verdict(vec![written(), read(0, 0)]),
+            Verdict::Wrong(1),
+            "its own"
+        );
+        let closed = || [write(0, 1, 1), write(1, 2, 2)].concat();
+        let and = |last: Touched| [closed(), vec![last]].concat();
+        assert_eq!(verdict(and(read(0, 2))), Verdict::Ordered);
+        // The bytes of an earlier version after a later close; and what was never there.
+        assert_eq!(verdict(and(read(0, 1))), Verdict::Wrong(4));
+        assert_eq!(verdict(and(read(1, 0))), Verdict::Wrong(4));
+    }
+
+    #[test]
+    fn two_that_write_different_places_keep_what_both_wrote() {
+        let both = || {
+            vec![
+                by(0, 1, Touch::Write(0, 1)),
+                by(1, 2, Touch::Write(1, 2)),
+                by(0, 1, Touch::Commit),
+                by(1, 2, Touch::Commit),
+            ]
+        };
+        let and = |last: Touch| [both(), vec![by(0, 0, last)]].concat();
+        assert_eq!(verdict(and(Touch::Read(0, 1))), Verdict::Ordered);
+        assert_eq!(verdict(and(Touch::Read(1, 2))), Verdict::Ordered);
+        assert_eq!(verdict(and(Touch::Read(0, 0))), Verdict::Wrong(4));
+        assert_eq!(verdict(and(Touch::Read(1, 0))), Verdict::Wrong(4));
+    }
+
+    #[test]
+    fn what_was_not_closed_may_go_with_its_node_and_what_was_may_not() {
+        let open = |node| {
+            let mut history = from(40, vec![by(node, 1, Touch::Write(0, 1)), read(node, 1)]);
+            history.extend(from(60, vec![read(0, 0), read(1, 0)]));
+            check(&file(2), &history)
+        };
+        assert_eq!(open(0), Verdict::Ordered);
+        assert_eq!(open(1), Verdict::Wrong(3), "nothing happened to that node");
+        // Lost before the outage began.
+        let mut early = from(0, vec![by(0, 1, Touch::Write(0, 1)), read(0, 1)]);
+        early.extend(from(10, vec![read(0, 0)]));
+        assert_eq!(check(&file(2), &early), Verdict::Wrong(2));
+        // Closed, and lost all the same.
+        let mut closed = from(40, write(0, 1, 1));
+        closed.extend(from(60, vec![read(1, 0)]));
+        assert_eq!(check(&file(2), &closed), Verdict::Wrong(2));
+        // Lost, and then closed without an error: also when the other one wrote in between.
+        let mut said = from(40, vec![by(0, 1, Touch::Write(0, 1))]);
+        said.extend(from(60, write(1, 2, 2)));
+        said.extend(from(70, vec![read(1, 2), by(0, 1, Touch::Commit)]));
+        said.extend(from(80, vec![read(1, 2)]));
+        // There it can have been committed before the other one wrote.
+        assert_eq!(check(&file(2), &said), Verdict::Ordered);
+        said[1].event.touch = Touch::Write(1, 2);
+        said[3].event.touch = Touch::Read(1, 2);
+        said[5].event = read(1, 0);
+        assert_eq!(check(&file(2), &said), Verdict::Wrong(5));
+    }
+
+    #[test]
+    fn a_write_that_failed_may_be_there_once_from_then_on() {
+        let wrote = || failed(10, by(0, 1, Touch::Append(7)));
+        let all = |from: u64, values: &[u64]| {
+            let touch = Touch::ReadAll(values.to_vec());
+            timed(from, from + 1, by(1, 0, touch))
+        };
+        let log = |history: &[Timed<Touched>]| check(&file(0), history);
+        assert_eq!(
+            log(&[wrote(), all(20, &[]), all(30, &[7])]),
+            Verdict::Ordered
+        );
+        assert_eq!(
+            log(&[wrote(), all(20, &[7]), all(30, &[])]),
+            Verdict::Wrong(2)
+        );
+        assert_eq!(
+            log(&[wrote(), all(20, &[7, 7])]),
+            Verdict::Wrong(1),
+            "twice"
+        );
+        let cut = timed(24, 25, by(1, 9, Touch::Cut));
+        assert_eq!(
+            log(&[wrote(), all(20, &[7]), cut, all(30, &[7])]),
+            Verdict::Wrong(3)
+        );
+    }
+
+    #[test]
+    fn an_append_that_was_acknowledged_is_there_once_and_in_order() {
+        let append = |from: u64, node, session, value| {
+            let touches = vec![
+                by(node, session, Touch::Append(value)),
+                by(node, session, Touch::Commit),
+            ];
+            super::tests::from(from, touches)
+        };
+        let all = |values: &[u64]| {
+            let touch = Touch::ReadAll(values.to_vec());
+            let mut history = append(0, 0, 1, 1);
+            history.extend(append(10, 1, 2, 2));
+            history.push(timed(60, 61, by(0, 0, touch)));
+            check(&file(0), &history)
+        };
+        assert_eq!(all(&[1, 2]), Verdict::Ordered);
+        for wrong in [&[2, 1][..], &[1], &[2], &[1, 2, 2], &[1, 2, 3]] {
+            assert_eq!(all(wrong), Verdict::Wrong(4), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_under_way_is_left_out() {
+        let write = || timed(10, 30, by(0, 1, Touch::Write(0, 1)));
+        let left = |mut history: Vec<Timed<Touched>>| {
+            settle(&mut history);
+            history.len()
+        };
+        assert_eq!(left(vec![write(), timed(15, 16, read(0, 1))]), 1);
+        assert_eq!(left(vec![write(), timed(15, 16, read(0, 2))]), 2);
+        assert_eq!(left(vec![write(), timed(15, 16, read(1, 1))]), 2);
+        assert_eq!(left(vec![write(), timed(31, 32, read(0, 1))]), 2);
+        let zeros = |from| timed(from, from + 1, by(1, 0, Touch::ReadAll(vec![1, 0])));
+        let append = || timed(10, 30, by(0, 1, Touch::Append(2)));
+        assert_eq!(left(vec![append(), zeros(20)]), 1);
+        let after = vec![append(), zeros(40)];
+        assert_eq!(left(after.clone()), 2);
+        assert_eq!(check(&file(0), &after), Verdict::Wrong(1));
+    }
+}
