@@ -25,6 +25,7 @@ mod memory;
 mod names;
 mod open_chunk;
 mod orphans;
+mod parts;
 mod read;
 mod replicas;
 mod seal;
@@ -172,6 +173,8 @@ pub(crate) struct Counters {
     pub peer_bytes: AtomicU64,
     pub peer_absent: AtomicU64,
     pub peer_hedges: AtomicU64,
+    pub peer_parts: AtomicU64,
+    pub peer_part_bytes: AtomicU64,
 }
 
 /// Reads that the store answered, counted by each core.
@@ -199,6 +202,7 @@ pub(crate) struct Inner {
     pub versions: versions::Versions,
     pub flights: fetch::Flights,
     pub ahead: ahead::Ahead,
+    pub parts: parts::Parts,
     pub unreadable: sick::Unreadable,
     pub space: space::Space,
     pub memory: memory::Memory,
@@ -240,6 +244,7 @@ impl FileSystem {
                 versions: versions::Versions::default(),
                 flights: fetch::Flights::default(),
                 ahead: ahead::Ahead::default(),
+                parts: parts::Parts::default(),
                 unreadable: sick::Unreadable::default(),
                 space: space::Space::default(),
                 memory: memory::Memory::default(),
