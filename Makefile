@@ -45,6 +45,7 @@ help:
 	@echo 'make test-programs    PostgreSQL, SQLite, builds, Python and checkpoints on the mount, the long form'
 	@echo 'make bench            fio on the mount and on the raw disk, ratios into docs/benchmarks.md'
 	@echo 'make bench-metadata   names and attributes through the mounts of a cluster, into docs/benchmarks.md'
+	@echo 'make bench-peers      what one node reads from another, next to plain TCP, into docs/benchmarks.md'
 	@echo 'make bench-scaling    3 and 30 nodes on a simulated network: the table of docs/scaling.md'
 	@echo 'make bench-cold       reads of cold data as a ratio to the object store client alone'
 	@echo 'make test-fuzz        every reader of bytes from outside, a minute each'
@@ -280,6 +281,11 @@ bench-quick: build
 bench-metadata: build
 	@tests/setup/install.sh bench
 	tests/bench_metadata.py --write docs/benchmarks.md
+
+# What one node reads from another, next to plain TCP and to the disk: two minutes.
+.PHONY: bench-peers
+bench-peers: build
+	tests/bench_peers.py --write docs/benchmarks.md
 
 # What grows with the number of nodes, on a simulated network: the table of docs/scaling.md.
 .PHONY: bench-scaling

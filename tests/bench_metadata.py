@@ -34,15 +34,17 @@ FEW = 100
 
 @dataclass
 class Row:
-    """A line of the table; `is_most` where less is better."""
+    """A line of the table; `is_most` where less is better. Without `must` nothing has to be reached."""
 
     text: str
     value: float
     unit: str
-    must: float
+    must: float | None
     is_most: bool = False
 
     def is_reached(self):
+        if self.must is None:
+            return True
         return self.value <= self.must if self.is_most else self.value >= self.must
 
     def number(self, value):
@@ -51,7 +53,8 @@ class Row:
     def line(self):
         text = self.number(self.value)
         sign = "≤" if self.is_most else "≥"
-        return f"| {self.text} | {text if self.is_reached() else f'**{text}**'} | {sign} {self.number(self.must)} |"
+        must = "–" if self.must is None else f"{sign} {self.number(self.must)}"
+        return f"| {self.text} | {text if self.is_reached() else f'**{text}**'} | {must} |"
 
 
 def at_once(clients, act):

@@ -7,22 +7,22 @@ import time
 
 from .node import Node, find
 
-# What nodes and coordinator have in common: no bucket, so that nothing is uploaded while something is measured.
+# What nodes and coordinator have in common unless told otherwise: no bucket, so that nothing is uploaded meanwhile.
 BUCKET = ("--cloud-provider", "none")
 
 
 class Coordinator:
     """On a free port, with its state in a folder."""
 
-    def __init__(self, home, binaries):
-        self.home, self.binaries, self.nodes = home, binaries, 0
+    def __init__(self, home, binaries, bucket=BUCKET):
+        self.home, self.binaries, self.bucket, self.nodes = home, binaries, bucket, 0
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         state = os.path.join(home, "coordinator")
         with open(os.path.join(home, "coordinator.log"), "wb") as log:
             self.process = subprocess.Popen(
-                [os.path.join(binaries, "fastcache-ctl"), "coordinator", "--listen", self.address, "--state-dir", state, *BUCKET],
+                [os.path.join(binaries, "fastcache-ctl"), "coordinator", "--listen", self.address, "--state-dir", state, *bucket],
                 stdout=log, stderr=log,
             )
         host, port = self.address.split(":")
@@ -44,12 +44,12 @@ class Coordinator:
                     return int(line.split()[1]) * 1024
         raise RuntimeError("no VmRSS")
 
-    def node(self):
+    def node(self, capacity="2GiB", flags=()):
         """One more node, with nothing cached."""
         self.nodes += 1
         home = os.path.join(self.home, f"node-{self.nodes}")
         os.makedirs(home)
-        return Node(home, self.binaries, "2GiB", ["--coordinator", self.address, *BUCKET])
+        return Node(home, self.binaries, capacity, ["--coordinator", self.address, *self.bucket, *flags])
 
     def stop(self):
         self.process.terminate()

@@ -571,6 +571,12 @@ pub struct PeersStats {
     pub peer_fetched_chunks: u64,
     /// Bytes of those.
     pub peer_fetched_bytes: u64,
+    /// Small reads that other nodes answered with the bytes that were wanted alone.
+    #[serde(default)]
+    pub peer_parts: u64,
+    /// Bytes of those.
+    #[serde(default)]
+    pub peer_part_bytes: u64,
     /// Misses for which another node had nothing.
     pub peer_absent: u64,
     /// Second and third sources that were asked because the one before took long.

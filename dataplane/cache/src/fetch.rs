@@ -61,6 +61,11 @@ impl Default for Flights {
 }
 
 impl Flights {
+    /// Whether a chunk is being fetched or promoted.
+    pub(crate) fn has(&self, key: ChunkKey) -> bool {
+        lock(&self.map).contains_key(&key)
+    }
+
     /// How many chunks are being fetched or promoted.
     pub(crate) fn count(&self) -> usize {
         lock(&self.map).len()
@@ -75,6 +80,8 @@ struct Flight {
     is_ahead: bool,
     /// Another node asked for it.
     is_brought: bool,
+    /// Its homes said just before that they do not have it.
+    homes_lack_it: bool,
 }
 
 impl Flight {
@@ -109,7 +116,7 @@ enum Stage {
 }
 
 /// A reader's place in a flight, until it has what it wants from the slot or gives up.
-struct Seat {
+pub(crate) struct Seat {
     flight: Arc<Flight>,
     is_taken: bool,
 }
@@ -120,6 +127,19 @@ impl Seat {
         Seat {
             flight: Arc::clone(flight),
             is_taken: true,
+        }
+    }
+
+    /// Waits until the chunk is in the slot, or the flight is over. False when it failed.
+    pub(crate) async fn has_come(&self) -> bool {
+        loop {
+            let listener = self.flight.changed.listen();
+            match lock(&self.flight.state).stage {
+                Stage::Fetching => {}
+                Stage::Ready(..) | Stage::Over => return true,
+                Stage::Failed(_) => return false,
+            }
+            listener.await;
         }
     }
 
@@ -163,7 +183,7 @@ impl FileSystem {
             index: id.index,
             version,
         };
-        let mut seat = self.join_flight(key, false);
+        let mut seat = self.join_flight(key, false, false);
         let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
@@ -293,7 +313,7 @@ impl FileSystem {
 
     /// Waits for the end of a chunk's flight. False when it has to be made again.
     async fn fly_out(&self, key: ChunkKey, is_brought: bool) -> Result<bool> {
-        let mut seat = self.join_flight(key, is_brought);
+        let mut seat = self.join_flight(key, is_brought, false);
         let flight = Arc::clone(&seat.flight);
         loop {
             let listener = flight.changed.listen();
@@ -316,8 +336,8 @@ impl FileSystem {
         }
     }
 
-    /// The flight of a chunk, started when there is none; the caller is counted as a reader.
-    fn join_flight(&self, key: ChunkKey, is_brought: bool) -> Seat {
+    /// The flight of a chunk, started when there is none; the caller is counted as a reader. `homes_lack_it`: they said so just now.
+    pub(crate) fn join_flight(&self, key: ChunkKey, is_brought: bool, homes_lack_it: bool) -> Seat {
         let mut map = lock(&self.inner.flights.map);
         if let Some(flight) = map.get(&key) {
             let mut state = lock(&flight.state);
@@ -331,6 +351,7 @@ impl FileSystem {
         }
         let flight = Arc::new(Flight {
             is_brought,
+            homes_lack_it,
             ..Flight::default()
         });
         lock(&flight.state).readers = 1;
@@ -342,7 +363,8 @@ impl FileSystem {
         seat
     }
 
-    /// Begins a flight that nobody waits for yet; false when there is one.
+    /// Begins a flight that nobody waits for yet; false when there is one. Chunks take turns on the cores, each with its own
+    /// connections, so that one reader has them all: the chunk is large enough to pay for waking another core.
     pub(crate) fn fly_ahead(&self, key: ChunkKey) -> bool {
         let mut map = lock(&self.inner.flights.map);
         if map.contains_key(&key) {
@@ -355,13 +377,17 @@ impl FileSystem {
         map.insert(key, Arc::clone(&flight));
         drop(map);
         let fs = self.clone();
-        fastcache_reactor::spawn(async move {
+        let flies = move || async move {
             let turn = fs.turn_ahead(key, &flight).await;
             if turn.is_ok() {
                 fs.fly(key, &flight).await;
             }
-        })
-        .detach();
+        };
+        let cores = self.inner.cores.get().map_or(&[][..], Vec::as_slice);
+        match cores.get(key.index as usize % cores.len().max(1)) {
+            Some(core) => core.spawn(flies),
+            None => fastcache_reactor::spawn(flies()).detach(),
+        }
         true
     }
 
@@ -415,7 +441,7 @@ impl FileSystem {
         };
         let slot = slots.acquire().await;
         let since = fastcache_reactor::now();
-        let fetched = self.fetch(key, flight.is_ahead).await;
+        let fetched = self.fetch(key, flight.is_ahead, flight.homes_lack_it).await;
         match fetched {
             Ok((buf, len)) => {
                 count(&self.inner.counters.fetched_chunks, 1);

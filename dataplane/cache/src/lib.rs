@@ -26,6 +26,7 @@ mod memory;
 mod names;
 mod open_chunk;
 mod orphans;
+mod parts;
 mod read;
 mod replicas;
 mod seal;
@@ -174,6 +175,8 @@ pub(crate) struct Counters {
     pub peer_bytes: AtomicU64,
     pub peer_absent: AtomicU64,
     pub peer_hedges: AtomicU64,
+    pub peer_parts: AtomicU64,
+    pub peer_part_bytes: AtomicU64,
 }
 
 /// Reads that the store answered, counted by each core.
@@ -201,6 +204,7 @@ pub(crate) struct Inner {
     pub versions: versions::Versions,
     pub flights: fetch::Flights,
     pub ahead: ahead::Ahead,
+    pub parts: parts::Parts,
     pub unreadable: sick::Unreadable,
     pub space: space::Space,
     pub memory: memory::Memory,
@@ -241,6 +245,7 @@ impl FileSystem {
                 versions: versions::Versions::default(),
                 flights: fetch::Flights::default(),
                 ahead: ahead::Ahead::default(),
+                parts: parts::Parts::default(),
                 unreadable: sick::Unreadable::default(),
                 space: space::Space::default(),
                 memory: memory::Memory::default(),

@@ -5,7 +5,7 @@ use crate::inode::Inode;
 use crate::open_chunk::{OpenChunk, join};
 use crate::write::locate;
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{Errno, Ino, Version};
+use fastcache_api::{ChunkKey, Errno, Ino, Version};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
@@ -242,6 +242,16 @@ impl FileSystem {
                 }
             }
         }
+        let key = ChunkKey {
+            ino: id.ino,
+            index: id.index,
+            version,
+        };
+        // Kept until the flight was joined.
+        let _seat = match self.read_part(key, within, &mut buf).await {
+            Ok(()) => return (Ok(()), buf),
+            Err(seat) => seat,
+        };
         count(&self.inner.counters.misses, 1);
         self.read_fetched(id, version, within, buf).await
     }

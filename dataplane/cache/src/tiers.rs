@@ -65,6 +65,15 @@ pub trait PeerSource {
         expected: usize,
         buf: IoBuf,
     ) -> LocalBoxFuture<'_, std::result::Result<(IoBuf, usize), PeerMiss>>;
+
+    /// Fills `buf` (whole blocks) with the bytes of a chunk from `offset` (whole blocks) on; zeros past its end. Bounded in time.
+    /// What comes is verified as it was sent.
+    fn part(
+        &self,
+        key: ChunkKey,
+        offset: usize,
+        buf: IoBuf,
+    ) -> LocalBoxFuture<'_, std::result::Result<IoBuf, PeerMiss>>;
 }
 
 /// The other nodes.
@@ -156,8 +165,13 @@ async fn has_brought(peer: &dyn PeerSource, key: ChunkKey) -> std::result::Resul
 
 impl FileSystem {
     /// Brings the bytes of a chunk from the first tier that has them; padded with zeros to whole blocks.
-    /// `is_ahead`: nobody waited for it when it was begun.
-    pub(crate) async fn fetch(&self, key: ChunkKey, is_ahead: bool) -> Result<(IoBuf, usize)> {
+    /// `is_ahead`: nobody waited for it when it was begun. `homes_lack_it`: they said so just now.
+    pub(crate) async fn fetch(
+        &self,
+        key: ChunkKey,
+        is_ahead: bool,
+        mut homes_lack_it: bool,
+    ) -> Result<(IoBuf, usize)> {
         let until = now() + UNREACHABLE_MAX;
         let mut pause = UNREACHABLE_PAUSE;
         loop {
@@ -175,7 +189,12 @@ impl FileSystem {
                     fetched => return fetched,
                 }
             };
-            let mut sources: VecDeque<Source> = homes.into_iter().map(Source::Peer).collect();
+            let mut sources: VecDeque<Source> = homes
+                .into_iter()
+                .filter(|_| !homes_lack_it)
+                .map(Source::Peer)
+                .collect();
+            homes_lack_it = false;
             sources.extend(tier.keeper(key.id()).map(Source::Keeper));
             sources.push_back(Source::Agent);
             let miss = match self.race(key, sources, is_ahead).await {
@@ -330,7 +349,7 @@ impl FileSystem {
     }
 
     /// Bytes that a chunk should have, as far as is known here; a chunk that was cut has more.
-    fn expected_len(&self, key: ChunkKey) -> usize {
+    pub(crate) fn expected_len(&self, key: ChunkKey) -> usize {
         let known = self.inner.inodes.get(key.ino).and_then(|inode| {
             let state = lock(&inode.state);
             let chunk_size = state.attr.as_ref()?.chunk_size;
@@ -353,6 +372,8 @@ impl FileSystem {
             peer_fetched_bytes: get(&c.peer_bytes),
             peer_absent: get(&c.peer_absent),
             peer_hedges: get(&c.peer_hedges),
+            peer_parts: get(&c.peer_parts),
+            peer_part_bytes: get(&c.peer_part_bytes),
             ..self
                 .inner
                 .peers

@@ -26,6 +26,8 @@ const FETCH_MAX: Duration = Duration::from_secs(10);
 const BRING_MAX: Duration = Duration::from_secs(40);
 /// How long it may take to say whether it has one.
 const HAS_MAX: Duration = Duration::from_secs(2);
+/// How long it may take for a part of one.
+const PART_MAX: Duration = Duration::from_secs(5);
 /// Most nodes that are asked at once whether they have a chunk that its homes do not have.
 const SEARCH_MAX: usize = 64;
 
@@ -267,6 +269,28 @@ impl PeerSource for Source {
                     PeerMiss::Failed
                 }
             })
+        })
+    }
+
+    fn part(
+        &self,
+        key: ChunkKey,
+        offset: usize,
+        buf: IoBuf,
+    ) -> LocalBoxFuture<'_, std::result::Result<IoBuf, PeerMiss>> {
+        Box::pin(async move {
+            let got = self.cluster.get(&self.peer, key, offset, buf, PART_MAX);
+            match got.await {
+                Ok((mut buf, len, _)) => {
+                    buf[len..].fill(0);
+                    Ok(buf)
+                }
+                Err(AskError::NotFound) => Err(PeerMiss::Absent),
+                Err(error) => {
+                    tracing::debug!(target: "peer", peer = ?self.peer, %key, offset, %error, "a node did not give a part of a chunk");
+                    Err(PeerMiss::Failed)
+                }
+            }
         })
     }
 }

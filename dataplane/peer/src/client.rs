@@ -7,6 +7,7 @@ pub(crate) use connection::Connection;
 use crate::cluster::{Cluster, Peer, lock};
 use crate::frame::{HEADER_BYTES, Header, Kind, PAYLOAD_MAX, Status};
 use crate::handshake::{self, Refusal};
+use crate::server::SMALL;
 use crate::stream::{Broken, Incoming, join};
 use connection::Question;
 use event_listener::Event;
@@ -229,7 +230,7 @@ impl Cluster {
             tracing::error!(target: "peer", ?peer, %key, offset, length, got, total, "an answer has another length than was asked for");
             return Err(AskError::Nonsense);
         }
-        peer.took(since.elapsed());
+        peer.counters.took(since.elapsed(), got <= SMALL);
         peer.counters
             .in_bytes
             .fetch_add(got as u64, Ordering::Relaxed);

@@ -55,7 +55,7 @@ pub(crate) struct PeerCounters {
 
 impl PeerCounters {
     /// A request was answered with bytes.
-    pub(crate) fn took(&self, time: Duration) {
+    pub(crate) fn took(&self, time: Duration, is_small: bool) {
         let us = u64::try_from(time.as_micros())
             .unwrap_or(u64::MAX)
             .min(1 << 40);
@@ -64,8 +64,11 @@ impl PeerCounters {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
         self.latency_sum_us.fetch_add(us, Ordering::Relaxed);
-        // Cores may lose each other's update: it is an estimate.
+        // Cores may lose each other's update: it is an estimate. It is one of large answers, which small ones say nothing of.
         let before = self.smooth_us.load(Ordering::Relaxed);
+        if is_small && before > 0 {
+            return;
+        }
         if before == 0 {
             self.smooth_us.store(us.max(1), Ordering::Relaxed);
             self.deviation_us.store(us / 2, Ordering::Relaxed);
@@ -87,7 +90,7 @@ impl Peer {
 
     /// A request was answered with bytes, after this time.
     pub fn took(&self, time: Duration) {
-        self.counters.took(time);
+        self.counters.took(time, false);
     }
 
     /// How long almost all of its answers took lately: the smoothed duration and four deviations. Zero before the first.

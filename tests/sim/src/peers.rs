@@ -240,4 +240,31 @@ impl PeerSource for Other {
             fetched
         })
     }
+
+    fn part(
+        &self,
+        key: ChunkKey,
+        offset: usize,
+        mut buf: IoBuf,
+    ) -> LocalBoxFuture<'_, Result<IoBuf, PeerMiss>> {
+        Box::pin(async move {
+            let asked = timeout(FETCH_MAX, async {
+                let fs = self.ends.reach(self.from, &self.peer.id).await;
+                let Some(len) = fs.chunk_len(key) else {
+                    travel(0).await;
+                    return Err(PeerMiss::Absent);
+                };
+                let first = u32::try_from(offset / BLOCK).map_err(|_| PeerMiss::Failed)?;
+                let there = len.next_multiple_of(BLOCK).saturating_sub(offset);
+                let sent = IoBuf::alloc(buf.len().min(there));
+                let (read, sent) = fs.read_for_peer(key, first, sent).await;
+                travel(sent.len()).await;
+                read.map_err(|_| PeerMiss::Absent)?;
+                buf.fill(0);
+                buf[..sent.len()].copy_from_slice(&sent);
+                Ok(buf)
+            });
+            asked.await.unwrap_or(Err(PeerMiss::Failed))
+        })
+    }
 }

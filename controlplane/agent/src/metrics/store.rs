@@ -241,8 +241,8 @@ pub(super) fn export(data: &DataStats) {
         ("nvme", data.nvme_hits, data.nvme_hit_bytes),
         (
             "peer",
-            data.peers.peer_fetched_chunks,
-            data.peers.peer_fetched_bytes,
+            data.peers.peer_fetched_chunks + data.peers.peer_parts,
+            data.peers.peer_fetched_bytes + data.peers.peer_part_bytes,
         ),
         (
             "cloud",

@@ -232,13 +232,14 @@ fn of_others(peers: &PeersStats) -> String {
 }
 
 /// Misses that other nodes answered, and those that the cloud did. A chunk is fetched once, however many reads wait for it:
-/// they are divided as the chunks are.
+/// they are divided as the chunks are. What was read in parts is no miss of a chunk.
 fn split(data: &DataStats) -> (u64, u64) {
     let of_others = data.peers.peer_fetched_chunks.min(data.fetched_chunks);
     let others =
         u128::from(data.misses) * u128::from(of_others) / u128::from(data.fetched_chunks.max(1));
     let others = u64::try_from(others).unwrap_or(data.misses);
-    (others, data.misses - others)
+    let in_parts = data.peers.peer_parts;
+    (others.saturating_add(in_parts), data.misses - others)
 }
 
 /// Other nodes, and the copies of what is not in the cloud: theirs here and this node's there.

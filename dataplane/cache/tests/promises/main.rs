@@ -35,6 +35,7 @@ mod misses;
 mod names;
 mod node;
 mod others;
+mod parts;
 mod peers;
 mod sick;
 mod space;

@@ -38,7 +38,7 @@ pub struct Script {
     /// Homes, by their names.
     pub homes: Vec<(&'static str, Does)>,
     /// Who is to bring a chunk, and whether it can.
-    keeper: Option<(&'static str, Does)>,
+    pub keeper: Option<(&'static str, Does)>,
     /// Who has it beyond the homes.
     far: Option<&'static str>,
     contents: Vec<(ChunkKey, Vec<u8>)>,
@@ -103,6 +103,41 @@ impl PeerSource for Other {
         Box::pin(async move { self.does != Does::Nothing })
     }
 
+    fn part(
+        &self,
+        key: ChunkKey,
+        offset: usize,
+        mut buf: IoBuf,
+    ) -> LocalBoxFuture<'_, Result<IoBuf, PeerMiss>> {
+        let said = format!("{} for {} at {offset}", self.name, buf.len());
+        self.others.0.lock().unwrap().asked.push(said);
+        Box::pin(async move {
+            let mut given_up = GivenUp(self.others.clone(), true);
+            match self.does {
+                Does::Absent => Err(PeerMiss::Absent),
+                Does::Failed => Err(PeerMiss::Failed),
+                Does::Nothing => {
+                    sleep(NEVER).await;
+                    Err(PeerMiss::Failed)
+                }
+                Does::Late => {
+                    sleep(LATE).await;
+                    Err(PeerMiss::Absent)
+                }
+                Does::Has | Does::Slow => {
+                    let script = self.others.0.lock().unwrap();
+                    let (_, bytes) = script.contents.iter().find(|(k, _)| *k == key).unwrap();
+                    let end = bytes.len().min(offset + buf.len());
+                    buf.fill(0);
+                    buf[..end - offset].copy_from_slice(&bytes[offset..end]);
+                    Ok(buf)
+                }
+            }
+            .inspect(|_| given_up.1 = false)
+            .inspect_err(|_| given_up.1 = false)
+        })
+    }
+
     fn fetch(
         &self,
         key: ChunkKey,
@@ -153,7 +188,7 @@ impl Others {
         })
     }
 
-    fn asked(&self) -> Vec<String> {
+    pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().unwrap().asked)
     }
 }
@@ -211,9 +246,14 @@ impl PeerTier for Others {
 
 /// A node with such others, and a file of one chunk that is not here: in the cloud, or nowhere but on other nodes.
 async fn with_others(node: &Node, is_in_cloud: bool) -> (Others, Ino, Vec<u8>) {
+    with_others_of(node, is_in_cloud, CHUNK - 100).await
+}
+
+/// The same with a chunk of so many bytes.
+pub async fn with_others_of(node: &Node, is_in_cloud: bool, len: usize) -> (Others, Ino, Vec<u8>) {
     let others = Others::default();
     node.fs.set_peers(Box::new(others.clone()));
-    let data = pattern(5, CHUNK - 100);
+    let data = pattern(5, len);
     let ino = node.create("file").await;
     node.write(ino, 0, &data).await.unwrap();
     node.fsync(ino).await.unwrap();

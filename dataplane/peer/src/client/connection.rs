@@ -3,6 +3,7 @@
 use super::{AskError, meaning};
 use crate::cluster::{Peer, lock};
 use crate::frame::{FrameError, HEADER_BYTES, Header, Kind};
+use crate::server::SMALL;
 use crate::stream::{Broken, Incoming, Out, Outbox, hang_up, join};
 use event_listener::Event;
 use fastcache_reactor::sync::Mutex;
@@ -15,7 +16,7 @@ use std::time::Duration;
 
 /// Most requests in flight on one connection; more wait.
 const REQUESTS_MAX: usize = 256;
-/// Most bytes asked for and not yet come, on one connection; more wait.
+/// Most bytes asked for and not yet come, on one connection; more wait, but for small parts.
 const BYTES_MAX: usize = 16 << 20;
 
 /// What is asked.
@@ -147,8 +148,9 @@ impl Connection {
                 if state.is_over {
                     return Err(AskError::Cut);
                 }
-                let has_room = state.pending.is_empty()
-                    || (state.pending.len() < REQUESTS_MAX && state.bytes + weight <= BYTES_MAX);
+                let has_bytes = weight <= SMALL || state.bytes + weight <= BYTES_MAX;
+                let has_room =
+                    state.pending.is_empty() || (state.pending.len() < REQUESTS_MAX && has_bytes);
                 if has_room && let Some(pending) = pending.take() {
                     state.next += 1;
                     header.request = state.next;
