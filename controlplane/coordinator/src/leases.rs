@@ -103,6 +103,13 @@ impl LeaseTable {
         self.stamp
     }
 
+    /// Anything may have changed: all that was read before is old now.
+    pub(crate) fn all_changed(&mut self) {
+        self.stamp += 1;
+        self.changes.clear();
+        self.changed = 0;
+    }
+
     /// Whether any of these inodes, in order, was changed since then, or may have been.
     pub(crate) fn is_changed_since(&self, stamp: u64, inos: &[Ino]) -> bool {
         let mut since = self.changes.iter().rev().take_while(|(n, _)| *n > stamp);
@@ -474,6 +481,10 @@ mod tests {
         }
         table.changed(vec![Ino(7)]);
         assert!(table.is_changed_since(after, &read));
+        let now = table.stamp();
+        assert!(!table.is_changed_since(now, &read));
+        table.all_changed();
+        assert!(table.is_changed_since(now, &read));
         assert!(table.changes.len() <= CHANGED_KEPT && table.changed <= CHANGED_KEPT);
     }
 

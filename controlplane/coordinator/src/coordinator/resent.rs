@@ -214,7 +214,7 @@ impl Coordinator {
             self.tell(restored, gone);
             let mut tables = self.tables();
             tables.position = tables.position.max(self.inner.engine.log_position());
-            tables.leases.changed();
+            tables.leases.all_changed();
             let waits = match restored > 0 && tables.leases.len() > 0 {
                 true => self.forget_all(&mut tables, session),
                 false => Vec::new(),
