@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 /// In the state directory, once there was another node.
 pub(crate) const HAD_PEERS: &str = "had-peers";
-/// How long after a start an fsync waits until it is known which other nodes there are.
+/// How long after a start it is waited until it is known which other nodes there are.
 const TOLD_MAX: Duration = Duration::from_secs(10);
 
 impl Inner {
@@ -56,6 +56,14 @@ impl Inner {
         self.are_peers_told.send_replace(true);
     }
 
+    /// Just started, it is not known yet which other nodes there are: waits until it is, for a bounded time.
+    pub(crate) async fn peers_told(&self) {
+        if self.namespace.owner().is_some() {
+            let mut told = self.are_peers_told.subscribe();
+            let _ = tokio::time::timeout(TOLD_MAX, told.wait_for(|is_told| *is_told)).await;
+        }
+    }
+
     /// What the data plane asks when a file is on its device and committed.
     pub(crate) async fn fsync(
         &self,
@@ -65,10 +73,9 @@ impl Inner {
     ) -> Result<NodeAnswer, Errno> {
         self.namespace.call(self.request(NsOp::Sync)).await.result?;
         let is_outside = self.namespace.owner().is_some();
-        if is_outside && self.config.fsync.is_none() {
-            // Just started: which nodes there are decides.
-            let mut told = self.are_peers_told.subscribe();
-            let _ = tokio::time::timeout(TOLD_MAX, told.wait_for(|is_told| *is_told)).await;
+        if self.config.fsync.is_none() {
+            // Which nodes there are decides.
+            self.peers_told().await;
         }
         let level = match self.fsync_level() {
             FsyncLevel::Local if !is_cloud => {

@@ -110,6 +110,10 @@ impl Inner {
 
     async fn fetch_bytes(&self, key: ChunkKey) -> Result<(bytes::Bytes, u32), Errno> {
         let mut found = self.cloud_ref(key).await?;
+        if found.is_none() {
+            // Without other nodes it is lost.
+            self.peers_told().await;
+        }
         let since = Instant::now();
         loop {
             if found.is_none() && self.has_peers.load(Ordering::Relaxed) {
