@@ -181,8 +181,12 @@ fn a_node_that_is_gone_is_repaired_by_the_others() {
     lose_everything(first);
     // Who has the only copies may be started again before anybody has missed their owner.
     for node in others {
+        let before = node.pid(Plane::Data);
         assert!(node.kill(Plane::Data));
-        node.wait_for_return();
+        // Nothing is written: of a file that is unlinked while a node is missed, chunks stay for a minute.
+        wait_until("its data plane is back", SOON, || {
+            node.pid(Plane::Data) != before && std::fs::metadata(node.at("small")).is_ok()
+        });
     }
 
     // First they have the chunks for their own, with copies on each other: the cloud takes nothing yet.
