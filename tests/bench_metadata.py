@@ -190,8 +190,9 @@ def large(cluster, settings):
     # In turns, so that what else the machine does hits both.
     times = {"large": [], "few": []}
     for n in range(FEW):
-        few = [f"{node.mount}/few-{n}/{k:07}" for k in chosen.sample(range(FEW), 20)]
-        many = [f"{node.mount}/large/{k:07}" for k in chosen.sample(range(count), 20)]
+        # Each asks the coordinator: a directory in which more are looked up is asked for as a whole.
+        few = [f"{node.mount}/few-{n}/{k:07}" for k in chosen.sample(range(FEW), 3)]
+        many = [f"{node.mount}/large/{k:07}" for k in chosen.sample(range(count), 3)]
         os.stat(os.path.dirname(few[0]))
         os.stat(os.path.dirname(many[0]))
         for kind, names in (("few", few), ("large", many)):
