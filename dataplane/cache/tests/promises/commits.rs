@@ -6,7 +6,9 @@ use crate::agent::Agent;
 use crate::node::{
     CHUNK, STORE_FILE, assert_same, on_reactor, pattern, soon, start, start_detached, until,
 };
+use fastcache_api::control::DataCall;
 use fastcache_api::{Errno, Ino, NsOp};
+use fastcache_cache::SetAttrRequest;
 use std::rc::Rc;
 
 #[test]
@@ -347,5 +349,34 @@ fn who_waits_for_a_commit_that_was_done_before_the_restart_does_not_wait_for_not
         soon("recovery", recovery).await;
         node.write(ino, 0, &pattern(6, 1000)).await.unwrap();
         node.fsync(ino).await.unwrap();
+    });
+}
+
+/// Of a cut alone nothing is dirty, open or waiting to be committed while it is sealed.
+#[test]
+fn a_cut_that_is_being_sealed_is_committed_before_the_file_is_handed_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        node.share().await;
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(3, 8000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let cut = SetAttrRequest {
+            size: Some(5000),
+            is_open: true,
+            ..SetAttrRequest::default()
+        };
+        soon("cut", node.fs.setattr(ino, cut)).await.unwrap();
+        let before = agent.commits.borrow().len();
+        let handing_over = async {
+            let call = DataCall::HandOver { inos: vec![ino] };
+            soon("handing over", node.fs.serve(call)).await.unwrap();
+            agent.commits.borrow().len() - before
+        };
+        let (closed, committed) = futures_util::future::join(node.flush(ino), handing_over).await;
+        closed.unwrap();
+        assert_eq!((committed, agent.file(ino).0.size), (1, 5000));
     });
 }
