@@ -6,7 +6,8 @@ use futures_util::StreamExt;
 /// Leases of the table.
 const MAX: usize = 64;
 
-async fn join(coordinator: &Coordinator, id: &str) -> u64 {
+/// A node that acknowledges whatever it is told; its session.
+pub(super) async fn join(coordinator: &Coordinator, id: &str) -> u64 {
     let node = grpc::Node {
         peer_id: id.to_owned(),
         ..Default::default()

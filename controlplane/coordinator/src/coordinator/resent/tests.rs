@@ -6,11 +6,11 @@
 
 use super::*;
 use crate::Options;
+use crate::coordinator::tests::join;
 use fastcache_api::{
-    Attr, Commit, Cred, Errno, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
-    OpId, RenameMode, Run, SetAttr, Time, Version, XattrMode,
+    Attr, Commit, Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
+    RenameMode, Run, SetAttr, Time, Version, XattrMode,
 };
-use futures_util::StreamExt as _;
 use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -47,23 +47,6 @@ async fn stable_copy(coordinator: &Coordinator, dir: &Path) -> TempDir {
     copy(dir, to.path());
     std::fs::write(to.path().join("boot-id"), "another").unwrap();
     to
-}
-
-async fn join(coordinator: &Coordinator, id: &str) -> u64 {
-    let node = grpc::Node {
-        peer_id: id.to_owned(),
-        ..Default::default()
-    };
-    let registered = coordinator.register(node, NS_VERSION, 0).await.unwrap();
-    let session = registered.session;
-    let mut revoked = coordinator.watch(session).unwrap();
-    let coordinator = coordinator.clone();
-    tokio::spawn(async move {
-        while let Some(Ok(revocation)) = revoked.next().await {
-            coordinator.acknowledge(session, revocation.number);
-        }
-    });
-    session
 }
 
 /// A node of its coordinators, one after the other.
