@@ -1,10 +1,14 @@
-//! Promise: files may be larger than the NVMe store, whose capacity is never exceeded.
+//! Promise: files may be larger than the NVMe store, whose capacity is never exceeded; while the cloud takes nothing, as much
+//! larger as other nodes keep of it.
 
-use fastcache_tests::{Bytes, Cloud, Node, S3, Setup, drop_page_cache, serial, sha256_file};
+use fastcache_tests::{
+    Bytes, Cloud, HeldNodes, Node, S3, Setup, drop_page_cache, lose_everything, serial,
+    sha256_file, wait_until,
+};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const PIECE: usize = 1 << 20;
 
@@ -87,4 +91,60 @@ fn two_gib_through_a_store_of_256_mib() {
 #[test]
 fn half_a_gib_through_a_store_of_64_mib_and_s3() {
     goes_through(Cloud::S3(S3::start()), 512 << 20, "64MiB");
+}
+
+/// Most time that writing and reading may take.
+const SOON: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_full_store_gives_chunks_to_other_nodes_while_the_cloud_takes_none() {
+    let _one = serial();
+    let held = HeldNodes::start(3, &[]);
+    let [first, second, _] = &held.nodes[..] else {
+        panic!("three nodes");
+    };
+    // Of 256 MiB at most three quarters may be dirty.
+    let len = 216 << 20;
+    let content = Bytes::of(7);
+    let began = Instant::now();
+    let mut file = std::fs::File::create(first.at("file")).expect("create");
+    let mut buf = vec![0; PIECE];
+    for at in (0..len).step_by(PIECE) {
+        content.fill(at, &mut buf);
+        file.write_all(&buf)
+            .unwrap_or_else(|e| panic!("at {at}: {e}\n{}", first.logs()));
+    }
+    drop(file);
+    let taken = || -> Vec<u64> {
+        let nodes = held.nodes.iter();
+        nodes.map(|node| node.stat("taken_chunks")).collect()
+    };
+    let (given, taken) = (first.stat("given_chunks"), taken());
+    println!(
+        "written in {:?}, {given} chunks given, {taken:?} taken",
+        began.elapsed()
+    );
+    assert!(given >= 6, "24 MiB more than may be dirty here: {given}");
+    assert_eq!(taken.iter().sum::<u64>(), given);
+    assert_eq!(
+        first.state_xattr("file"),
+        "dirty",
+        "the cloud has none of it"
+    );
+
+    // Whoever of the others is lost: what it took is on the third, too.
+    wait_until("what was taken has its copies", SOON, || {
+        second.stat("under_replicated_chunks") == 0 || second.stat("replicated_chunks") > 0
+    });
+    lose_everything(second);
+    drop_page_cache();
+    let whole = std::fs::File::open(first.at("file")).expect("open");
+    for at in (0..len).step_by(PIECE) {
+        whole
+            .read_exact_at(&mut buf, at)
+            .unwrap_or_else(|e| panic!("at {at}: {e}\n{}", first.logs()));
+        let differs = content.first_difference(at, &buf);
+        assert_eq!(differs, None, "in the piece at {at}");
+    }
+    assert_eq!(first.stat("gets"), 0, "the cloud has none of it");
 }

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
 /// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: memory.
 /// 6: leases that end, several nodes, locks; peers. 7: fsync waits for other nodes.
-pub const CONTROL_VERSION: u32 = 8;
+pub const CONTROL_VERSION: u32 = 9;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -595,6 +595,12 @@ pub struct PeersStats {
     pub repair_bytes: u64,
     /// Chunks of nodes that are gone that were taken over.
     pub repaired_chunks: u64,
+    /// Chunks that other nodes took over because this one's store was full.
+    #[serde(default)]
+    pub given_chunks: u64,
+    /// Chunks of other nodes' full stores that this one took over.
+    #[serde(default)]
+    pub taken_chunks: u64,
     /// Chunks that are kept for other nodes.
     pub held_chunks: u64,
     /// Their bytes.

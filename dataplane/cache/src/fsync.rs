@@ -202,7 +202,7 @@ impl FileSystem {
         let has_copies = |key: ChunkKey| tier.copies(key) >= copies;
         let is_safe = |key: &ChunkKey| {
             let is_over = match self.inner.store.get(key.id()) {
-                _ if has_copies(*key) => return true,
+                _ if has_copies(*key) || self.inner.given.has_left(*key) => return true,
                 Some(body) if body.is_dirty() => return has_copies(body.key()),
                 // Clean: it is in the cloud. What took its place may have come from the device of another node.
                 Some(body) => body.key() == *key,

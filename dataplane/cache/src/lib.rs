@@ -18,6 +18,7 @@ mod directory;
 mod entries;
 mod fetch;
 mod fsync;
+mod give;
 mod inode;
 mod lease;
 mod link;
@@ -177,6 +178,8 @@ pub(crate) struct Counters {
     pub peer_hedges: AtomicU64,
     pub peer_parts: AtomicU64,
     pub peer_part_bytes: AtomicU64,
+    pub given_chunks: AtomicU64,
+    pub taken_chunks: AtomicU64,
 }
 
 /// Reads that the store answered, counted by each core.
@@ -230,6 +233,7 @@ pub(crate) struct Inner {
     /// Other nodes; never set where there is to be none.
     pub peers: OnceLock<Box<dyn PeerTier>>,
     pub holds: replicas::Holds,
+    pub given: give::Given,
     pub fsyncs: fsync::Fsyncs,
 }
 
@@ -265,6 +269,7 @@ impl FileSystem {
                 extra_stats: OnceLock::new(),
                 peers: OnceLock::new(),
                 holds: replicas::Holds::default(),
+                given: give::Given::default(),
                 fsyncs: fsync::Fsyncs::default(),
             }),
         }

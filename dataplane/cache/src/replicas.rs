@@ -264,7 +264,7 @@ impl FileSystem {
             Some((version, _)) if version == key.version => true,
             Some(_) => self.is_named(key).await == Some(true),
         };
-        if !may_replace {
+        if !may_replace || self.inner.given.is_leaving(key) {
             return Err(Errno::EAGAIN);
         }
         if let Some(body) = self.inner.store.find(key) {

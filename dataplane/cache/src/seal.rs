@@ -303,10 +303,15 @@ impl FileSystem {
     }
 
     pub(crate) async fn drop_keys(&self, ino: Ino, keys: &[ChunkKey]) {
+        self.need_no_replicas(keys);
+        self.drop_from_store(ino, keys).await;
+    }
+
+    /// Drops chunks here alone: what other nodes have of them stays.
+    pub(crate) async fn drop_from_store(&self, ino: Ino, keys: &[ChunkKey]) {
         if let Err(error) = self.inner.store.remove(keys).await {
             tracing::error!(target: "nvme", %error, "chunks could not be dropped; a later start does it");
         }
-        self.need_no_replicas(keys);
         self.inner.link.event(ino, DataEvent::Gone(keys.to_vec()));
         self.inner.space.freed.notify(usize::MAX);
     }

@@ -6,6 +6,7 @@ use event_listener::Event;
 use fastcache_api::control::DataEvent;
 use fastcache_api::{ChunkId, Errno, Ino};
 use fastcache_chunkstore::SealChunk;
+use fastcache_reactor::Instant;
 use fastcache_reactor::striped::Striped;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, Mutex};
 use std::collections::{HashSet, VecDeque};
@@ -20,6 +21,8 @@ const DIRTY_PERCENT: u64 = 75;
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// The same without a cloud tier: only a removal, or what a seal does not need after all, makes room then.
 const STALL_MAX_ALONE: Duration = Duration::from_secs(2);
+/// How long a writer waits for uploads that make no room before other nodes are asked to take chunks over.
+const GIVE_AFTER: Duration = Duration::from_secs(2);
 /// How long a writer waits at most because of memory alone.
 const OPEN_STALL_MAX: Duration = Duration::from_secs(5);
 /// How often a waiting writer looks again even when nobody woke it.
@@ -39,8 +42,9 @@ pub(crate) struct Space {
     /// Room was made.
     pub freed: Event,
     /// Writers that wait now.
-    waiting: AtomicU64,
+    pub waiting: AtomicU64,
     is_relieving: AtomicBool,
+    pub is_giving: AtomicBool,
 }
 
 impl Space {
@@ -177,6 +181,13 @@ impl FileSystem {
         }
     }
 
+    /// A writer waits, and nothing has moved since then: others may take what the cloud does not.
+    fn see_to_stall(&self, since: Instant) {
+        if since.elapsed() > GIVE_AFTER.min(self.stall_max() / 2) {
+            self.begin_to_give();
+        }
+    }
+
     /// Tries to make room for `blocks` without waiting for uploads.
     pub(crate) async fn make_room_now(&self, blocks: u32) -> bool {
         let want = u64::from(blocks) * 4096;
@@ -211,6 +222,7 @@ impl FileSystem {
                 self.press(true);
             }
             self.relieve();
+            self.see_to_stall(since);
             let now_dirty = self.inner.store.usage().dirty_bytes;
             if now_dirty < dirty {
                 dirty = now_dirty;
@@ -270,6 +282,7 @@ impl FileSystem {
             if has_too_much_open {
                 self.relieve();
             }
+            self.see_to_stall(since);
             if usage.dirty_bytes < least {
                 least = usage.dirty_bytes;
                 since = fastcache_reactor::now();

@@ -109,6 +109,10 @@ pub trait PeerTier: Send + Sync {
     /// Somebody waits for copies of these versions: they come before others, and before a pause after a failure is over.
     fn hurry(&self, keys: &[ChunkKey]);
 
+    /// Has one of the nodes that have a copy, each as likely as the others, take a chunk over: it uploads it and copies it anew.
+    /// False when none did. When one did, this node confirms no copies of it any more, and releases none. Bounded in time.
+    fn give(&self, key: ChunkKey) -> LocalBoxFuture<'_, bool>;
+
     /// Hears of the next change of what [`PeerTier::copies`] says, or of what is in the cloud.
     fn copies_changed(&self) -> EventListener;
 
@@ -374,6 +378,8 @@ impl FileSystem {
             peer_hedges: get(&c.peer_hedges),
             peer_parts: get(&c.peer_parts),
             peer_part_bytes: get(&c.peer_part_bytes),
+            given_chunks: get(&c.given_chunks),
+            taken_chunks: get(&c.taken_chunks),
             ..self
                 .inner
                 .peers

@@ -86,6 +86,14 @@ impl Chunks for LocalChunks {
         self.0.hold_for_peer(owner, key)
     }
 
+    async fn take(&self, owner: &str, key: ChunkKey) -> std::result::Result<usize, Status> {
+        let taken = self.0.take_for_peer(owner, key).await;
+        taken.map_err(|errno| match errno {
+            Errno::ENOENT => Status::NotFound,
+            _ => Status::Busy,
+        })
+    }
+
     fn release(&self, owner: &str, key: ChunkKey) {
         self.0.release_for_peer(owner, key);
     }
@@ -205,6 +213,10 @@ impl PeerTier for Nodes {
 
     fn hurry(&self, keys: &[ChunkKey]) {
         self.replicator.hurry(keys);
+    }
+
+    fn give(&self, key: ChunkKey) -> LocalBoxFuture<'_, bool> {
+        Box::pin(self.replicator.give_away(key))
     }
 
     fn copies_changed(&self) -> EventListener {

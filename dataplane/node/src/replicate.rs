@@ -27,6 +27,8 @@ pub const CORE_BYTES: u64 = (WORKERS * (PAGE + PAYLOAD_MAX)) as u64;
 const CHUNKS_MAX: usize = 1 << 18;
 /// How long a home may take to say that it has a chunk.
 const HOLD_MAX: Duration = Duration::from_secs(2);
+/// How long it may take to take one over: it asks the coordinator, and flushes its device.
+const TAKE_MAX: Duration = Duration::from_secs(12);
 /// How long it may take for a part.
 const GIVE_MAX: Duration = Duration::from_secs(10);
 /// Pauses after a failure; doubled after each.
@@ -59,11 +61,13 @@ struct Copies {
 impl Copies {
     /// How many of them were confirmed over connections that are up still.
     fn up(&self, peers: &[Arc<Peer>]) -> usize {
-        let is_up = |(id, changes): &&(String, u64)| {
-            let mut peers = peers.iter();
-            peers.any(|peer| peer.id == *id && peer.changes() == *changes)
-        };
-        self.done.iter().filter(is_up).count()
+        peers.iter().filter(|peer| self.is_up_at(peer)).count()
+    }
+
+    /// Whether this node has one, and confirmed it over a connection that is up still.
+    fn is_up_at(&self, peer: &Peer) -> bool {
+        let mut done = self.done.iter();
+        done.any(|(id, changes)| peer.id == *id && peer.changes() == *changes)
     }
 
     /// It is put into a queue.
@@ -230,6 +234,39 @@ impl Replicator {
             }
         }
         self.changed.notify(usize::MAX);
+    }
+
+    /// Has one of the nodes with a copy take a chunk over. It is not known here any more then: whoever took it gives it to the
+    /// homes anew, and those that keep it for this node go on until that.
+    pub async fn give_away(&self, key: ChunkKey) -> bool {
+        let peers = self.cluster.peers();
+        let mut takers: Vec<Arc<Peer>> = {
+            let mut state = self.state();
+            // What is being copied now would be released where it has been.
+            let Some(copies) = state.chunks.get_mut(&key).filter(|c| !c.is_busy) else {
+                return false;
+            };
+            copies.is_busy = true;
+            let has_copy = |peer: &&Arc<Peer>| copies.is_up_at(peer);
+            peers.iter().filter(has_copy).cloned().collect()
+        };
+        takers.shuffle(&mut rand::rng());
+        for peer in takers {
+            match self.cluster.take(&peer, key, TAKE_MAX).await {
+                Ok(_) => {
+                    self.state().chunks.remove(&key);
+                    self.copied.notify(usize::MAX);
+                    return true;
+                }
+                Err(error) => {
+                    tracing::debug!(target: "peer", ?peer, %key, %error, "a node did not take a chunk of this full store over");
+                }
+            }
+        }
+        if let Some(copies) = self.state().chunks.get_mut(&key) {
+            copies.is_busy = false;
+        }
+        false
     }
 
     /// The next change of what [`Replicator::copies`] says.

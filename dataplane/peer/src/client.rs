@@ -324,6 +324,19 @@ impl Cluster {
         self.ask_about(peer, Kind::Hold, key, deadline).await
     }
 
+    /// Asks a node that keeps a replica for this one to make it its own; its length, when it has.
+    ///
+    /// # Errors
+    /// See [`AskError`]. A node that did not answer may have done it.
+    pub async fn take(
+        self: &Arc<Self>,
+        peer: &Arc<Peer>,
+        key: ChunkKey,
+        deadline: Duration,
+    ) -> Result<usize, AskError> {
+        self.ask_about(peer, Kind::Take, key, deadline).await
+    }
+
     /// Tells a node that it need not keep a replica any more. Lost where there is no connection now.
     pub fn release(&self, peer: &Peer, key: ChunkKey) {
         let core = fastcache_reactor::remote().core();

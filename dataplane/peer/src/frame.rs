@@ -80,7 +80,9 @@ pub enum Kind {
     Hold = 21,
     /// A replica need not be kept any more; not answered.
     Release = 22,
-    /// Answer to `Get`, `Has`, `Bring`, `Hold` and `Put`.
+    /// A replica that is kept for who asks is to become the other node's own: to be uploaded, and copied anew.
+    Take = 23,
+    /// Answer to `Get`, `Has`, `Bring`, `Hold`, `Take` and `Put`.
     Answer = 32,
 }
 
@@ -182,6 +184,7 @@ impl Kind {
             20 => Kind::Bring,
             21 => Kind::Hold,
             22 => Kind::Release,
+            23 => Kind::Take,
             32 => Kind::Answer,
             _ => return None,
         })
@@ -193,7 +196,13 @@ impl Kind {
             Kind::Hello | Kind::Challenge | Kind::Proof | Kind::Welcome | Kind::Refused => {
                 HANDSHAKE_MAX
             }
-            Kind::Get | Kind::Has | Kind::Cancel | Kind::Bring | Kind::Hold | Kind::Release => 0,
+            Kind::Get
+            | Kind::Has
+            | Kind::Cancel
+            | Kind::Bring
+            | Kind::Hold
+            | Kind::Release
+            | Kind::Take => 0,
             Kind::Put | Kind::Answer => PAYLOAD_MAX,
         }
     }

@@ -21,7 +21,8 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 const CONNECTIONS_MAX: u64 = 20_000;
 /// Requests of one connection in service; the next is read when one of them is answered.
 const SERVING_MAX: usize = 64;
-/// Chunks that one connection may have fetched from the cloud at once; further ones are refused, and who asks fetches them.
+/// Chunks that one connection may have fetched from the cloud, or taken over, at once; further ones are refused, and who asks
+/// fetches them, or keeps them.
 const BRINGING_MAX: usize = 32;
 /// Bytes of replicas that come in on one core at once; further ones are refused.
 const REPLICAS_BYTES: usize = 8 * CHUNK_MAX;
@@ -79,6 +80,12 @@ pub trait Chunks: Clone + Send + 'static {
 
     /// Keeps a replica that may be here until it is released; its bytes, when it is on stable storage here.
     fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize>;
+
+    /// Makes a replica that is kept for `owner` this node's own; its bytes, when it is on stable storage as that. Bounded in
+    /// time. Comes to its end also when nobody waits for the answer any more.
+    ///
+    /// The error is `NotFound` or `Busy`.
+    fn take(&self, owner: &str, key: ChunkKey) -> impl Future<Output = Result<usize, Status>>;
 
     /// A replica need not be kept any more.
     fn release(&self, owner: &str, key: ChunkKey);
@@ -334,6 +341,17 @@ impl<C: Chunks> Serving<C> {
                     let total = self.chunks.hold(&self.other.id, header.key);
                     self.say(&header, total.ok_or(Status::NotFound), None);
                 }
+                Kind::Take => match self.bringing.try_acquire_arc() {
+                    Some(turn) => {
+                        let this = Rc::clone(self);
+                        spawn(async move {
+                            let taken = this.chunks.take(&this.other.id, header.key).await;
+                            this.say(&header, taken, Some(Box::new(turn)));
+                        })
+                        .detach();
+                    }
+                    None => self.say(&header, Err(Status::Busy), None),
+                },
                 Kind::Release => {
                     self.replicas.borrow_mut().remove(&header.key);
                     self.chunks.release(&self.other.id, header.key);

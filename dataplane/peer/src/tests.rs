@@ -99,6 +99,16 @@ impl Chunks for Memory {
         self.find(key)
     }
 
+    /// What has an even inode.
+    async fn take(&self, owner: &str, key: ChunkKey) -> Result<usize, Status> {
+        assert_eq!(owner, "b");
+        sleep(Duration::from_millis(20)).await;
+        match key.ino.0.is_multiple_of(2) {
+            true => self.find(key).ok_or(Status::NotFound),
+            false => Err(Status::Busy),
+        }
+    }
+
     fn release(&self, _owner: &str, key: ChunkKey) {
         self.chunks.lock().unwrap().remove(&key);
     }
@@ -285,6 +295,10 @@ fn replicas_are_given_held_and_released() {
         let frame = IoBuf::alloc(HEADER_BYTES + 100);
         let got = client.put(&peer, key(5), 4196, 4096, frame, SOON).await;
         assert_eq!(got, Err(AskError::Busy));
+        assert_eq!(client.take(&peer, key(2), SOON).await, Ok(13));
+        assert_eq!(client.take(&peer, key(1), SOON).await, Err(AskError::Busy));
+        let missing = client.take(&peer, key(4), SOON).await;
+        assert_eq!(missing, Err(AskError::NotFound));
         client.release(&peer, key(1));
         // Behind it on the same connection.
         assert_eq!(

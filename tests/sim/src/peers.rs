@@ -159,6 +159,10 @@ impl PeerTier for Others {
 
     fn hurry(&self, _keys: &[ChunkKey]) {}
 
+    fn give(&self, _key: ChunkKey) -> LocalBoxFuture<'_, bool> {
+        Box::pin(async { false })
+    }
+
     fn copies_changed(&self) -> EventListener {
         Event::new().listen()
     }

@@ -104,6 +104,18 @@ pub(super) const METRICS: &[Metric] = &[
         "chunks of nodes that are gone that were taken over",
     ),
     metric(
+        "fastcache_given_chunks_total",
+        Counter,
+        "",
+        "chunks that other nodes took over because this node's store was full",
+    ),
+    metric(
+        "fastcache_taken_chunks_total",
+        Counter,
+        "",
+        "chunks of other nodes' full stores that this node took over",
+    ),
+    metric(
         "fastcache_held_chunks",
         Gauge,
         "",
@@ -166,6 +178,8 @@ pub(super) fn export(stats: &PeersStats) {
         ("fastcache_replicas_given_total", stats.given_replicas),
         ("fastcache_replica_errors_total", stats.replica_errors),
         ("fastcache_repaired_chunks_total", stats.repaired_chunks),
+        ("fastcache_given_chunks_total", stats.given_chunks),
+        ("fastcache_taken_chunks_total", stats.taken_chunks),
         ("fastcache_peer_absent_total", stats.peer_absent),
         ("fastcache_peer_hedges_total", stats.peer_hedges),
         ("fastcache_peer_served_bytes_total", stats.served_bytes),

@@ -29,6 +29,7 @@ mod commits;
 mod conflicts;
 mod contents;
 mod fsync;
+mod give;
 mod locks;
 mod memory;
 mod misses;

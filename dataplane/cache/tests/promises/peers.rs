@@ -41,17 +41,22 @@ pub struct Script {
     pub keeper: Option<(&'static str, Does)>,
     /// Who has it beyond the homes.
     far: Option<&'static str>,
-    contents: Vec<(ChunkKey, Vec<u8>)>,
+    pub contents: Vec<(ChunkKey, Vec<u8>)>,
     /// Who was asked, in order.
     asked: Vec<String>,
     /// Requests that were given up.
     given_up: usize,
     pub sealed: Vec<ChunkKey>,
-    settled: Vec<ChunkKey>,
+    pub settled: Vec<ChunkKey>,
     /// How many of them have a chunk on their devices.
     pub copies: HashMap<ChunkKey, usize>,
+    /// The same of every chunk.
+    pub all_have: usize,
     pub changed: Event,
     pub hurried: Vec<ChunkKey>,
+    /// They take chunks over; what they took.
+    pub takes: bool,
+    pub taken: Vec<ChunkKey>,
     pub gone: Vec<&'static str>,
 }
 
@@ -228,11 +233,21 @@ impl PeerTier for Others {
 
     fn copies(&self, key: ChunkKey) -> usize {
         let script = self.0.lock().unwrap();
-        script.copies.get(&key).copied().unwrap_or_default()
+        script.copies.get(&key).copied().unwrap_or(script.all_have)
     }
 
     fn hurry(&self, keys: &[ChunkKey]) {
         self.0.lock().unwrap().hurried.extend(keys);
+    }
+
+    fn give(&self, key: ChunkKey) -> LocalBoxFuture<'_, bool> {
+        Box::pin(async move {
+            let mut script = self.0.lock().unwrap();
+            if script.takes {
+                script.taken.push(key);
+            }
+            script.takes
+        })
     }
 
     fn copies_changed(&self) -> EventListener {

@@ -12,6 +12,7 @@ fn headers() -> impl Strategy<Value = Header> {
         Just(Kind::Bring),
         Just(Kind::Hold),
         Just(Kind::Release),
+        Just(Kind::Take),
         Just(Kind::Answer),
         Just(Kind::Hello),
         Just(Kind::Refused),
