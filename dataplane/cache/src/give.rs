@@ -68,8 +68,11 @@ impl FileSystem {
         }
         let fs = self.clone();
         spawn(async move {
+            let mut given = None;
             while fs.inner.space.waiting.load(Ordering::Relaxed) > 0 {
-                if fs.give_some().await == 0 {
+                // What has too few copies is tried anew where that may have changed; else after its own pause.
+                given = Some(fs.give_some(given != Some(0)).await);
+                if given == Some(0) {
                     sleep(PAUSE).await;
                 }
             }
@@ -78,8 +81,8 @@ impl FileSystem {
         .detach();
     }
 
-    /// One pass; how many chunks were given.
-    async fn give_some(&self) -> usize {
+    /// One pass; how many chunks were given. `hurries`: copies of what lacks them are made at once.
+    async fn give_some(&self, hurries: bool) -> usize {
         let Some(tier) = self.inner.peers.get() else {
             return 0;
         };
@@ -102,7 +105,9 @@ impl FileSystem {
             from = next;
         }
         ready.truncate(PASS_MAX);
-        tier.hurry(&lacking);
+        if hurries {
+            tier.hurry(&lacking);
+        }
         let given = stream::iter(ready).map(async |key| self.give(key).await);
         let given = given.buffer_unordered(AT_ONCE);
         given

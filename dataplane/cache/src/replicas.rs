@@ -193,6 +193,17 @@ impl FileSystem {
         Some(len as usize)
     }
 
+    /// Whether there is room for a replica, as far as its length is known here.
+    pub fn may_keep_for_peer(&self, key: ChunkKey) -> bool {
+        let (_, held) = self.inner.holds.levels();
+        held + self.expected_len(key) as u64 <= self.replicas_max()
+    }
+
+    /// Bytes that replicas may take.
+    fn replicas_max(&self) -> u64 {
+        self.inner.store.usage().capacity_bytes / 100 * REPLICA_PERCENT
+    }
+
     /// A replica need not be kept any more.
     pub fn release_for_peer(&self, owner: &str, key: ChunkKey) {
         let mut map = lock(&self.inner.holds.map);
@@ -273,7 +284,7 @@ impl FileSystem {
                 self.seal_as(&body, false, true).await?;
             }
         } else {
-            let most = self.inner.store.usage().capacity_bytes / 100 * REPLICA_PERCENT;
+            let most = self.replicas_max();
             let (_, held) = self.inner.holds.levels();
             if held + u64::from(len) > most || !self.make_room_now(blocks_of(len) + 3).await {
                 return Err(Errno::EAGAIN);

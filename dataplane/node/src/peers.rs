@@ -82,8 +82,12 @@ impl Chunks for LocalChunks {
         })
     }
 
-    fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize> {
-        self.0.hold_for_peer(owner, key)
+    fn hold(&self, owner: &str, key: ChunkKey) -> std::result::Result<usize, Status> {
+        let held = self.0.hold_for_peer(owner, key);
+        held.ok_or_else(|| match self.0.may_keep_for_peer(key) {
+            true => Status::NotFound,
+            false => Status::Busy,
+        })
     }
 
     async fn take(&self, owner: &str, key: ChunkKey) -> std::result::Result<usize, Status> {

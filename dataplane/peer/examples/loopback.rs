@@ -38,8 +38,8 @@ impl Chunks for Everything {
         Ok(())
     }
 
-    fn hold(&self, _: &str, key: ChunkKey) -> Option<usize> {
-        self.find(key)
+    fn hold(&self, _: &str, key: ChunkKey) -> Result<usize, Status> {
+        self.find(key).ok_or(Status::NotFound)
     }
 
     async fn take(&self, _: &str, key: ChunkKey) -> Result<usize, Status> {

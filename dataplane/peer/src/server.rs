@@ -79,7 +79,9 @@ pub trait Chunks: Clone + Send + 'static {
     ) -> impl Future<Output = Result<(), Status>>;
 
     /// Keeps a replica that may be here until it is released; its bytes, when it is on stable storage here.
-    fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize>;
+    ///
+    /// The error is `NotFound`, or `Busy` where it would not be taken in either.
+    fn hold(&self, owner: &str, key: ChunkKey) -> Result<usize, Status>;
 
     /// Makes a replica that is kept for `owner` this node's own; its bytes, when it is on stable storage as that. Bounded in
     /// time. Comes to its end also when nobody waits for the answer any more.
@@ -339,7 +341,7 @@ impl<C: Chunks> Serving<C> {
                 Kind::Put => self.part(incoming, header).await?,
                 Kind::Hold => {
                     let total = self.chunks.hold(&self.other.id, header.key);
-                    self.say(&header, total.ok_or(Status::NotFound), None);
+                    self.say(&header, total, None);
                 }
                 Kind::Take => match self.bringing.try_acquire_arc() {
                     Some(turn) => {

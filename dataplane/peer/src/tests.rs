@@ -94,9 +94,12 @@ impl Chunks for Memory {
         Ok(())
     }
 
-    fn hold(&self, owner: &str, key: ChunkKey) -> Option<usize> {
+    fn hold(&self, owner: &str, key: ChunkKey) -> Result<usize, Status> {
         assert_eq!(owner, "b");
-        self.find(key)
+        self.find(key).ok_or(match key.ino.0 {
+            13 => Status::Busy,
+            _ => Status::NotFound,
+        })
     }
 
     /// What has an even inode.
@@ -290,6 +293,8 @@ fn replicas_are_given_held_and_released() {
         assert_eq!(memory.chunks.lock().unwrap()[&key(1)], bytes);
         assert_eq!(client.hold(&peer, key(1), SOON).await, Ok(bytes.len()));
         assert_eq!(give(key(2), b"one byte more", &[13]).await, Ok(()));
+        let held = client.hold(&peer, key(13), SOON).await;
+        assert_eq!(held, Err(AskError::Busy));
         assert_eq!(give(key(13), b"not now", &[7]).await, Err(AskError::Busy));
         // One that was not begun.
         let frame = IoBuf::alloc(HEADER_BYTES + 100);
