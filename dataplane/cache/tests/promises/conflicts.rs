@@ -15,6 +15,17 @@ fn is_path_of(op: &NsOp) -> bool {
     matches!(op, NsOp::PathOf { .. })
 }
 
+/// Writes something that is sealed, and whose commit waits for its answer.
+async fn write_unanswered(node: &Node, ino: Ino, ours: &mut [u8]) {
+    let agent = &node.agent;
+    agent.ignores_commits.set(true);
+    let before = agent.commits.borrow().len();
+    node.write(ino, 10, b"first").await.unwrap();
+    ours[10..15].copy_from_slice(b"first");
+    node.fs.sync_all().await.unwrap();
+    until("the commit comes", || agent.commits.borrow().len() > before).await;
+}
+
 /// A file of two chunks, of which this node has written something that is sealed, and another node both chunks since: its
 /// number, what should be in the file beside it, and what is in the file.
 async fn refused(node: &Node) -> (Ino, Vec<u8>, Vec<u8>) {
@@ -24,12 +35,7 @@ async fn refused(node: &Node) -> (Ino, Vec<u8>, Vec<u8>) {
     let mut ours = pattern(1, 2 * CHUNK - 7);
     node.write(ino, 0, &ours).await.unwrap();
     node.fsync(ino).await.unwrap();
-    agent.ignores_commits.set(true);
-    let before = agent.commits.borrow().len();
-    node.write(ino, 10, b"first").await.unwrap();
-    ours[10..15].copy_from_slice(b"first");
-    node.fs.sync_all().await.unwrap();
-    until("the commit comes", || agent.commits.borrow().len() > before).await;
+    write_unanswered(node, ino, &mut ours).await;
     let theirs = [pattern(2, CHUNK), pattern(3, CHUNK - 7)];
     agent.others_write(ino, 0, &theirs[0]);
     agent.others_write(ino, 1, &theirs[1]);
@@ -157,12 +163,7 @@ fn what_the_file_had_and_is_nowhere_any_more_does_not_keep_the_rest_from_being_s
         node.write(ino, 0, &ours).await.unwrap();
         node.fsync(ino).await.unwrap();
         node.upload().await;
-        agent.ignores_commits.set(true);
-        let before = agent.commits.borrow().len();
-        node.write(ino, 10, b"first").await.unwrap();
-        ours[10..15].copy_from_slice(b"first");
-        node.fs.sync_all().await.unwrap();
-        until("the commit comes", || agent.commits.borrow().len() > before).await;
+        write_unanswered(&node, ino, &mut ours).await;
         // The other chunk is not here, and its object went when another node wrote it.
         assert_eq!(node.evict(ino).await, 1);
         agent.cloud.borrow_mut().clear();

@@ -39,13 +39,20 @@ impl Drop for Sick {
     }
 }
 
-#[test]
-fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
+/// Runs `main` with a node whose device can be made to fail.
+fn on_sick_node(main: impl AsyncFnOnce(Node, Rc<Agent>, &Sick)) {
     let dir = tempfile::tempdir().unwrap();
     let agent = Rc::new(Agent::default());
     let sick = Sick::of(dir.path());
     on_reactor(|| async {
         let node = start(dir.path(), &agent, 1).await;
+        main(node, Rc::clone(&agent), &sick).await;
+    });
+}
+
+#[test]
+fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
+    on_sick_node(async |node, agent, sick| {
         let well = node.create("well").await;
         node.write(well, 0, &pattern(1, 100_000)).await.unwrap();
         node.flush(well).await.unwrap();
@@ -112,11 +119,7 @@ fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
 
 #[test]
 fn another_nodes_device_is_as_good_as_the_cloud_while_this_one_refuses_writes() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, agent, sick| {
         let others = Others::around(&node);
         others.0.lock().unwrap().homes = vec![("b", Does::Has)];
         sick.fail(Operation::Write);
@@ -144,11 +147,7 @@ fn another_nodes_device_is_as_good_as_the_cloud_while_this_one_refuses_writes() 
 
 #[test]
 fn a_read_error_of_a_clean_chunk_is_a_miss() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, agent, sick| {
         let ino = node.create("file").await;
         let bytes = pattern(4, 2 * CHUNK);
         node.write(ino, 0, &bytes).await.unwrap();
@@ -185,11 +184,7 @@ fn a_read_error_of_a_clean_chunk_is_a_miss() {
 
 #[test]
 fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, _, sick| {
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(5, CHUNK)).await.unwrap();
         node.flush(ino).await.unwrap();
@@ -212,11 +207,7 @@ fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
 
 #[test]
 fn a_truncation_that_fails_takes_nothing_from_what_is_behind_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, _, sick| {
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(6, 2 * CHUNK)).await.unwrap();
         node.flush(ino).await.unwrap();
