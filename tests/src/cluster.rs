@@ -6,7 +6,7 @@ use crate::node::{Node, Setup};
 use tempfile::TempDir;
 
 /// What nodes that listen for each other show.
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 /// A coordinator and its nodes, with a bucket that is a folder.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
 //! Several nodes whose chunks do not get into the bucket until they are let.
 
+use crate::cluster::TOKEN;
 use crate::coordinator::Coordinator;
 use crate::fault_proxy::{Fault, FaultProxy};
 use crate::machine::wait_until;
@@ -7,8 +8,6 @@ use crate::node::{Node, Setup};
 use crate::s3::S3;
 use std::time::Duration;
 
-/// What nodes that listen for each other show.
-const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 /// How long nodes may take to hear of each other: a heartbeat, and room.
 const HEARD_OF: Duration = Duration::from_secs(20);
 

@@ -8,6 +8,7 @@
 mod azurite;
 mod busy;
 mod bytes;
+mod cabled;
 mod ceph;
 mod certificates;
 mod cluster;
@@ -36,6 +37,7 @@ mod written;
 pub use azurite::Azurite;
 pub use busy::{Busy, Seen};
 pub use bytes::{Bytes, sha256_file};
+pub use cabled::CabledNodes;
 pub use ceph::Ceph;
 pub use certificates::Certificates;
 pub use cluster::Cluster;

@@ -1,7 +1,6 @@
 //! The loss of every disk: what is left is the bucket.
 
 use crate::node::Node;
-use crate::plane::Plane;
 
 /// kill -9 of everything, and every file the node kept is deleted. Only the bucket stays.
 ///
@@ -9,9 +8,7 @@ use crate::plane::Plane;
 /// When a process of the node did not run, or something cannot be deleted.
 #[track_caller]
 pub fn lose_everything(node: &Node) {
-    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
-        assert!(node.kill(plane), "{plane:?} runs");
-    }
+    node.kill_all();
     node.stop_by_force();
     let done = || {
         let (bucket, aside) = (node.dir().join("cloud"), node.outside().join("bucket"));

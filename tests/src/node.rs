@@ -421,6 +421,17 @@ impl Node {
         pid.is_some()
     }
 
+    /// kill -9 of all its processes, the supervisor first, so that it starts nothing again.
+    ///
+    /// # Panics
+    /// When one did not run.
+    #[track_caller]
+    pub fn kill_all(&self) {
+        for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
+            assert!(self.kill(plane), "{plane:?} runs");
+        }
+    }
+
     /// SIGSTOP. It goes on when what this returns is dropped.
     ///
     /// # Panics

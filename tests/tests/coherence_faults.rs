@@ -16,7 +16,7 @@ mod coherence_faults {
     pub mod round;
 }
 
-use coherence_faults::hurt::{Cluster, Hurt};
+use coherence_faults::hurt::{self, Hurt};
 use coherence_faults::round::Round;
 use fastcache_tests::{number, on_an_island, seed, serial};
 use rand::SeedableRng as _;
@@ -38,7 +38,7 @@ fn any_mount_answers_as_one_file_system_would_while_things_fail() {
     let rng = &mut StdRng::seed_from_u64(seed);
     on_an_island(&[], || {
         let since = Instant::now();
-        let mut cluster = Cluster::start();
+        let mut cluster = hurt::start();
         let (mut kinds, mut done, mut conflicts) = (Vec::new(), 0, 0);
         for n in 0.. {
             if n >= ROUNDS && done >= ops {

@@ -193,9 +193,7 @@ fn a_stale_mount_is_cleaned_up_by_the_next_up() {
     let _one = serial();
     let node = Node::start_default();
     std::fs::write(node.at("file"), b"closed").expect("write on the mount");
-    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
-        assert!(node.kill(plane), "{plane:?} was there");
-    }
+    node.kill_all();
     wait_until("nobody serves the mount", Duration::from_secs(10), || {
         std::fs::read(node.at("file")).is_err()
     });

@@ -53,12 +53,6 @@ fn expect(node: &Node, name: &str, number: u64, len: usize) {
     assert_eq!((got.len(), same), (len, None), "{name}");
 }
 
-fn kill(node: &Node) {
-    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
-        assert!(node.kill(plane), "{plane:?} runs");
-    }
-}
-
 /// Fsyncs of a level that returned, as the node's metrics have it.
 fn fsyncs(node: &Node, level: &str) -> u64 {
     let text = Http::on(node.port())
@@ -110,7 +104,7 @@ fn without_another_node_it_waits_for_the_cloud() {
         panic!("two nodes");
     };
     returned(first, syncing(first, "before", 1, 100_000));
-    kill(second);
+    second.kill_all();
     let fsync = syncing(first, "file", 2, (4 << 20) + 5);
 
     // A program that waits can be ended.
@@ -156,7 +150,7 @@ fn two_copies_are_two_other_nodes_or_the_cloud() {
     };
     returned(first, syncing(first, "two", 1, 9 << 20));
     assert_eq!(first.state_xattr("two"), "replicated 2");
-    kill(second);
+    second.kill_all();
     let fsync = syncing(first, "one", 2, 1 << 20);
     wait_until("the third node has it", SOON, || {
         third.stat("held_chunks") == 4

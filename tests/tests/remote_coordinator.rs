@@ -87,9 +87,7 @@ fn a_second_node_with_the_id_of_another_is_refused_and_the_first_is_back_at_once
         b"of the first"
     );
     // All of it killed: its place is kept, and it is back without a wait for a lease.
-    for plane in [Plane::Supervisor, Plane::Agent, Plane::Data] {
-        assert!(first.kill(plane));
-    }
+    first.kill_all();
     is_refused();
     let since = Instant::now();
     first.up_with(&["--peer-id=one"]);

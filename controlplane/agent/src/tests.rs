@@ -72,7 +72,7 @@ async fn node(dir: &Path, refs: &Refs) -> Node {
         upload_quiet: Duration::from_millis(20),
         ..AgentConfig::default()
     };
-    let cloud = crate::node::open_cloud(&config).await.unwrap();
+    let cloud = crate::node::start::open_cloud(&config).await.unwrap();
     let namespace = namespace(refs.clone());
     Node::start_on(config, "test".to_owned(), namespace, cloud, Lanes::here())
 }

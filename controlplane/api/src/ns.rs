@@ -3,7 +3,15 @@
 //! Names are bytes (1 to 255, no `/`, no NUL). All sizes and offsets are bytes. Permission checks by
 //! user and group are the kernel's (`default_permissions`); the rules of the tree are the coordinator's.
 
-use crate::{Errno, Ino, OpId, Time, Version};
+mod answer;
+mod contents;
+mod inode;
+
+pub use answer::*;
+pub use contents::*;
+pub use inode::*;
+
+use crate::{Ino, OpId, Time, Version};
 use serde::{Deserialize, Serialize};
 
 /// Longest name of a directory entry, bytes (POSIX NAME_MAX).
@@ -26,141 +34,6 @@ pub const LINK_MAX: u32 = 1_000_000;
 /// Largest file, bytes: 2^32 chunks would be more, but offsets are signed 64-bit in the kernel.
 pub const FILE_SIZE_MAX: u64 = 1 << 50;
 
-/// What an inode is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Kind {
-    /// Regular file.
-    File,
-    /// Directory.
-    Dir,
-    /// Symbolic link.
-    Symlink,
-    /// Named pipe.
-    Fifo,
-    /// Unix socket.
-    Socket,
-    /// Character device.
-    Char,
-    /// Block device.
-    Block,
-}
-
-/// Attributes of an inode.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Attr {
-    /// The inode.
-    pub ino: Ino,
-    /// What it is.
-    pub kind: Kind,
-    /// Permission bits, with setuid, setgid and sticky (mask 0o7777).
-    pub mode: u32,
-    /// Number of hard links (for a directory 2 + its subdirectories).
-    pub nlink: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Device number, for Char and Block, as the kernel encodes it (new_encode_dev).
-    pub rdev: u32,
-    /// Bytes. For a symbolic link the length of its target.
-    pub size: u64,
-    /// Bytes of a file that are not holes, in whole blocks ([`Layout::allocated`]); else 0.
-    pub allocated: u64,
-    /// Last access, as set by utimens or creation (reads do not update it).
-    pub atime: Time,
-    /// Last change of contents.
-    pub mtime: Time,
-    /// Last change of attributes.
-    pub ctime: Time,
-    /// Bytes of one chunk of this file; fixed when it was created. A multiple of 4096.
-    pub chunk_size: u32,
-    /// The version of the layout: what the last [`NsOp::Commit`] set; `Version::NONE` before the first.
-    pub layout_version: Version,
-    /// The log position of the last change of this inode; a later one is newer. Never 0.
-    pub seq: u64,
-}
-
-/// Consecutive chunks with one version.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Run {
-    /// Index of the first chunk.
-    pub first: u32,
-    /// How many chunks; at least 1.
-    pub count: u32,
-    /// Their version; never `Version::NONE` (a hole has no run).
-    pub version: Version,
-    /// Valid bytes of the *last* chunk of the run (the others are whole); the rest reads as zeros.
-    pub valid: u32,
-}
-
-/// A file's contents: runs in order of `first`, without overlap. What no run covers reads as zeros.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Layout {
-    /// The runs, sorted by `first`.
-    pub runs: Vec<Run>,
-}
-
-/// One directory entry.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct DirEntry {
-    /// Its name.
-    pub name: Vec<u8>,
-    /// The inode.
-    pub ino: Ino,
-    /// What it is.
-    pub kind: Kind,
-    /// Where a listing goes on after this entry. Cookies are unique in a directory for ever and at least 3
-    /// (1 and 2 are `.` and `..`, which the coordinator does not list).
-    pub cookie: u64,
-    /// Attributes, when the listing asked for them.
-    pub attr: Option<Attr>,
-}
-
-/// Who makes a new inode.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Cred {
-    /// Owner of what is made.
-    pub uid: u32,
-    /// Group of what is made, unless its directory has the setgid bit.
-    pub gid: u32,
-}
-
-/// Attribute changes; `None` leaves a thing as it is. The size is not here: it belongs to [`NsOp::Commit`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct SetAttr {
-    /// Permission bits (0o7777).
-    pub mode: Option<u32>,
-    /// Owner.
-    pub uid: Option<u32>,
-    /// Group.
-    pub gid: Option<u32>,
-    /// Access time.
-    pub atime: Option<Time>,
-    /// Modification time.
-    pub mtime: Option<Time>,
-    /// Change time; `None` takes the operation's time.
-    pub ctime: Option<Time>,
-    /// Clear setuid, and setgid where the group may execute (a write or chown by someone without privilege).
-    pub kill_suid: bool,
-}
-
-/// What a new inode is to be.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct NewInode {
-    /// What it is.
-    pub kind: Kind,
-    /// Permission bits; the umask is already applied.
-    pub mode: u32,
-    /// Device number for Char and Block, else 0.
-    pub rdev: u32,
-    /// Owner and group.
-    pub cred: Cred,
-    /// Target, for a symbolic link; else empty.
-    pub target: Vec<u8>,
-    /// Bytes of a chunk, for a file; else 0.
-    pub chunk_size: u32,
-}
-
 /// How a rename treats an existing target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum RenameMode {
@@ -181,55 +54,6 @@ pub enum XattrMode {
     Create,
     /// ENODATA if it does not (XATTR_REPLACE).
     Replace,
-}
-
-/// A file's new contents, as the holder of its write lease commits them.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Commit {
-    /// The file.
-    pub ino: Ino,
-    /// The layout version this change was made from.
-    pub base: Version,
-    /// The layout version after it. A commit whose `version` the inode already has is answered as done.
-    pub version: Version,
-    /// The smallest size the file had since `base`: chunks beyond it are dropped and the chunk that holds it
-    /// is valid up to it only, before `runs` are laid over.
-    pub truncate: Option<u64>,
-    /// New chunks. A run with `Version::NONE` punches a hole (its chunks are dropped).
-    pub runs: Vec<Run>,
-    /// The size now, bytes.
-    pub size: u64,
-    /// Modification time now.
-    pub mtime: Time,
-    /// Clear setuid, and setgid where the group may execute.
-    pub kill_suid: bool,
-    /// Reserve: when the base does not match (the lease was lost), make a conflict file beside it
-    /// instead of failing with ESTALE.
-    pub conflict_file: bool,
-}
-
-/// Where a persisted chunk is in the object store.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct CloudRef {
-    /// Key of the object, without the configured prefix.
-    pub object: String,
-    /// Offset of the chunk in the object, bytes.
-    pub offset: u64,
-    /// Length of the chunk, bytes.
-    pub len: u32,
-    /// CRC32C of the chunk's bytes.
-    pub crc32c: u32,
-    /// The object's ETag, where the store gives one.
-    pub etag: Option<String>,
-}
-
-/// One persisted chunk, as the agent reports it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct PersistedChunk {
-    /// The chunk.
-    pub key: crate::ChunkKey,
-    /// Where it is.
-    pub at: CloudRef,
 }
 
 /// An operation of the namespace.
@@ -546,148 +370,6 @@ impl NsOp {
     }
 }
 
-/// Counts of the whole file system.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Statfs {
-    /// Inodes that exist.
-    pub inodes: u64,
-    /// Bytes of all files, without holes.
-    pub bytes: u64,
-}
-
-/// What came of an operation.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum NsAnswer {
-    /// Nothing to tell.
-    Done,
-    /// An inode found or made, with its attributes.
-    Entry(Attr),
-    /// Attributes.
-    Attr(Attr),
-    /// Attributes and contents.
-    Opened {
-        /// Attributes.
-        attr: Attr,
-        /// Contents.
-        layout: Layout,
-    },
-    /// A value.
-    Bytes(Vec<u8>),
-    /// Names.
-    Names(Vec<Vec<u8>>),
-    /// Part of a listing.
-    Dir {
-        /// The entries, in cookie order.
-        entries: Vec<DirEntry>,
-        /// Nothing comes after these.
-        is_end: bool,
-    },
-    /// A name went away.
-    Unlinked {
-        /// The inode it named.
-        ino: Ino,
-        /// No name is left: the inode is an orphan until it is reaped.
-        is_orphan: bool,
-    },
-    /// Counts.
-    Statfs(Statfs),
-    /// Cloud refs: chunk index, version, place.
-    CloudRefs(Vec<(u32, Version, CloudRef)>),
-    /// `count` versions from `first` on belong to the asker.
-    Versions {
-        /// The first.
-        first: Version,
-        /// How many.
-        count: u32,
-    },
-    /// Object keys to delete.
-    Garbage(Vec<String>),
-    /// Part of the inodes.
-    Audit {
-        /// The inodes.
-        inodes: Vec<crate::Audited>,
-        /// What is wrong and belongs to none of them.
-        flaws: Vec<crate::Flaw>,
-        /// Nothing comes after these.
-        is_end: bool,
-        /// The namespace's epoch: no inode or version of a later one exists.
-        epoch: u64,
-        /// The log position this tells of.
-        position: u64,
-    },
-    /// Part of the cloud refs.
-    AllRefs {
-        /// The refs.
-        refs: Vec<crate::AuditedRef>,
-        /// Nothing comes after these.
-        is_end: bool,
-    },
-    /// Part of the deletion queue: number and object key.
-    QueuedGarbage {
-        /// The objects.
-        objects: Vec<(u64, String)>,
-        /// Nothing comes after these.
-        is_end: bool,
-    },
-    /// How many objects were queued for deletion.
-    Discarded(u64),
-    /// How far the history in the bucket is.
-    History(HistoryStatus),
-    /// Part of the spares.
-    Spares {
-        /// The spares.
-        spares: Vec<crate::Spare>,
-        /// Nothing comes after these.
-        is_end: bool,
-    },
-    /// The chunks that are as they were when they were persisted, by file: none for a file that has none.
-    Reverted(Vec<(Ino, Vec<u32>)>),
-    /// Part of the inodes that have an attribute.
-    WithXattr {
-        /// The inodes.
-        inos: Vec<Ino>,
-        /// The last attribute looked at; `None`: there are no more.
-        last: Option<(Ino, Vec<u8>)>,
-    },
-}
-
-/// What the coordinator does about the history in the bucket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HistoryState {
-    /// Nothing: it was given no bucket.
-    #[default]
-    Off,
-    /// It has not reached the bucket yet since its start.
-    Claiming,
-    /// It writes the log there.
-    Shipping,
-    /// Never again in this run: somebody else writes this history, or the bucket has another one.
-    Stopped,
-}
-
-/// How far the history in the bucket is.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct HistoryStatus {
-    /// What the coordinator does about it.
-    pub state: HistoryState,
-    /// Number of the file system; the objects of the history carry it.
-    pub file_system: u64,
-    /// The last record of the log.
-    pub log_position: u64,
-    /// The last record that is in the bucket.
-    pub shipped_position: u64,
-    /// The last record of the last whole snapshot in the bucket. An object that a record up to here dropped is named
-    /// by nothing that could be rebuilt.
-    pub snapshot_position: u64,
-    /// How long the oldest record that is not in the bucket has been waiting, ms; `None` when there is none.
-    pub lag_ms: Option<u64>,
-    /// Why it is stopped, or why the last write to the bucket failed.
-    pub error: Option<String>,
-    /// The inode that was asked about, with its path and cloud refs, is in the bucket as it is now.
-    pub is_covered: bool,
-}
-
 /// A question to the namespace.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NsRequest {
@@ -697,17 +379,4 @@ pub struct NsRequest {
     pub now: Time,
     /// The operation.
     pub op: NsOp,
-}
-
-/// The answer, with what else the asker may now know.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct NsReply {
-    /// What came of it.
-    pub result: Result<NsAnswer, Errno>,
-    /// New attributes of every inode a change touched, parents included (of those that still exist).
-    pub touched: Vec<Attr>,
-    /// The log position that holds the change (0 for reads).
-    pub log_position: u64,
-    /// How long what is told here may be cached, ms from when the request was sent; `None`: until revoked.
-    pub lease_ms: Option<u32>,
 }

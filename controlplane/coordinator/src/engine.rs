@@ -9,8 +9,11 @@
 //! handing it to another thread would cost more than it does.
 
 mod kept;
+mod kv;
 mod log;
 mod restore;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use kept::{Fate, Lost, NotLost};
 pub(crate) use log::{Frozen, WeakEngine};
@@ -18,9 +21,9 @@ pub(crate) use restore::{Target, check_unused, is_there};
 
 use crate::history::{self, HistoryConfig, HistoryError, Progress};
 use fastcache_api::{Errno, HistoryState, Ino, NsOp, NsReply, NsRequest, Time, grpc};
-use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
-use std::ops::Bound;
+use fastcache_namespace::{Outcome, Record};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use kv::{SnapshotKv, StateKv, fill};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -136,79 +139,9 @@ pub struct Engine {
     inner: Arc<Inner>,
 }
 
-#[derive(Clone)]
-struct StateKv(Keyspace);
-
-/// The state as it was at one moment: what a read of several keys needs while changes go on.
-struct SnapshotKv<'a>(fjall::Snapshot, &'a Keyspace);
-
 /// How the tables are made.
 fn table_options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(WRITE_BUFFER_BYTES)
-}
-
-fn read_error(error: fjall::Error) -> KvError {
-    KvError(error.to_string())
-}
-
-/// A first and a last key.
-type Keys = (Bound<Vec<u8>>, Bound<Vec<u8>>);
-
-/// The keys that start with `prefix`, from `from` on; `None` when there can be none. It ends with the prefix: the store
-/// would walk over everything that was removed behind it, to find the next key that is there.
-fn range_of(prefix: &[u8], from: &[u8]) -> Option<Keys> {
-    let start = if from < prefix { prefix } else { from };
-    if !start.starts_with(prefix) {
-        return None;
-    }
-    let mut end = prefix.to_vec();
-    while end.pop_if(|byte| *byte == u8::MAX).is_some() {}
-    let end = match end.last_mut() {
-        Some(byte) => {
-            *byte += 1;
-            Bound::Excluded(end)
-        }
-        None => Bound::Unbounded,
-    };
-    Some((Bound::Included(start.to_vec()), end))
-}
-
-/// The pairs of an iteration, at most `limit`.
-fn collect(pairs: fjall::Iter, limit: usize) -> Result<Vec<Pair>, KvError> {
-    let mut out = Vec::new();
-    for guard in pairs.take(limit) {
-        let (key, value) = guard.into_inner().map_err(read_error)?;
-        out.push((key.to_vec(), value.to_vec()));
-    }
-    Ok(out)
-}
-
-impl Kv for StateKv {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        Ok(self.0.get(key).map_err(read_error)?.map(|v| v.to_vec()))
-    }
-
-    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
-        let range = range_of(prefix, from);
-        range.map_or(Ok(Vec::new()), |range| collect(self.0.range(range), limit))
-    }
-}
-
-impl Kv for SnapshotKv<'_> {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
-        Ok(self
-            .0
-            .get(self.1, key)
-            .map_err(read_error)?
-            .map(|v| v.to_vec()))
-    }
-
-    fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
-        let range = range_of(prefix, from);
-        range.map_or(Ok(Vec::new()), |range| {
-            collect(self.0.range(self.1, range), limit)
-        })
-    }
 }
 
 impl Engine {
@@ -497,19 +430,6 @@ impl Engine {
     }
 }
 
-fn fill(
-    batch: &mut fjall::OwnedWriteBatch,
-    state: &Keyspace,
-    changes: fastcache_namespace::Changes,
-) {
-    for (key, value) in changes {
-        match value {
-            Some(value) => batch.insert(state, key, value),
-            None => batch.remove(state, key),
-        }
-    }
-}
-
 /// Syncs the log while there is something to sync, until the engine is gone.
 async fn keep_synced(inner: std::sync::Weak<Inner>, every: Duration) {
     loop {
@@ -528,144 +448,5 @@ fn failed() -> NsReply {
         touched: Vec::new(),
         log_position: 0,
         lease_ms: None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use fastcache_api::{Cred, Ino, Kind, NewInode, NsAnswer, OpId};
-
-    fn make(seq: u64, name: &str) -> NsRequest {
-        let new = NewInode {
-            kind: Kind::Dir,
-            mode: 0o755,
-            rdev: 0,
-            cred: Cred { uid: 0, gid: 0 },
-            target: Vec::new(),
-            chunk_size: 0,
-        };
-        let op = NsOp::Make {
-            at: Some((Ino::ROOT, name.as_bytes().to_vec())),
-            new,
-        };
-        NsRequest {
-            id: Some(OpId { client: 7, seq }),
-            now: Time { sec: 1, nsec: 2 },
-            op,
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn acknowledged_changes_and_answers_survive_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = {
-            let engine = Engine::open(dir.path()).unwrap();
-            let first = engine.call(make(1, "a")).await;
-            assert!(matches!(first.result, Ok(NsAnswer::Entry(_))));
-            assert_eq!(engine.call(make(1, "a")).await, first);
-            assert_eq!(engine.call(make(2, "a")).await.result, Err(Errno::EEXIST));
-            first
-        };
-        // The background task gives the store up within one round.
-        let engine = loop {
-            match Engine::open(dir.path()) {
-                Ok(engine) => break engine,
-                Err(EngineError::Locked(_)) => tokio::time::sleep(SYNC_EVERY).await,
-                Err(e) => panic!("{e}"),
-            }
-        };
-        assert_eq!(engine.call(make(1, "a")).await, first);
-        let stats = engine.stats();
-        assert_eq!((stats.epoch, stats.inodes), (2, 2));
-        // Begin, the change, begin again.
-        assert_eq!((stats.log_position, engine.log_begins()), (3, 1));
-    }
-
-    #[test]
-    fn a_scan_has_the_keys_of_its_prefix_and_no_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = Database::builder(dir.path()).open().unwrap();
-        let keys: [&[u8]; 6] = [b"a", b"a\xff", b"a\xff\xff", b"b", b"\xff", b"\xff\xff"];
-        let kv = StateKv(db.keyspace("k", KeyspaceCreateOptions::default).unwrap());
-        for key in keys {
-            kv.0.insert(key, "").unwrap();
-        }
-        for prefix in [&b""[..], b"a", b"a\xff", b"b", b"c", b"\xff", b"\xff\xff"] {
-            for from in [
-                &b""[..],
-                b"a",
-                b"a\xff",
-                b"a\xff\xff",
-                b"b",
-                b"\xff\xff\xff",
-            ] {
-                let expected: Vec<_> = keys
-                    .iter()
-                    .filter(|k| k.starts_with(prefix) && **k >= from)
-                    .map(|k| (k.to_vec(), Vec::new()))
-                    .collect();
-                let snapshot = SnapshotKv(db.snapshot(), &kv.0);
-                assert_eq!(kv.scan(prefix, from, 10).unwrap(), expected);
-                assert_eq!(snapshot.scan(prefix, from, 10).unwrap(), expected);
-            }
-        }
-    }
-
-    /// What was removed before costs nothing: the removals stay in the store until it merges its tables.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn removing_a_file_does_not_take_longer_with_every_file_that_was_removed() {
-        const FILES: usize = 6000;
-        const LOOKED_AT: usize = 300;
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::open(dir.path()).unwrap();
-        let mut seq = 0;
-        let mut took = Vec::new();
-        for n in 0..FILES {
-            let name = n.to_string();
-            let made = engine.call(make(2 * seq + 1, &name)).await;
-            let Ok(NsAnswer::Entry(attr)) = made.result else {
-                panic!("{made:?}")
-            };
-            for op in [
-                NsOp::Rmdir {
-                    parent: Ino::ROOT,
-                    name: name.into_bytes(),
-                },
-                NsOp::Reap {
-                    inos: vec![attr.ino],
-                },
-            ] {
-                let is_reap = matches!(op, NsOp::Reap { .. });
-                seq += 1;
-                let request = NsRequest {
-                    id: Some(OpId {
-                        client: 8,
-                        seq: 2 * seq,
-                    }),
-                    now: Time { sec: 1, nsec: 2 },
-                    op,
-                };
-                let start = Instant::now();
-                assert!(engine.call(request).await.result.is_ok());
-                if is_reap {
-                    took.push(start.elapsed());
-                }
-            }
-        }
-        let median = |times: &[Duration]| {
-            let mut times = times.to_vec();
-            times.sort_unstable();
-            times[times.len() / 2]
-        };
-        let (first, last) = (
-            median(&took[..LOOKED_AT]),
-            median(&took[FILES - LOOKED_AT..]),
-        );
-        println!("{first:?}, {last:?} after {FILES}");
-        assert!(
-            last < first * 5,
-            "{first:?} at first, {last:?} after {FILES} files"
-        );
     }
 }

@@ -1,11 +1,14 @@
 //! Goal: what callers of the store are promised, on a real file with real I/O. Each session is a `run` of the reactor;
 //! a session that ends without `close` is a killed process. The helpers here serve the other test files, too.
 
+mod cores;
 mod format;
 mod keeping;
 mod model;
+mod pending;
 #[cfg(not(feature = "race"))]
 mod power;
+mod room;
 mod sealing;
 mod sick;
 
@@ -17,6 +20,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) const MIB: u64 = 1 << 20;
+/// Bytes of a whole chunk.
+const CHUNK: u32 = 4 << 20;
 
 pub(crate) fn options(dir: &Path, mib: u64) -> StoreOptions {
     StoreOptions {

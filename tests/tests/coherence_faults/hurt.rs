@@ -1,10 +1,9 @@
 //! Three nodes, one of them at the far end of a cable, their coordinator, and what is done to them.
 
-use fastcache_tests::{Cable, Coordinator, Node, Plane, Setup, Stopped, temp_dir, wait_until};
+use fastcache_tests::{Cable, CabledNodes, Coordinator, Node, Plane, Stopped, wait_until};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// Nodes; the last one is at the far end.
 pub const NODES: usize = 3;
@@ -135,66 +134,20 @@ enum Undo {
     PlugIn,
 }
 
-pub struct Cluster {
-    /// Stopped before the coordinator.
-    pub nodes: Vec<Node>,
-    coordinator: Coordinator,
-    cable: Cable,
-    _bucket: TempDir,
+/// Three nodes that know each other. To be called on an island.
+pub fn start() -> CabledNodes {
+    let cluster = CabledNodes::start(NODES, LEASE, LIMIT);
+    meet(&cluster.nodes);
+    cluster
 }
 
-impl Cluster {
-    /// To be called on an island.
-    pub fn start() -> Cluster {
-        let cable = Cable::lay();
-        let bucket = temp_dir("bucket");
-        let folder = bucket.path().display().to_string();
-        let cloud = ["--cloud-provider", "dir", "--cloud-dir", &folder];
-        let lease = LEASE.as_secs().to_string();
-        let flags = [&cloud[..], &["--lease", &lease]].concat();
-        let coordinator = Coordinator::start_at(Cable::NEAR, &flags, &[]);
-        let start = |host: &str| {
-            let own = [
-                format!("--coordinator={}", coordinator.address()),
-                format!("--listen={host}:0"),
-            ];
-            let flags = cloud.iter().map(|f| (*f).to_owned()).chain(own);
-            Node::start(Setup {
-                capacity: Some("256MiB"),
-                flags: flags.collect(),
-                env: vec![
-                    ("FASTCACHE_CLUSTER_TOKEN", "0".repeat(32)),
-                    ("POD_IP", host.to_owned()),
-                ],
-                limit: LIMIT,
-                ..Setup::default()
-            })
-        };
-        let mut nodes: Vec<Node> = (0..FAR).map(|_| start(Cable::NEAR)).collect();
-        nodes.push(cable.at_far_end(|| start(Cable::FAR)));
-        meet(&nodes);
-        Cluster {
-            nodes,
-            coordinator,
-            cable,
-            _bucket: bucket,
-        }
-    }
-
-    /// Stops it in order.
-    pub fn end(self) {
-        // Its REST is at the other end.
-        self.cable.at_far_end(|| self.nodes[FAR].down());
-    }
-
-    /// The nodes, which many use at once, and the rest.
-    pub fn split(&mut self) -> (&[Node], Rest<'_>) {
-        let rest = Rest {
-            coordinator: &mut self.coordinator,
-            cable: &self.cable,
-        };
-        (&self.nodes, rest)
-    }
+/// The nodes, which many use at once, and the rest.
+pub fn split(cluster: &mut CabledNodes) -> (&[Node], Rest<'_>) {
+    let rest = Rest {
+        coordinator: &mut cluster.coordinator,
+        cable: &cluster.cable,
+    };
+    (&cluster.nodes, rest)
 }
 
 /// What a cluster has beside its nodes.

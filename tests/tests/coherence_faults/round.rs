@@ -1,11 +1,11 @@
 //! A round: programs on every node while things fail, a look at everything when all is back, and the judgement.
 
-use super::hurt::{Cluster, Hurt, NODES, Outage};
+use super::hurt::{Hurt, NODES, Outage, split};
 use super::load::{FILES, LOGS, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Trouble};
-use fastcache_tests::Node;
 use fastcache_tests::oracle::{
     Contents, Names, Object, Register, Timed, Touch, Verdict, check, settle,
 };
+use fastcache_tests::{CabledNodes, Node};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -46,7 +46,7 @@ pub struct Told {
 
 impl Round {
     /// A folder of its own.
-    pub fn prepare(cluster: &Cluster, number: usize, seed: u64) -> Round {
+    pub fn prepare(cluster: &CabledNodes, number: usize, seed: u64) -> Round {
         let name = format!("round{number}");
         let seed = seed.wrapping_add((number as u64) << 32);
         let began = Instant::now();
@@ -64,9 +64,9 @@ impl Round {
     /// # Panics
     /// When something is wrong, with the history of the object.
     #[track_caller]
-    pub fn run(self, cluster: &mut Cluster, hurts: Vec<Hurt>) -> Told {
+    pub fn run(self, cluster: &mut CabledNodes, hurts: Vec<Hurt>) -> Told {
         println!("{}, seed {}: {hurts:?}", self.name, self.seed);
-        let (nodes, mut rest) = cluster.split();
+        let (nodes, mut rest) = split(cluster);
         let (mut noted, outages) = self.work(nodes, |nodes| rest.hurt(nodes, &hurts));
         noted.push(self.first.clone());
         for (n, node) in nodes.iter().enumerate() {

@@ -5,8 +5,9 @@
 //! acknowledges. As long as a node that may come back cannot be asked, nothing is reaped; who asked tries again. Orphans that
 //! no node asks for, because theirs was killed, are looked for once in [`Options::stale_after`](super::Options).
 
+use super::revocations::Answer;
 use super::tables::{Tables, Wait};
-use super::{Answer, Coordinator, Inner};
+use super::{Coordinator, Inner};
 use crate::revocation::What;
 use fastcache_api::{Ino, NsOp, NsRequest, OpId, Time};
 use std::collections::HashSet;

@@ -1,6 +1,7 @@
 //! What only shows with a table of leases that is small.
 
 use super::*;
+use fastcache_api::{Ino, NS_VERSION};
 use futures_util::StreamExt;
 
 /// Leases of the table.

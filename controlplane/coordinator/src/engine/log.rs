@@ -1,6 +1,7 @@
 //! The log as the writer of the history reads it, and what is kept about that writer.
 
-use super::{Engine, Inner, LOG_KEPT, SnapshotKv, StateKv, failed, read_error};
+use super::kv::{SnapshotKv, StateKv, read_error};
+use super::{Engine, Inner, LOG_KEPT, failed};
 use crate::history::{Claimant, Owner, Progress};
 use fastcache_api::{HistoryState, HistoryStatus, Ino, NsAnswer, NsReply};
 use fastcache_namespace::{Counters, Fault, KvError, Pair};

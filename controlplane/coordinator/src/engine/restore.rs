@@ -1,6 +1,7 @@
 //! A namespace that is being rebuilt: filled from the outside, then closed, to be opened like any other.
 
-use super::{CACHE_BYTES, EngineError, StateKv, fill, log, table_options};
+use super::kv::{StateKv, fill};
+use super::{CACHE_BYTES, EngineError, log, table_options};
 use fastcache_api::Ino;
 use fastcache_namespace::{Counters, Pair, Record};
 use fjall::{Database, Keyspace, PersistMode};

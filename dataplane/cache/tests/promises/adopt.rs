@@ -3,10 +3,9 @@
 
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start};
-use crate::peers::Others;
+use crate::scripted::Others;
 use fastcache_api::{ChunkKey, Ino};
 use fastcache_cache::{Adopted, LeftReplica};
-use fastcache_reactor::IoBuf;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -19,24 +18,15 @@ async fn with_replica(
     is_in_cloud: bool,
 ) -> (Node, Others, LeftReplica) {
     let node = start(dir, agent, 1).await;
-    let others = Others::default();
-    node.fs.set_peers(Box::new(others.clone()));
+    let others = Others::around(&node);
     let data = pattern(5, LEN);
-    let ino = node.create("file").await;
-    node.write(ino, 0, &data).await.unwrap();
-    node.fsync(ino).await.unwrap();
-    node.upload().await;
-    assert_eq!(node.evict(ino).await, 1);
+    node.cold_file("file", &data).await;
     let key = agent.cloud.borrow().keys().copied().next().unwrap();
     if !is_in_cloud {
         agent.cloud.borrow_mut().clear();
     }
     others.0.lock().unwrap().sealed.clear();
-    let mut buf = IoBuf::alloc(LEN.next_multiple_of(4096));
-    buf.fill(0);
-    buf[..LEN].copy_from_slice(&data);
-    let given = node.fs.put_for_peer("a", key, LEN, buf);
-    soon("put", given).await.unwrap();
+    node.keep_for("a", key, &data).await.unwrap();
     assert_eq!(node.fs.left_replicas(), [], "its owner is there");
     others.0.lock().unwrap().gone.push("a");
     let of = LeftReplica {
@@ -109,8 +99,7 @@ fn what_the_file_has_no_more_is_not_taken_over() {
             ino: Ino(4711),
             ..of.key
         };
-        let put = node.fs.put_for_peer("a", key, 4096, IoBuf::alloc(4096));
-        soon("put", put).await.unwrap();
+        node.keep_for("a", key, &[0; 4096]).await.unwrap();
         let of = LeftReplica { key, ..of };
         assert_eq!(soon("adopt", node.fs.adopt(&of)).await, Adopted::Needless);
         assert_eq!(levels(&node), (0, 0));
@@ -124,11 +113,8 @@ fn what_another_node_keeps_here_is_its_own() {
     on_reactor(|| async {
         let (node, _, of) = with_replica(dir.path(), &agent, false).await;
         // One that took it over before has its copy here.
-        let mut buf = IoBuf::alloc(LEN.next_multiple_of(4096));
-        buf.fill(0);
-        buf[..LEN].copy_from_slice(&pattern(5, LEN));
-        let put = node.fs.put_for_peer("b", of.key, LEN, buf);
-        soon("put", put).await.unwrap();
+        let kept = node.keep_for("b", of.key, &pattern(5, LEN)).await;
+        kept.unwrap();
         assert_eq!(node.fs.left_replicas(), []);
         assert_eq!(soon("adopt", node.fs.adopt(&of)).await, Adopted::Needless);
         assert_eq!(levels(&node), (1, 0));
@@ -166,10 +152,7 @@ fn a_restart_forgets_for_whom_a_replica_is_kept_but_not_that_it_is() {
         assert_eq!(node.fs.left_replicas(), [of_nobody(&of)]);
         // Its owner is there after all, and gives it again.
         assert_eq!(node.fs.hold_for_peer("a", of.key), None);
-        let mut buf = IoBuf::alloc(LEN.next_multiple_of(4096));
-        buf.fill(0);
-        let put = node.fs.put_for_peer("a", of.key, LEN, buf);
-        soon("put", put).await.unwrap();
+        node.keep_for("a", of.key, &[0; LEN]).await.unwrap();
         assert_eq!(node.fs.hold_for_peer("a", of.key), Some(LEN));
         let got = node.read(of.key.ino, 0, LEN).await.unwrap();
         assert_same("what was there", &got, &pattern(5, LEN));
@@ -201,11 +184,7 @@ fn what_was_released_is_not_kept_again_after_a_restart() {
         let body = node.fs.store().find(of.key).unwrap();
         crate::node::until("the device hears of it", || !body.is_kept()).await;
         // It is cached, and can become a replica again.
-        let mut buf = IoBuf::alloc(LEN.next_multiple_of(4096));
-        buf.fill(0);
-        soon("put", node.fs.put_for_peer("a", of.key, LEN, buf))
-            .await
-            .unwrap();
+        node.keep_for("a", of.key, &[0; LEN]).await.unwrap();
         assert!(node.fs.store().find(of.key).unwrap().is_kept());
         node.fs.release_for_peer("a", of.key);
         let body = node.fs.store().find(of.key).unwrap();

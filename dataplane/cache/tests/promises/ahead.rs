@@ -1,10 +1,8 @@
 //! Goal: who reads in sequence finds the next chunks asked for already, and what is asked for in vain costs no reader
 //! anything: no error, no room, no turn. Method: a cold file, an agent that holds or damages what it fetches.
 
-use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, start, until};
+use crate::node::{CHUNK, Node, assert_same, on_node, pattern, until};
 use fastcache_api::Ino;
-use std::rc::Rc;
 
 /// Chunks of the file.
 const CHUNKS: usize = 40;
@@ -14,21 +12,14 @@ const PIECE: usize = CHUNK / 4;
 /// A file whose chunks are in the cloud alone, and its bytes.
 async fn cold_file(node: &Node) -> (Ino, Vec<u8>) {
     let data = pattern(1, CHUNKS * CHUNK);
-    let ino = node.create("file").await;
-    node.write(ino, 0, &data).await.unwrap();
-    node.fsync(ino).await.unwrap();
-    node.upload().await;
-    assert_eq!(node.evict(ino).await, CHUNKS as u64);
+    let ino = node.cold_file("file", &data).await;
     node.fs.set_read_ahead(64 << 20);
     (ino, data)
 }
 
 #[test]
 fn the_next_chunks_are_on_their_way_and_the_window_grows() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, data) = cold_file(&node).await;
         node.read(ino, 0, PIECE).await.unwrap();
         until("the second chunk is here", || {
@@ -52,10 +43,7 @@ fn the_next_chunks_are_on_their_way_and_the_window_grows() {
 
 #[test]
 fn random_reads_ask_for_nothing_ahead() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let (ino, data) = cold_file(&node).await;
         for i in 0..CHUNKS {
             let at = (i * 17 % CHUNKS) * CHUNK + 4096;
@@ -68,10 +56,7 @@ fn random_reads_ask_for_nothing_ahead() {
 
 #[test]
 fn what_cannot_be_read_ahead_is_asked_for_again_by_its_reader() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, data) = cold_file(&node).await;
         node.read(ino, 0, 100).await.unwrap();
         agent.damages_fetches.set(true);
@@ -85,10 +70,7 @@ fn what_cannot_be_read_ahead_is_asked_for_again_by_its_reader() {
 
 #[test]
 fn who_waits_for_what_cannot_be_read_ahead_does_not_fail_with_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, data) = cold_file(&node).await;
         node.read(ino, 0, 100).await.unwrap();
         agent.holds_fetches.set(true);
@@ -111,10 +93,7 @@ fn who_waits_for_what_cannot_be_read_ahead_does_not_fail_with_it() {
 
 #[test]
 fn closing_or_changing_the_file_drops_what_nobody_waits_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, mut data) = cold_file(&node).await;
         for change in ["write", "truncate", "close"] {
             node.evict(ino).await;

@@ -4,7 +4,8 @@
 
 use crate::agent::Agent;
 use crate::node::{
-    CHUNK, STORE_FILE, assert_same, on_reactor, pattern, soon, start, start_detached, until,
+    CHUNK, STORE_FILE, assert_same, on_node, on_reactor, pattern, soon, start, start_detached,
+    until,
 };
 use fastcache_api::control::DataCall;
 use fastcache_api::{Errno, Ino, NsOp};
@@ -13,10 +14,7 @@ use std::rc::Rc;
 
 #[test]
 fn an_unanswered_commit_is_sent_again_exactly_the_same() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let ino = node.create("file").await;
         let data = pattern(1, 100_000);
         node.write(ino, 0, &data).await.unwrap();
@@ -59,10 +57,7 @@ fn an_unanswered_commit_is_sent_again_exactly_the_same() {
 
 #[test]
 fn an_answer_lost_on_the_way_changes_nothing_twice() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let ino = node.create("file").await;
         for round in 0..5 {
             let connection = 2 * round + 2;
@@ -106,10 +101,7 @@ fn an_answer_lost_on_the_way_changes_nothing_twice() {
 
 #[test]
 fn a_file_written_over_and_over_while_open_has_a_small_commit() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let ino = node.create("file").await;
         let mut sealed = Vec::new();
         let mut last = Vec::new();
@@ -301,10 +293,7 @@ fn a_commit_that_was_overtaken_is_not_taken_for_one_that_was_refused() {
 
 #[test]
 fn a_lease_is_given_back_when_nothing_needs_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.share().await;
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(1, 5000)).await.unwrap();
@@ -355,10 +344,7 @@ fn who_waits_for_a_commit_that_was_done_before_the_restart_does_not_wait_for_not
 /// Of a cut alone nothing is dirty, open or waiting to be committed while it is sealed.
 #[test]
 fn a_cut_that_is_being_sealed_is_committed_before_the_file_is_handed_over() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.share().await;
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(3, 8000)).await.unwrap();

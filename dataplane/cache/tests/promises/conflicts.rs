@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::node::{
-    CHUNK, Node, assert_same, on_reactor, pattern, soon, start, start_detached, until,
+    CHUNK, Node, assert_same, on_node, on_reactor, pattern, soon, start, start_detached, until,
 };
 use fastcache_api::control::DataCall;
 use fastcache_api::{Errno, Ino, NsOp};
@@ -15,6 +15,17 @@ fn is_path_of(op: &NsOp) -> bool {
     matches!(op, NsOp::PathOf { .. })
 }
 
+/// Writes something that is sealed, and whose commit waits for its answer.
+async fn write_unanswered(node: &Node, ino: Ino, ours: &mut [u8]) {
+    let agent = &node.agent;
+    agent.ignores_commits.set(true);
+    let before = agent.commits.borrow().len();
+    node.write(ino, 10, b"first").await.unwrap();
+    ours[10..15].copy_from_slice(b"first");
+    node.fs.sync_all().await.unwrap();
+    until("the commit comes", || agent.commits.borrow().len() > before).await;
+}
+
 /// A file of two chunks, of which this node has written something that is sealed, and another node both chunks since: its
 /// number, what should be in the file beside it, and what is in the file.
 async fn refused(node: &Node) -> (Ino, Vec<u8>, Vec<u8>) {
@@ -24,12 +35,7 @@ async fn refused(node: &Node) -> (Ino, Vec<u8>, Vec<u8>) {
     let mut ours = pattern(1, 2 * CHUNK - 7);
     node.write(ino, 0, &ours).await.unwrap();
     node.fsync(ino).await.unwrap();
-    agent.ignores_commits.set(true);
-    let before = agent.commits.borrow().len();
-    node.write(ino, 10, b"first").await.unwrap();
-    ours[10..15].copy_from_slice(b"first");
-    node.fs.sync_all().await.unwrap();
-    until("the commit comes", || agent.commits.borrow().len() > before).await;
+    write_unanswered(node, ino, &mut ours).await;
     let theirs = [pattern(2, CHUNK), pattern(3, CHUNK - 7)];
     agent.others_write(ino, 0, &theirs[0]);
     agent.others_write(ino, 1, &theirs[1]);
@@ -60,10 +66,7 @@ fn saved(agent: &Agent) -> String {
 
 #[test]
 fn what_was_written_behind_a_commit_that_is_refused_is_saved_with_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, mut ours, mut theirs) = refused(&node).await;
         // Not sealed when the refusal comes: over what was sealed, and in a chunk that was not written since.
         for (at, bytes) in [(100, b"second"), (CHUNK + 50, b"third!")] {
@@ -93,10 +96,7 @@ fn what_was_written_behind_a_commit_that_is_refused_is_saved_with_it() {
 
 #[test]
 fn who_closes_what_is_refused_is_told_whoever_was_told_before() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let (ino, _, _) = refused(&node).await;
         let both = futures_util::future::join(node.flush(ino), node.fsync(ino));
         let answered = async {
@@ -110,10 +110,7 @@ fn who_closes_what_is_refused_is_told_whoever_was_told_before() {
 
 #[test]
 fn writers_wait_a_moment_for_a_conflict_and_nobody_else_does() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, ours, mut theirs) = refused(&node).await;
         agent.holds_calls.set(Some(is_path_of));
         answer(&node);
@@ -146,10 +143,7 @@ fn writers_wait_a_moment_for_a_conflict_and_nobody_else_does() {
 
 #[test]
 fn a_save_that_fails_is_tried_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (ino, ours, theirs) = refused(&node).await;
         *agent.refuses_makes.borrow_mut() = vec![Errno::EIO, Errno::ENOSPC];
         answer(&node);
@@ -162,22 +156,14 @@ fn a_save_that_fails_is_tried_again() {
 
 #[test]
 fn what_the_file_had_and_is_nowhere_any_more_does_not_keep_the_rest_from_being_saved() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.share().await;
         let ino = node.create("file").await;
         let mut ours = pattern(1, 2 * CHUNK);
         node.write(ino, 0, &ours).await.unwrap();
         node.fsync(ino).await.unwrap();
         node.upload().await;
-        agent.ignores_commits.set(true);
-        let before = agent.commits.borrow().len();
-        node.write(ino, 10, b"first").await.unwrap();
-        ours[10..15].copy_from_slice(b"first");
-        node.fs.sync_all().await.unwrap();
-        until("the commit comes", || agent.commits.borrow().len() > before).await;
+        write_unanswered(&node, ino, &mut ours).await;
         // The other chunk is not here, and its object went when another node wrote it.
         assert_eq!(node.evict(ino).await, 1);
         agent.cloud.borrow_mut().clear();
@@ -238,10 +224,7 @@ fn what_is_refused_after_a_restart_is_saved_too() {
 
 #[test]
 fn a_file_handed_over_before_its_maker_knew_of_it_is_not_written_without_asking() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.share().await;
         agent
             .holds_calls
@@ -268,10 +251,7 @@ fn a_file_handed_over_before_its_maker_knew_of_it_is_not_written_without_asking(
 
 #[test]
 fn who_could_write_is_told_and_nobody_else_takes_that_away() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         node.fs.set_has_coordinator(true);
         let (ino, ..) = refused(&node).await;
         let open = async |flags| node.fs.open(ino, flags, false).await.unwrap().fh;

@@ -4,7 +4,7 @@
 //! one that has nothing but the layout and the cloud. `FASTCACHE_SEED` runs one seed, any number; the operations are printed.
 
 use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start};
+use crate::node::{CHUNK, Node, assert_same, on_node, on_reactor, pattern, soon, start};
 use fastcache_api::{Errno, Ino};
 use fastcache_types::BLOCK;
 use futures_util::future::join;
@@ -374,10 +374,7 @@ impl Test {
 
 #[test]
 fn seek_finds_data_that_is_on_its_way_to_the_device() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let ino = node.create("file").await;
         let mut looks = 0;
         for round in 0..20u64 {

@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, on_reactor, pattern, soon, start, until};
-use crate::peers::{Does, Others};
+use crate::scripted::{Does, Others};
 use fastcache_api::control::{FsyncLevel, NodeAnswer};
 use fastcache_api::{ChunkKey, Errno, Ino};
 use std::cell::RefCell;
@@ -24,9 +24,8 @@ impl Fsync {
     async fn start(dir: &std::path::Path, homes: Vec<(&'static str, Does)>, copies: u32) -> Fsync {
         let agent = Rc::new(Agent::default());
         let node = start(dir, &agent, 1).await;
-        let others = Others::default();
+        let others = Others::around(&node);
         others.0.lock().unwrap().homes = homes;
-        node.fs.set_peers(Box::new(others.clone()));
         agent.copies.set(Some(copies));
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(1, CHUNK + 777)).await.unwrap();

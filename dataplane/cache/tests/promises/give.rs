@@ -1,19 +1,16 @@
 //! Goal: a store full of what the cloud does not take gives chunks to nodes that have copies of them, so that writers go on; never
 //! the last copies but one, and nothing is lost. Method: other nodes by a script, an agent that uploads nothing.
 
-use crate::agent::Agent;
-use crate::node::{Node, STORE_BYTES, assert_same, on_reactor, pattern, soon, start, until};
-use crate::peers::Others;
+use crate::node::{Node, STORE_BYTES, assert_same, on_node, pattern, soon, until};
+use crate::scripted::{Does, Others};
 use fastcache_api::control::DataEvent;
 use fastcache_api::{ChunkKey, Errno, Ino};
 use fastcache_reactor::IoBuf;
-use std::rc::Rc;
 
 const CHUNK: usize = 1 << 20;
 
 /// A node whose other nodes have so many copies of whatever it sealed, and take chunks over.
-async fn with_takers(dir: &std::path::Path, agent: &Rc<Agent>, copies: usize) -> (Node, Others) {
-    let node = start(dir, agent, 1).await;
+fn with_takers(node: &Node, copies: usize) -> Others {
     node.fs.set_chunk_size(CHUNK as u32);
     let others = Others::default();
     {
@@ -22,7 +19,7 @@ async fn with_takers(dir: &std::path::Path, agent: &Rc<Agent>, copies: usize) ->
         script.all_have = copies;
     }
     node.fs.set_peers(Box::new(others.clone()));
-    (node, others)
+    others
 }
 
 fn data(chunk: usize) -> Vec<u8> {
@@ -42,10 +39,8 @@ const MANY: usize = 2 * STORE_BYTES as usize / CHUNK;
 
 #[test]
 fn a_full_store_gives_what_two_others_have() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let (node, others) = with_takers(dir.path(), &agent, 2).await;
+    on_node(async |node, agent| {
+        let others = with_takers(&node, 2);
         let ino = node.create("file").await;
         soon("writing", write_chunks(&node, ino, 0..MANY))
             .await
@@ -75,7 +70,7 @@ fn a_full_store_gives_what_two_others_have() {
         {
             let mut script = others.0.lock().unwrap();
             script.contents.extend(contents);
-            script.homes = vec![("b", crate::peers::Does::Has)];
+            script.homes = vec![("b", Does::Has)];
         }
         for chunk in 0..MANY {
             let got = node.read(ino, (chunk * CHUNK) as u64, CHUNK).await.unwrap();
@@ -86,10 +81,8 @@ fn a_full_store_gives_what_two_others_have() {
 
 #[test]
 fn the_last_copies_but_one_stay() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let (node, others) = with_takers(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
+        let others = with_takers(&node, 1);
         node.fs.set_has_cloud(false);
         let ino = node.create("file").await;
         let written = soon("writing", write_chunks(&node, ino, 0..MANY)).await;
@@ -102,10 +95,8 @@ fn the_last_copies_but_one_stay() {
 
 #[test]
 fn a_replica_is_taken_over_from_its_owner_alone_and_never_while_it_is_given() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let (node, others) = with_takers(dir.path(), &agent, 2).await;
+    on_node(async |node, agent| {
+        let others = with_takers(&node, 2);
         let ino = node.create("file").await;
         write_chunks(&node, ino, 0..1).await.unwrap();
         node.fsync(ino).await.unwrap();

@@ -1,12 +1,11 @@
 //! Goal: what the coordinator has of a program's locks is what the program holds, however asking went: a close gives all
 //! up, an interrupted wait changes nothing. Method: a coordinator that fails, or answers when it is told to.
 
-use crate::agent::Agent;
-use crate::node::{Node, on_reactor, soon, start, until};
+use crate::node::{Node, on_node, soon, until};
 use fastcache_api::control::{DataAnswer, DataCall};
 use fastcache_api::locks::{LOCK_END, Lock};
 use fastcache_api::{Errno, Ino};
-use std::rc::Rc;
+use fastcache_reactor::Task;
 
 const WHOLE: Lock = Lock {
     owner: 7,
@@ -25,20 +24,17 @@ async fn held(node: &Node) -> Vec<(Ino, Lock)> {
     }
 }
 
-async fn share(node: &Node) {
-    let lease = DataCall::Lease {
-        until_ns: None,
-        is_shared: true,
-    };
-    node.fs.serve(lease).await.unwrap();
+/// Asks for a lock, with an interrupt's number 33, until the coordinator lets it wait.
+async fn waits(node: &Node, ino: Ino, lock: Lock) -> Task<Result<(), Errno>> {
+    let fs = node.fs.clone();
+    let waiting = fastcache_reactor::spawn(async move { fs.set_lock(ino, lock, Some(33)).await });
+    until("it waits", || node.agent.locks.waiting() == 1).await;
+    waiting
 }
 
 #[test]
 fn a_lock_is_gone_with_its_owner_even_when_nobody_could_be_told() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (desk, ino) = (&agent.locks, Ino(5));
         node.fs.set_lock(ino, WHOLE, None).await.unwrap();
         desk.fails.set(true);
@@ -67,10 +63,7 @@ fn a_lock_is_gone_with_its_owner_even_when_nobody_could_be_told() {
 
 #[test]
 fn a_lock_whose_answer_was_lost_is_not_left_behind() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (desk, ino) = (&agent.locks, Ino(5));
         desk.loses_answers.set(true);
         let asked = node.fs.set_lock(ino, WHOLE, None).await;
@@ -83,11 +76,8 @@ fn a_lock_whose_answer_was_lost_is_not_left_behind() {
 
 #[test]
 fn what_was_written_is_committed_before_a_closed_file_is_unlocked() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
-        share(&node).await;
+    on_node(async |node, agent| {
+        node.share().await;
         let desk = &agent.locks;
         let ino = node.create("file").await;
         node.fs.set_lock(ino, WHOLE, None).await.unwrap();
@@ -103,10 +93,7 @@ fn what_was_written_is_committed_before_a_closed_file_is_unlocked() {
 
 #[test]
 fn an_interrupted_change_of_a_lock_leaves_the_old_one() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (desk, ino) = (&agent.locks, Ino(5));
         let reads = Lock {
             is_exclusive: false,
@@ -117,10 +104,7 @@ fn an_interrupted_change_of_a_lock_leaves_the_old_one() {
         node.fs.set_lock(ino, reads, None).await.unwrap();
         desk.holds_waiting.set(true);
         desk.ignores_cancels.set(true);
-        let fs = node.fs.clone();
-        let waiting =
-            fastcache_reactor::spawn(async move { fs.set_lock(ino, WHOLE, Some(33)).await });
-        until("it waits", || desk.waiting() == 1).await;
+        let waiting = waits(&node, ino, WHOLE).await;
         node.fs.interrupt_lock(33);
         assert_eq!(soon("an interrupt", waiting).await, Err(Errno::EINTR));
         desk.answer_waiting(&node.link, true);
@@ -131,16 +115,10 @@ fn an_interrupted_change_of_a_lock_leaves_the_old_one() {
 
 #[test]
 fn who_is_interrupted_waits_no_more_at_the_coordinator_either() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (desk, ino) = (&agent.locks, Ino(5));
         desk.holds_waiting.set(true);
-        let fs = node.fs.clone();
-        let waiting =
-            fastcache_reactor::spawn(async move { fs.set_lock(ino, WHOLE, Some(33)).await });
-        until("it waits", || desk.waiting() == 1).await;
+        let waiting = waits(&node, ino, WHOLE).await;
         node.fs.interrupt_lock(33);
         assert_eq!(soon("an interrupt", waiting).await, Err(Errno::EINTR));
         assert_eq!(desk.waiting(), 0);
@@ -150,10 +128,7 @@ fn who_is_interrupted_waits_no_more_at_the_coordinator_either() {
 
 #[test]
 fn a_flock_that_waits_to_become_exclusive_is_none_meanwhile() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (desk, ino) = (&agent.locks, Ino(5));
         let shared = Lock {
             is_flock: true,
@@ -166,10 +141,7 @@ fn a_flock_that_waits_to_become_exclusive_is_none_meanwhile() {
         };
         node.fs.set_lock(ino, shared, None).await.unwrap();
         desk.holds_waiting.set(true);
-        let fs = node.fs.clone();
-        let waiting =
-            fastcache_reactor::spawn(async move { fs.set_lock(ino, exclusive, Some(33)).await });
-        until("it waits", || desk.waiting() == 1).await;
+        let waiting = waits(&node, ino, exclusive).await;
         // The coordinator gave the old one up, and another node may have it by now.
         desk.answer_waiting(&node.link, false);
         until("it waits on", || desk.waiting() == 1).await;

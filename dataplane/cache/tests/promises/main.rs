@@ -13,7 +13,10 @@
 //! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `names`: what cannot exist is not asked for, and what others make is found.
 //! - `others`: what another node changes under a reader, and what is not where it should be yet.
-//! - `peers`: who is asked for what is not here, and what is kept for others.
+//! - `parts`: a small read of a large chunk costs the bytes it wants.
+//! - `peers`: who is asked for what is not here.
+//! - `replicas`: what is kept for others stays as long as they need it, and harms nothing here.
+//! - `copies`: which versions are to be copied to others, and which are not any more.
 //! - `space`: writers wait for room, and go on.
 
 #![allow(
@@ -28,6 +31,7 @@ mod ahead;
 mod commits;
 mod conflicts;
 mod contents;
+mod copies;
 mod fsync;
 mod give;
 mod locks;
@@ -38,6 +42,8 @@ mod node;
 mod others;
 mod parts;
 mod peers;
+mod replicas;
+mod scripted;
 mod sick;
 mod space;
 mod truncation;

@@ -1,11 +1,10 @@
 //! Goal: the index of the store stays within its bound as the store does within its capacity, and checksums give way to
 //! everything else. Method: bounds far below what is written.
 
-use crate::agent::{Agent, inventory};
-use crate::node::{Node, on_reactor, pattern, start, until};
+use crate::agent::inventory;
+use crate::node::{Node, on_node, pattern, until};
 use fastcache_api::control::DataCall;
 use fastcache_cache::MemoryLimits;
-use std::rc::Rc;
 
 /// Chunks that there may be.
 const CHUNKS: u64 = 100;
@@ -20,10 +19,7 @@ async fn write_files(node: &Node, from: u64, to: u64) {
 
 #[test]
 fn chunks_beyond_the_bound_of_the_index_are_evicted() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         node.fs.set_memory(MemoryLimits {
             chunks: CHUNKS,
             ..MemoryLimits::default()
@@ -48,10 +44,7 @@ fn chunks_beyond_the_bound_of_the_index_are_evicted() {
 
 #[test]
 fn checksums_have_what_the_others_leave() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let limits = MemoryLimits {
             tables_bytes: 1 << 20,
             checksums_least_bytes: 4096,

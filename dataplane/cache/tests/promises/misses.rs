@@ -2,33 +2,17 @@
 //! never reach a reader or the store. Method: a file whose only copy is in the cloud; an agent that holds its answers
 //! until all readers wait, or sends wrong bytes.
 
-use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start, until};
-use fastcache_api::{Errno, Ino};
+use crate::node::{CHUNK, assert_same, on_node, pattern, soon, until};
+use fastcache_api::Errno;
 use futures_util::future::join_all;
-use std::rc::Rc;
 
 const READERS: usize = 8;
 
-/// A file of two chunks that is in the cloud and not in the store.
-async fn evicted_file(node: &Node, data: &[u8]) -> Ino {
-    let ino = node.create("file").await;
-    node.write(ino, 0, data).await.unwrap();
-    node.fsync(ino).await.unwrap();
-    node.upload().await;
-    assert_eq!(node.evict(ino).await, 2);
-    assert!(node.fs.store().chunks_of(ino).is_empty());
-    ino
-}
-
 #[test]
 fn one_fetch_for_everybody_who_waits() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let data = pattern(1, 2 * CHUNK);
-        let ino = evicted_file(&node, &data).await;
+        let ino = node.cold_file("file", &data).await;
         agent.holds_fetches.set(true);
         let misses = node.fs.stats().misses;
         let readers = join_all((0..READERS).map(|i| {
@@ -71,12 +55,9 @@ fn one_fetch_for_everybody_who_waits() {
 
 #[test]
 fn wrong_bytes_from_the_cloud_are_an_error_and_never_data() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let data = pattern(1, 2 * CHUNK);
-        let ino = evicted_file(&node, &data).await;
+        let ino = node.cold_file("file", &data).await;
         agent.damages_fetches.set(true);
         assert_eq!(node.read(ino, 0, 100).await, Err(Errno::EIO));
         assert_eq!(
@@ -107,12 +88,9 @@ fn wrong_bytes_from_the_cloud_are_an_error_and_never_data() {
 
 #[test]
 fn a_fetch_the_agent_died_under_is_asked_of_the_next() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let data = pattern(1, 2 * CHUNK);
-        let ino = evicted_file(&node, &data).await;
+        let ino = node.cold_file("file", &data).await;
         agent.holds_fetches.set(true);
         let read = node.read(ino, 0, 2 * CHUNK);
         let restart = async {
@@ -132,18 +110,11 @@ fn a_fetch_the_agent_died_under_is_asked_of_the_next() {
 
 #[test]
 fn bytes_elsewhere_stay_until_the_write_that_covers_them_is_done() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         for round in 0..50 {
             let old = pattern(1 + 2 * round, 2 * CHUNK);
             let new = pattern(2 + 2 * round, 2 * CHUNK);
-            let ino = node.create(&format!("file-{round}")).await;
-            node.write(ino, 0, &old).await.unwrap();
-            node.fsync(ino).await.unwrap();
-            node.upload().await;
-            assert_eq!(node.evict(ino).await, 2);
+            let ino = node.cold_file(&format!("file-{round}"), &old).await;
             // Whole blocks with a tail that gathers, both chunks at once, while others read and write.
             let len = 2 * CHUNK;
             let reads = async {

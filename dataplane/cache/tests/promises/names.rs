@@ -3,7 +3,7 @@
 //! answers until something has overtaken them.
 
 use crate::agent::Agent;
-use crate::node::{Kernel, Node, on_reactor, pattern, soon, start, until};
+use crate::node::{Kernel, Node, on_node, on_reactor, pattern, soon, start, until};
 use fastcache_api::control::DataCall;
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, NsOp, RenameMode};
 use fastcache_cache::KernelNotify;
@@ -77,10 +77,7 @@ fn a_listing_that_is_kept_has_attributes_or_is_asked_for_again() {
 
 #[test]
 fn what_cannot_exist_is_not_asked_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let absent = Err(Errno::ENOENT);
         assert_eq!(look(&node, Ino::ROOT, b"new").await, (absent, 1));
         let new = make(&node, Ino::ROOT, b"new", Kind::Dir).await;
@@ -100,12 +97,7 @@ fn what_cannot_exist_is_not_asked_for() {
         assert_eq!(look(&node, new, b"c").await, (absent, 0));
 
         // Nor is a folder trusted whose attributes were revoked, or any after a new session began.
-        let call = DataCall::Invalidate {
-            touched: Vec::new(),
-            entries: Vec::new(),
-            inos: vec![new],
-        };
-        soon("invalidate", node.fs.serve(call)).await.unwrap();
+        node.revoke(new).await;
         assert_eq!(look(&node, new, b"c").await, (absent, 1));
         let other = make(&node, Ino::ROOT, b"other", Kind::Dir).await;
         assert_eq!(look(&node, other, b"z").await, (absent, 0));
@@ -116,10 +108,7 @@ fn what_cannot_exist_is_not_asked_for() {
 
 #[test]
 fn a_new_session_trusts_nothing_and_drops_pages_only_of_what_changed() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let kernel = Kernel::default();
         node.fs.set_notify(Box::new(kernel.clone()));
         let (same, cut) = (node.create("same").await, node.create("cut").await);
@@ -153,10 +142,7 @@ fn a_new_session_trusts_nothing_and_drops_pages_only_of_what_changed() {
 
 #[test]
 fn what_this_node_does_to_names_is_known_and_what_it_may_have_done_is_asked_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let new = make(&node, Ino::ROOT, b"new", Kind::Dir).await;
         let a = make(&node, new, b"a", Kind::File).await;
         soon(
@@ -205,10 +191,7 @@ async fn others_make(node: &Node, parent: Ino, name: &[u8]) {
 
 #[test]
 fn a_folder_that_was_made_here_is_known_where_there_are_others_until_they_change_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.share().await;
         let absent = Err(Errno::ENOENT);
         let new = make(&node, Ino::ROOT, b"new", Kind::Dir).await;
@@ -299,10 +282,7 @@ fn a_directory_in_which_much_is_looked_up_is_asked_for_once() {
 
 #[test]
 fn a_listing_that_was_overtaken_makes_nothing_absent() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.create("file").await;
         node.share().await;
         let absent = Err(Errno::ENOENT);
@@ -377,10 +357,7 @@ impl KernelNotify for OldKernel {
 
 #[test]
 fn a_second_node_waits_for_the_names_that_a_kernel_cannot_be_told_to_forget() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         node.fs.set_notify(Box::new(OldKernel(Kernel::default())));
         let lease = |is_shared| DataCall::Lease {
             until_ns: Some(boot_nanos() + 1_000_000_000),

@@ -2,10 +2,10 @@
 
 use crate::agent::Agent;
 use fastcache_api::control::{DataAnswer, DataCall, SLOT_BYTES};
-use fastcache_api::{Cred, Errno, Ino};
+use fastcache_api::{ChunkKey, Cred, Errno, Ino};
 use fastcache_cache::{FileSystem, KernelNotify, Link, SetAttrRequest};
 use fastcache_chunkstore::{PendingSeal, Store, StoreError, StoreOptions};
-use fastcache_reactor::{Arena, Config, IoBuf};
+use fastcache_reactor::{Arena, Config, IoBuf, Task};
 use fastcache_types::BLOCK;
 use std::path::Path;
 use std::rc::Rc;
@@ -106,6 +106,16 @@ pub async fn start(dir: &Path, agent: &Rc<Agent>, client: u64) -> Node {
     node.agent.attach(&node.link, &node.arena, 1);
     soon("recovery", node.fs.recover(pending)).await;
     node
+}
+
+/// Runs `main` on a reactor of its own, with a node of its own.
+pub fn on_node<T>(main: impl AsyncFnOnce(Node, Rc<Agent>) -> T) -> T {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        main(node, Rc::clone(&agent)).await
+    })
 }
 
 /// The kernel, as far as it is told what to forget.
@@ -228,6 +238,40 @@ impl Node {
     /// Brings what is dirty to the cloud and marks it clean.
     pub async fn upload(&self) {
         soon("upload", self.agent.upload(&self.fs, &self.arena)).await;
+    }
+
+    /// Makes a file that is in the cloud and no longer in the store.
+    pub async fn cold_file(&self, name: &str, data: &[u8]) -> Ino {
+        let ino = self.create(name).await;
+        self.write(ino, 0, data).await.unwrap();
+        self.fsync(ino).await.unwrap();
+        self.upload().await;
+        let here = self.keys_of(ino).len();
+        assert!(here > 0, "{name} was not sealed");
+        assert_eq!(self.evict(ino).await, here as u64);
+        assert!(self.keys_of(ino).is_empty());
+        ino
+    }
+
+    /// The chunks of a file that are in the store.
+    pub fn keys_of(&self, ino: Ino) -> Vec<ChunkKey> {
+        let here = self.fs.store().chunks_of(ino);
+        here.iter().map(|body| body.key()).collect()
+    }
+
+    /// Has it keep a chunk for another node.
+    pub async fn keep_for(&self, owner: &str, key: ChunkKey, bytes: &[u8]) -> Result<(), Errno> {
+        let mut buf = IoBuf::alloc(bytes.len().next_multiple_of(BLOCK));
+        buf.fill(0);
+        buf[..bytes.len()].copy_from_slice(bytes);
+        let put = self.fs.put_for_peer(owner, key, bytes.len(), buf);
+        soon("put", put).await
+    }
+
+    /// Closes a file in a task of its own.
+    pub fn closing(&self, ino: Ino) -> Task<Result<(), Errno>> {
+        let fs = self.fs.clone();
+        fastcache_reactor::spawn(async move { fs.flush(ino, 0).await })
     }
 
     /// Drops the clean chunks of a file from the store; answers how many.

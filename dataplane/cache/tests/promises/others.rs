@@ -1,12 +1,10 @@
 //! Goal: a reader whose file another node changes meanwhile is told the new contents, not an error; and what the lease names
 //! but nobody has yet is waited for, within bounds. Method: an agent that holds its answers until the file was changed.
 
-use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, soon, start, until};
+use crate::node::{CHUNK, Node, assert_same, on_node, pattern, soon, until};
 use fastcache_api::control::DataCall;
 use fastcache_api::{ChunkKey, Errno, Ino, Version};
-use fastcache_reactor::{IoBuf, now, timeout};
-use std::rc::Rc;
+use fastcache_reactor::{now, timeout};
 use std::time::Duration;
 
 /// Looks at a file whose lease is taken away under each of them: one, and three again.
@@ -14,16 +12,8 @@ const LOOKS: usize = 4;
 
 /// A node that has other nodes, and a file of one chunk that is only in the cloud.
 async fn shared(node: &Node, data: &[u8]) -> Ino {
-    let ino = node.create("file").await;
-    node.write(ino, 0, data).await.unwrap();
-    node.fsync(ino).await.unwrap();
-    node.upload().await;
-    assert_eq!(node.evict(ino).await, 1);
-    let lease = DataCall::Lease {
-        until_ns: None,
-        is_shared: true,
-    };
-    node.fs.serve(lease).await.unwrap();
+    let ino = node.cold_file("file", data).await;
+    node.share().await;
     node.agent.has_peers.set(true);
     ino
 }
@@ -44,12 +34,7 @@ async fn changed_under_a_reader(node: &Node, ino: Ino, times: u64) -> Result<Vec
                 agent.cloud.borrow_mut().insert(key, pattern(n, CHUNK));
                 agent.holds_fetches.set(false);
             }
-            let revoked = DataCall::Invalidate {
-                touched: Vec::new(),
-                entries: Vec::new(),
-                inos: vec![ino],
-            };
-            node.fs.serve(revoked).await.unwrap();
+            node.revoke(ino).await;
             agent.answer_held(&node.link, &node.arena);
         }
     };
@@ -61,10 +46,7 @@ async fn changed_under_a_reader(node: &Node, ino: Ino, times: u64) -> Result<Vec
 
 #[test]
 fn a_file_that_is_changed_under_its_reader_is_looked_at_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let ino = shared(&node, &pattern(9, CHUNK)).await;
         for times in [1, LOOKS as u64 - 1] {
             let got = changed_under_a_reader(&node, ino, times).await.unwrap();
@@ -83,10 +65,7 @@ fn a_file_that_is_changed_under_its_reader_is_looked_at_again() {
 
 #[test]
 fn an_older_version_in_its_place_keeps_nobody_from_writing() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let ino = shared(&node, &pattern(9, CHUNK)).await;
         // What this node wrote and nobody uploaded, and then what it keeps for another node, with a version of any number.
         for (round, is_replica) in [(1, false), (2, true)] {
@@ -98,10 +77,7 @@ fn an_older_version_in_its_place_keeps_nobody_from_writing() {
                     index: 0,
                     version: Version(1 << 40),
                 };
-                let mut buf = IoBuf::alloc(CHUNK);
-                buf.copy_from_slice(&own);
-                let put = node.fs.put_for_peer("other", key, CHUNK, buf);
-                soon("put", put).await.unwrap();
+                node.keep_for("other", key, &own).await.unwrap();
             } else {
                 node.write(ino, 0, &own).await.unwrap();
                 node.fsync(ino).await.unwrap();
@@ -109,12 +85,7 @@ fn an_older_version_in_its_place_keeps_nobody_from_writing() {
             let key = agent.others_write_anew(ino, CHUNK);
             let mut theirs = pattern(round, CHUNK);
             agent.cloud.borrow_mut().insert(key, theirs.clone());
-            let revoked = DataCall::Invalidate {
-                touched: Vec::new(),
-                entries: Vec::new(),
-                inos: vec![ino],
-            };
-            node.fs.serve(revoked).await.unwrap();
+            node.revoke(ino).await;
             node.write(ino, 5, b"new").await.unwrap();
             theirs[5..8].copy_from_slice(b"new");
             let got = node.read(ino, 0, CHUNK).await.unwrap();
@@ -129,10 +100,7 @@ fn an_older_version_in_its_place_keeps_nobody_from_writing() {
 
 #[test]
 fn what_the_lease_names_and_nobody_has_yet_is_waited_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let data = pattern(9, CHUNK);
         let ino = shared(&node, &data).await;
         let in_cloud = agent.cloud.take();
@@ -169,10 +137,7 @@ fn what_the_lease_names_and_nobody_has_yet_is_waited_for() {
 
 #[test]
 fn what_is_fetched_for_another_node_is_given_up_when_the_agent_stands() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         shared(&node, &pattern(1, CHUNK)).await;
         let key = agent.cloud.borrow().keys().copied().next().unwrap();
         agent.holds_fetches.set(true);

@@ -1,10 +1,8 @@
 //! Goal: a small read of a large chunk costs the bytes it wants, wherever they are, and no more waiting than any other miss. Method:
 //! other nodes by a script, an agent with the cloud.
 
-use crate::agent::Agent;
-use crate::node::{assert_same, on_reactor, start};
-use crate::peers::{Does, Script, with_others_of};
-use std::rc::Rc;
+use crate::node::{assert_same, on_node};
+use crate::scripted::{Does, Script, with_others_of};
 use std::time::Duration;
 
 /// A chunk of which small reads are parts.
@@ -13,10 +11,7 @@ const LARGE: usize = 1 << 20;
 /// Reads 4 KiB of a large chunk that is not here, with these others: who was asked, whether the agent was, and whether the chunk was
 /// kept.
 fn who_is_asked_for_a_part(set: impl FnOnce(&mut Script)) -> (Vec<String>, usize, bool) {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.fs.set_chunk_size(LARGE as u32);
         let (others, ino, data) = with_others_of(&node, true, LARGE - 100).await;
         set(&mut others.0.lock().unwrap());
@@ -64,10 +59,7 @@ fn a_home_that_is_late_with_a_part_is_not_waited_for() {
 
 #[test]
 fn a_chunk_that_is_read_again_and_again_in_parts_is_fetched() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.fs.set_chunk_size(LARGE as u32);
         let (others, ino, data) = with_others_of(&node, true, LARGE).await;
         others.0.lock().unwrap().homes = vec![("a", Does::Has)];

@@ -3,7 +3,7 @@
 
 use crate::agent::Agent;
 use crate::node::{CHUNK, Node, STORE_FILE, assert_same, on_reactor, pattern, soon, start, until};
-use crate::peers::{Does, Others};
+use crate::scripted::{Does, Others};
 use fastcache_api::control::Waited;
 use fastcache_api::{Errno, Ino};
 use fastcache_reactor::faults::{Operation, clear, inject};
@@ -39,13 +39,20 @@ impl Drop for Sick {
     }
 }
 
-#[test]
-fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
+/// Runs `main` with a node whose device can be made to fail.
+fn on_sick_node(main: impl AsyncFnOnce(Node, Rc<Agent>, &Sick)) {
     let dir = tempfile::tempdir().unwrap();
     let agent = Rc::new(Agent::default());
     let sick = Sick::of(dir.path());
     on_reactor(|| async {
         let node = start(dir.path(), &agent, 1).await;
+        main(node, Rc::clone(&agent), &sick).await;
+    });
+}
+
+#[test]
+fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
+    on_sick_node(async |node, agent, sick| {
         let well = node.create("well").await;
         node.write(well, 0, &pattern(1, 100_000)).await.unwrap();
         node.flush(well).await.unwrap();
@@ -64,10 +71,7 @@ fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
             &node.read(ino, 0, bytes.len()).await.unwrap(),
             &bytes,
         );
-        let closing = {
-            let fs = node.fs.clone();
-            fastcache_reactor::spawn(async move { fs.flush(ino, 0).await })
-        };
+        let closing = node.closing(ino);
         until("close asks for the cloud", || {
             !agent.persists.borrow().is_empty()
         })
@@ -95,10 +99,7 @@ fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
         // The cloud takes nothing either: that is an error, and nothing is lost while the process lives.
         let lost = node.create("lost").await;
         node.write(lost, 0, &pattern(3, 5000)).await.unwrap();
-        let closing = {
-            let fs = node.fs.clone();
-            fastcache_reactor::spawn(async move { fs.flush(lost, 0).await })
-        };
+        let closing = node.closing(lost);
         until("close asks again", || !agent.persists.borrow().is_empty()).await;
         agent.let_persists_go(&node.link, Err(Errno::EIO));
         assert_eq!(closing.await, Err(Errno::EIO));
@@ -118,20 +119,14 @@ fn close_waits_for_the_cloud_while_the_device_refuses_writes() {
 
 #[test]
 fn another_nodes_device_is_as_good_as_the_cloud_while_this_one_refuses_writes() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
-        let others = Others::default();
+    on_sick_node(async |node, agent, sick| {
+        let others = Others::around(&node);
         others.0.lock().unwrap().homes = vec![("b", Does::Has)];
-        node.fs.set_peers(Box::new(others.clone()));
         sick.fail(Operation::Write);
         let ino = node.create("file").await;
         let bytes = pattern(1, CHUNK + 777);
         node.write(ino, 0, &bytes).await.unwrap();
-        let fs = node.fs.clone();
-        let mut closing = fastcache_reactor::spawn(async move { fs.flush(ino, 0).await });
+        let mut closing = node.closing(ino);
         let hurried = || others.0.lock().unwrap().hurried.clone();
         let both_begin = || hurried().len() == 2 && !agent.persists.borrow().is_empty();
         until("both are asked", both_begin).await;
@@ -152,11 +147,7 @@ fn another_nodes_device_is_as_good_as_the_cloud_while_this_one_refuses_writes() 
 
 #[test]
 fn a_read_error_of_a_clean_chunk_is_a_miss() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, agent, sick| {
         let ino = node.create("file").await;
         let bytes = pattern(4, 2 * CHUNK);
         node.write(ino, 0, &bytes).await.unwrap();
@@ -193,11 +184,7 @@ fn a_read_error_of_a_clean_chunk_is_a_miss() {
 
 #[test]
 fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, _, sick| {
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(5, CHUNK)).await.unwrap();
         node.flush(ino).await.unwrap();
@@ -220,11 +207,7 @@ fn a_dirty_chunk_that_cannot_be_read_is_an_error_that_is_counted() {
 
 #[test]
 fn a_truncation_that_fails_takes_nothing_from_what_is_behind_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    let sick = Sick::of(dir.path());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_sick_node(async |node, _, sick| {
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(6, 2 * CHUNK)).await.unwrap();
         node.flush(ino).await.unwrap();
@@ -257,10 +240,7 @@ async fn close_refused(
     sick.fail(Operation::Write);
     let ino = node.create("file").await;
     node.write(ino, 0, bytes).await.unwrap();
-    let closing = {
-        let fs = node.fs.clone();
-        fastcache_reactor::spawn(async move { fs.flush(ino, 0).await })
-    };
+    let closing = node.closing(ino);
     until("close asks for the cloud", || {
         !node.agent.persists.borrow().is_empty()
     })

@@ -2,13 +2,12 @@
 //! nothing is lost, not even what a waiting writer is about to replace. Method: more bytes than the store has, first
 //! without an uploader, then with one.
 
-use crate::agent::{Agent, inventory};
-use crate::node::{Node, STORE_BYTES, assert_same, on_reactor, pattern, soon, start, until};
+use crate::agent::inventory;
+use crate::node::{Node, STORE_BYTES, assert_same, on_node, pattern, soon, until};
 use fastcache_api::control::{DataAnswer, DataCall, DataEvent};
 use fastcache_api::{Errno, Ino};
 use futures_util::future::{join, join_all};
 use std::cell::Cell;
-use std::rc::Rc;
 
 /// Chunk size here, bytes: fewer chunks than with the small one.
 const BIG_CHUNK: usize = 1 << 20;
@@ -29,10 +28,7 @@ async fn relieve(node: &Node) {
 
 #[test]
 fn writers_wait_for_uploads_and_go_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         node.fs.set_chunk_size(BIG_CHUNK as u32);
         assert!((WRITERS * CHUNKS_EACH * BIG_CHUNK) as u64 > STORE_BYTES);
         let mut inos = Vec::new();
@@ -110,10 +106,7 @@ async fn fill(node: &Node) -> Ino {
 
 #[test]
 fn the_old_bytes_stay_until_a_waiting_writer_has_room_for_the_new_ones() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         node.fs.set_chunk_size(BIG_CHUNK as u32);
         let ino = node.create("file").await;
         let chunks = 4;
@@ -148,10 +141,7 @@ fn the_old_bytes_stay_until_a_waiting_writer_has_room_for_the_new_ones() {
 
 #[test]
 fn an_upload_that_may_wait_waits_for_who_writes_the_next_version() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let ino = node.create("file").await;
         node.write(ino, 0, &pattern(1, 10_000)).await.unwrap();
         node.fsync(ino).await.unwrap();

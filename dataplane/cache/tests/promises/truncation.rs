@@ -2,11 +2,9 @@
 //! still waits in memory, is open, sealed, or was evicted. Method: every mix of how the old bytes were stored, where the
 //! file is cut and where it grows again; read before and after each further step.
 
-use crate::agent::Agent;
-use crate::node::{CHUNK, Node, assert_same, on_reactor, pattern, start, until};
+use crate::node::{CHUNK, Node, assert_same, on_node, pattern, until};
 use fastcache_api::Ino;
 use fastcache_api::control::DataEvent;
-use std::rc::Rc;
 
 /// What happens between two steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,10 +38,7 @@ async fn check(node: &Node, ino: Ino, model: &[u8], what: &str) {
 #[test]
 fn what_was_cut_off_does_not_come_back() {
     let all = [Then::Nothing, Then::Flush, Then::Evict];
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let mut number = 0;
         // Sizes: gathered in memory; several blocks; written directly, over the first chunk's end.
         for size in [3000, 10_000, CHUNK + 20_000] {
@@ -95,10 +90,7 @@ fn what_was_cut_off_does_not_come_back() {
 
 #[test]
 fn what_was_cut_off_leaves_the_store_once_that_is_committed() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let ino = node.create("file").await;
         let bytes = pattern(1, 4 * CHUNK);
         node.write(ino, 0, &bytes).await.unwrap();
