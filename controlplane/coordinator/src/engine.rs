@@ -18,7 +18,7 @@ pub(crate) use restore::{Target, check_unused, is_there};
 
 use crate::history::{self, HistoryConfig, HistoryError, Progress};
 use fastcache_api::{Errno, HistoryState, Ino, NsOp, NsReply, NsRequest, Time, grpc};
-use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record};
+use fastcache_namespace::{Kv, KvError, Outcome, Pair, Record, Take};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -183,6 +183,17 @@ fn collect(pairs: fjall::Iter, limit: usize) -> Result<Vec<Pair>, KvError> {
     Ok(out)
 }
 
+/// Shows the pairs of an iteration as long as more are wanted.
+fn show(pairs: fjall::Iter, take: &mut Take<'_>) -> Result<(), KvError> {
+    for guard in pairs {
+        let (key, value) = guard.into_inner().map_err(read_error)?;
+        if !take(&key, &value) {
+            break;
+        }
+    }
+    Ok(())
+}
+
 impl Kv for StateKv {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
         Ok(self.0.get(key).map_err(read_error)?.map(|v| v.to_vec()))
@@ -191,6 +202,10 @@ impl Kv for StateKv {
     fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
         let range = range_of(prefix, from);
         range.map_or(Ok(Vec::new()), |range| collect(self.0.range(range), limit))
+    }
+
+    fn each(&self, first: &[u8], end: &[u8], take: &mut Take<'_>) -> Result<(), KvError> {
+        show(self.0.range(first..end), take)
     }
 }
 
@@ -208,6 +223,10 @@ impl Kv for SnapshotKv<'_> {
         range.map_or(Ok(Vec::new()), |range| {
             collect(self.0.range(self.1, range), limit)
         })
+    }
+
+    fn each(&self, first: &[u8], end: &[u8], take: &mut Take<'_>) -> Result<(), KvError> {
+        show(self.0.range(self.1, first..end), take)
     }
 }
 

@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 /// Answers kept for each client, so that a request sent twice is done once. More than a client may have in flight.
 pub const REPLIES_KEPT: u64 = 4096;
 
+/// Inodes whose numbers are this near each other are read in one go: to walk over a few that nobody asked for costs less than to
+/// look for one.
+const ATTR_GAP: u64 = 4;
+/// Fewer of them are looked for one by one: to begin a walk costs as much as some lookups.
+const ATTRS_WALKED: usize = 8;
+
 /// Deepest path that is followed upwards, directories.
 const LINEAGE_MAX: usize = 100_000;
 
@@ -261,15 +267,76 @@ impl<'a, K: Kv> State<'a, K> {
 
     /// Entries after a cookie, in cookie order: cookie, name, inode, kind.
     pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<Listed>> {
-        let from = keys::cookie(ino, after.saturating_add(1));
-        let mut out = Vec::new();
-        for (key, value) in self.kv.scan(&keys::cookies(ino), &from, max)? {
-            let (name, ino, kind): (Vec<u8>, Ino, Kind) = decode(&key, &value)?;
-            if let Some(cookie) = keys::number_at(&key, 9) {
-                out.push((cookie, name, ino, kind));
+        let first = keys::cookie(ino, after.saturating_add(1));
+        // No entry has the last cookie of all.
+        let end = keys::cookie(ino, u64::MAX);
+        let (mut out, mut wrong) = (Vec::new(), None);
+        let mut take = |key: &[u8], value: &[u8]| {
+            match decode::<(Vec<u8>, Ino, Kind)>(key, value) {
+                Ok((name, ino, kind)) => {
+                    let cookie = keys::number_at(key, 9);
+                    out.extend(cookie.map(|cookie| (cookie, name, ino, kind)));
+                }
+                Err(fault) => wrong = Some(fault),
+            }
+            out.len() < max && wrong.is_none()
+        };
+        if max > 0 {
+            self.kv.each(&first, &end, &mut take)?;
+        }
+        wrong.map_or(Ok(out), Err)
+    }
+
+    /// Attributes of inodes, `None` for one that does not exist. Those whose numbers are near each other are read in one go.
+    pub fn attrs(&self, inos: &[Ino]) -> Done<Vec<Option<Attr>>> {
+        let mut places: Vec<(Ino, usize)> = inos.iter().copied().zip(0..).collect();
+        places.sort_unstable();
+        let mut out = vec![None; inos.len()];
+        for run in places.chunk_by(|(one, _), (next, _)| next.0 - one.0 <= ATTR_GAP) {
+            match run {
+                [first, .., last] if run.len() >= ATTRS_WALKED => {
+                    self.walk_attrs(first.0, last.0, run, &mut out)?;
+                }
+                few => {
+                    for (ino, place) in few {
+                        out[*place] = self.load(&keys::attr(*ino))?;
+                    }
+                }
             }
         }
         Ok(out)
+    }
+
+    /// Attributes of the inodes from `first` to `last` that are wanted: each with its places in `out`, in order.
+    fn walk_attrs(
+        &self,
+        first: Ino,
+        last: Ino,
+        wanted: &[(Ino, usize)],
+        out: &mut [Option<Attr>],
+    ) -> Done<()> {
+        let mut wanted = wanted.iter().peekable();
+        let mut wrong = None;
+        let end = keys::attr(Ino(last.0.saturating_add(1)));
+        self.kv.each(&keys::attr(first), &end, &mut |key, value| {
+            let Some(ino) = keys::number_at(key, 1).map(Ino) else {
+                return true;
+            };
+            // Those before it are gone.
+            while wanted.next_if(|(want, _)| *want < ino).is_some() {}
+            let mut of_it = None;
+            while let Some((_, place)) = wanted.next_if(|(want, _)| *want == ino) {
+                if of_it.is_none() {
+                    match decode::<Attr>(key, value) {
+                        Ok(attr) => of_it = Some(attr),
+                        Err(fault) => wrong = Some(fault),
+                    }
+                }
+                out[*place].clone_from(&of_it);
+            }
+            wrong.is_none()
+        })?;
+        wrong.map_or(Ok(()), Err)
     }
 
     /// One name of an inode: its directory and the name there.
