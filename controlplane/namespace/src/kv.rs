@@ -194,9 +194,9 @@ mod tests {
                             seen.len() < wanted
                         };
                         overlay.each(KEYS[first], end, &mut take).unwrap();
-                        let within = all.iter().filter(|(k, _)| {
-                            k.as_slice() >= KEYS[first] && k.as_slice() < end
-                        });
+                        let within = all
+                            .iter()
+                            .filter(|(k, _)| k.as_slice() >= KEYS[first] && k.as_slice() < end);
                         let expected: Vec<Pair> = within.take(wanted).cloned().collect();
                         assert_eq!(seen, expected, "{below} {laid} {first}");
                     }

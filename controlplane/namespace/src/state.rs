@@ -73,7 +73,7 @@ pub enum Fault {
 
 pub(crate) type Done<T> = Result<T, Fault>;
 
-pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Done<T> {
+pub(crate) fn decode<'v, T: Deserialize<'v>>(key: &[u8], value: &'v [u8]) -> Done<T> {
     postcard::from_bytes(value).map_err(|error| Fault::Damaged {
         table: key.first().map_or('?', |b| char::from(*b)),
         error,
@@ -272,10 +272,10 @@ impl<'a, K: Kv> State<'a, K> {
         let end = keys::cookie(ino, u64::MAX);
         let (mut out, mut wrong) = (Vec::new(), None);
         let mut take = |key: &[u8], value: &[u8]| {
-            match decode::<(Vec<u8>, Ino, Kind)>(key, value) {
+            match decode::<(&[u8], Ino, Kind)>(key, value) {
                 Ok((name, ino, kind)) => {
                     let cookie = keys::number_at(key, 9);
-                    out.extend(cookie.map(|cookie| (cookie, name, ino, kind)));
+                    out.extend(cookie.map(|cookie| (cookie, name.to_vec(), ino, kind)));
                 }
                 Err(fault) => wrong = Some(fault),
             }

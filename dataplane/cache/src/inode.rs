@@ -3,16 +3,18 @@
 
 use crate::ahead::Streams;
 use crate::conflict::RefusedHandles;
-use crate::lease::Grant;
+use crate::lease::{Grant, Moment};
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
-use fastcache_api::{Attr, ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
+use fastcache_api::{
+    Attr, ChunkKey, Commit, Errno, Ino, InoMap, Layout, NsAnswer, NsOp, Time, Version,
+};
 use fastcache_reactor::Instant;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -24,7 +26,7 @@ pub(crate) const INODE_BYTES: u64 = size_of::<Inode>() as u64 + 32 + 48;
 
 /// All inodes in use: looked up by the kernel, open, or with changes that are not committed.
 pub(crate) struct InodeTable {
-    stripes: Vec<Mutex<HashMap<Ino, Arc<Inode>>>>,
+    stripes: Vec<Mutex<InoMap<Arc<Inode>>>>,
     /// How many there are.
     count: AtomicU64,
     /// What those of a stripe have on the heap, bytes, when it was weighed last.
@@ -45,7 +47,7 @@ impl Default for InodeTable {
 }
 
 impl InodeTable {
-    fn stripe(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+    fn stripe(&self, ino: Ino) -> &Mutex<InoMap<Arc<Inode>>> {
         let n = usize::try_from(ino.0 % STRIPES as u64).unwrap_or(0);
         &self.stripes[n]
     }
@@ -430,8 +432,20 @@ impl FileSystem {
 
     /// Takes in what the coordinator answered about an inode; the kernel drops its pages when they are found to be wrong.
     pub(crate) fn take_in(&self, ino: Ino, state: &mut InodeState, attr: &Attr, grant: Grant) {
+        self.take_in_at(ino, state, attr, grant, self.inner.lease.now());
+    }
+
+    /// [`FileSystem::take_in`] at a moment.
+    pub(crate) fn take_in_at(
+        &self,
+        ino: Ino,
+        state: &mut InodeState,
+        attr: &Attr,
+        grant: Grant,
+        now: Moment,
+    ) {
         let was_stale = state.is_kernel_stale;
-        state.learn(attr, self.inner.lease.holds(grant, ino));
+        state.learn(attr, self.inner.lease.holds_at(grant, ino, now));
         if state.is_kernel_stale
             && !was_stale
             && let Some(notify) = self.inner.notify.get()
