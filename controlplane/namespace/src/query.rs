@@ -3,7 +3,7 @@
 use crate::keys;
 use crate::kv::{Kv, Pair};
 use crate::state::{Done, State};
-use fastcache_api::{DirEntry, Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
+use fastcache_api::{Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
 
 /// Most entries of one listing.
 const READDIR_MAX: u32 = 4096;
@@ -107,25 +107,12 @@ impl<K: Kv> State<'_, K> {
     fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Done<NsAnswer> {
         self.dir(ino)?;
         let max = max.clamp(1, READDIR_MAX) as usize;
-        let mut listed = self.list(ino, after.max(2), max + 1)?;
-        let is_end = listed.len() <= max;
-        listed.truncate(max);
-        // Of an inode that went away between the look at its name and this one there are none.
-        let attrs = match plus {
-            true => {
-                let inos: Vec<Ino> = listed.iter().map(|(_, _, ino, _)| *ino).collect();
-                self.attrs(&inos)?
-            }
-            false => vec![None; listed.len()],
-        };
-        let entry = |((cookie, name, ino, kind), attr)| DirEntry {
-            name,
-            ino,
-            kind,
-            cookie,
-            attr,
-        };
-        let entries = listed.into_iter().zip(attrs).map(entry).collect();
+        let mut entries = self.list(ino, after.max(2), max + 1)?;
+        let is_end = entries.len() <= max;
+        entries.truncate(max);
+        if plus {
+            self.add_attrs(&mut entries)?;
+        }
         Ok(NsAnswer::Dir { entries, is_end })
     }
 

@@ -3,7 +3,8 @@
 use crate::keys;
 use crate::kv::{Changes, Kv, KvError, Overlay};
 use fastcache_api::{
-    Attr, COUNTER_BITS, CloudRef, Errno, Ino, Kind, Layout, NAME_MAX, NsReply, OpId, Time, Version,
+    Attr, COUNTER_BITS, CloudRef, DirEntry, Errno, Ino, Kind, Layout, NAME_MAX, NsReply, OpId,
+    Time, Version,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,11 @@ pub const REPLIES_KEPT: u64 = 4096;
 const ATTR_GAP: u64 = 4;
 /// Fewer of them are looked for one by one: to begin a walk costs as much as some lookups.
 const ATTRS_WALKED: usize = 8;
+
+/// Entries of a directory that is small.
+const FEW: usize = 64;
+/// Entries of a listing that room is made for at once where there are more: what a node asks for, and one more.
+const ROOM_AT_ONCE: usize = 1025;
 
 /// Deepest path that is followed upwards, directories.
 const LINEAGE_MAX: usize = 100_000;
@@ -87,8 +93,8 @@ fn encode<T: Serialize>(value: &T) -> Done<Vec<u8>> {
 /// The spare of a chunk: its version, and how many of its bytes are valid.
 pub(crate) type SpareValue = (Version, u32);
 
-/// An entry of a listing: cookie, name, inode, kind.
-pub(crate) type Listed = (u64, Vec<u8>, Ino, Kind);
+/// An inode, and which entry of a listing leads to it.
+type Place = (Ino, usize);
 
 /// A view of the state, with the changes of one operation.
 pub(crate) struct State<'a, K: Kv> {
@@ -265,17 +271,27 @@ impl<'a, K: Kv> State<'a, K> {
         Ok(self.kv.scan(&keys::cookies(ino), &[], 1)?.is_empty())
     }
 
-    /// Entries after a cookie, in cookie order: cookie, name, inode, kind.
-    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<Listed>> {
+    /// Entries after a cookie, in cookie order, without attributes.
+    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<DirEntry>> {
         let first = keys::cookie(ino, after.saturating_add(1));
         // No entry has the last cookie of all.
         let end = keys::cookie(ino, u64::MAX);
         let (mut out, mut wrong) = (Vec::new(), None);
         let mut take = |key: &[u8], value: &[u8]| {
+            if out.len() == FEW {
+                // It does not grow by and by from here: each size is another piece of memory.
+                out.reserve_exact(max.min(ROOM_AT_ONCE));
+            }
             match decode::<(&[u8], Ino, Kind)>(key, value) {
                 Ok((name, ino, kind)) => {
-                    let cookie = keys::number_at(key, 9);
-                    out.extend(cookie.map(|cookie| (cookie, name.to_vec(), ino, kind)));
+                    let entry = |cookie| DirEntry {
+                        name: name.to_vec(),
+                        ino,
+                        kind,
+                        cookie,
+                        attr: None,
+                    };
+                    out.extend(keys::number_at(key, 9).map(entry));
                 }
                 Err(fault) => wrong = Some(fault),
             }
@@ -287,33 +303,33 @@ impl<'a, K: Kv> State<'a, K> {
         wrong.map_or(Ok(out), Err)
     }
 
-    /// Attributes of inodes, `None` for one that does not exist. Those whose numbers are near each other are read in one go.
-    pub fn attrs(&self, inos: &[Ino]) -> Done<Vec<Option<Attr>>> {
-        let mut places: Vec<(Ino, usize)> = inos.iter().copied().zip(0..).collect();
+    /// Adds the attributes of the inodes; none to an entry whose inode does not exist. Those whose numbers are near each other
+    /// are read in one go.
+    pub fn add_attrs(&self, entries: &mut [DirEntry]) -> Done<()> {
+        let mut places: Vec<Place> = entries.iter().map(|e| e.ino).zip(0..).collect();
         places.sort_unstable();
-        let mut out = vec![None; inos.len()];
         for run in places.chunk_by(|(one, _), (next, _)| next.0 - one.0 <= ATTR_GAP) {
             match run {
                 [first, .., last] if run.len() >= ATTRS_WALKED => {
-                    self.walk_attrs(first.0, last.0, run, &mut out)?;
+                    self.walk_attrs(first.0, last.0, run, entries)?;
                 }
                 few => {
                     for (ino, place) in few {
-                        out[*place] = self.load(&keys::attr(*ino))?;
+                        entries[*place].attr = self.load(&keys::attr(*ino))?;
                     }
                 }
             }
         }
-        Ok(out)
+        Ok(())
     }
 
-    /// Attributes of the inodes from `first` to `last` that are wanted: each with its places in `out`, in order.
+    /// [`State::add_attrs`] of the inodes from `first` to `last` that are `wanted`.
     fn walk_attrs(
         &self,
         first: Ino,
         last: Ino,
-        wanted: &[(Ino, usize)],
-        out: &mut [Option<Attr>],
+        wanted: &[Place],
+        entries: &mut [DirEntry],
     ) -> Done<()> {
         let mut wanted = wanted.iter().peekable();
         let mut wrong = None;
@@ -324,15 +340,11 @@ impl<'a, K: Kv> State<'a, K> {
             };
             // Those before it are gone.
             while wanted.next_if(|(want, _)| *want < ino).is_some() {}
-            let mut of_it = None;
             while let Some((_, place)) = wanted.next_if(|(want, _)| *want == ino) {
-                if of_it.is_none() {
-                    match decode::<Attr>(key, value) {
-                        Ok(attr) => of_it = Some(attr),
-                        Err(fault) => wrong = Some(fault),
-                    }
+                match decode(key, value) {
+                    Ok(attr) => entries[*place].attr = Some(attr),
+                    Err(fault) => wrong = Some(fault),
                 }
-                out[*place].clone_from(&of_it);
             }
             wrong.is_none()
         })?;

@@ -23,6 +23,9 @@ const STRIPES: usize = 64;
 /// RAM that an inode takes beside what it has on the heap, bytes: itself with its `Arc` counts and what malloc adds, and its
 /// place in a map that may be half empty.
 pub(crate) const INODE_BYTES: u64 = size_of::<Inode>() as u64 + 32 + 48;
+// With the counts of its `Arc` as large as a piece of memory of the allocator: one word more takes 128 bytes.
+#[cfg(not(any(test, feature = "race")))]
+const _: () = assert!(size_of::<Inode>() + 16 <= 512);
 
 /// All inodes in use: looked up by the kernel, open, or with changes that are not committed.
 pub(crate) struct InodeTable {
@@ -195,7 +198,7 @@ pub(crate) struct InodeState {
     /// Number of the last commit that was refused.
     pub refused_upto: u64,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
-    pub xattrs: Option<Vec<Vec<u8>>>,
+    pub xattrs: Option<Box<[Vec<u8>]>>,
     /// Who reads it in sequence.
     pub streams: Streams,
     /// The kernel's pages may be wrong: the next open drops them.
@@ -327,7 +330,7 @@ impl InodeState {
     /// What it has on the heap and keeps at rest, bytes.
     pub fn heap_bytes(&self) -> u64 {
         let runs = self.layout.as_ref().map_or(0, |l| l.runs.capacity());
-        let names = self.xattrs.iter().flatten();
+        let names = self.xattrs.iter().flat_map(|names| names.iter());
         let names: usize = names.map(|n| n.capacity() + size_of_val(n)).sum();
         (runs * size_of::<fastcache_api::Run>() + names) as u64
     }

@@ -246,7 +246,7 @@ impl FileSystem {
             // Asked anew: another core may have handed it over since the entry was taken in.
             let learned = self.inner.lease.holds(grant, ino);
             if learned != 0 && self.is_trusted(&state) {
-                state.xattrs = Some(Vec::new());
+                state.xattrs = Some(Box::default());
                 // Whoever makes a file is the first who may write it.
                 state.may_write = learned;
             }

@@ -10,6 +10,9 @@ use std::ops::Bound;
 /// Most entries asked for at once: an answer of some milliseconds. Others wait behind it, and what changes meanwhile may
 /// overtake it.
 pub(crate) const PAGE_MAX: usize = 1024;
+/// Entries that a reader has before him at most when the next part is asked for: who takes one while the next comes waits for what
+/// is late of that.
+const AHEAD_MAX: usize = 2 * PAGE_MAX;
 /// A part is so many times as large as the one before it.
 const GROWTH: usize = 4;
 /// Where every listing begins: behind `.` and `..`.
@@ -167,7 +170,13 @@ impl Directory {
                 match self.is_listed(entry) {
                     _ if out.len() == max => return (out, at, false),
                     None => return (out, at, false),
-                    Some(true) => out.push(entry.entry()),
+                    Some(true) => {
+                        if out.is_empty() {
+                            // It does not grow by and by: each size is another piece of memory.
+                            out.reserve_exact(max.min(page.entries.len()));
+                        }
+                        out.push(entry.entry());
+                    }
                     Some(false) => {}
                 }
                 at = entry.cookie;
@@ -197,7 +206,7 @@ impl Directory {
         while let Some(page) = self.page_after(at, is_plus) {
             let from = page.entries.partition_point(|entry| entry.cookie <= at);
             left += page.entries.len() - from;
-            if page.is_end || left > PAGE_MAX {
+            if page.is_end || left > AHEAD_MAX {
                 return None;
             }
             at = page.last;
