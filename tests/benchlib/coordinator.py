@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import time
+import urllib.request
 
 from .node import Node, find
 
@@ -43,6 +44,18 @@ class Coordinator:
                 if line.startswith("VmRSS:"):
                     return int(line.split()[1]) * 1024
         raise RuntimeError("no VmRSS")
+
+    def metric(self, name):
+        """What its `/metrics` says, a number."""
+        with urllib.request.urlopen(f"http://{self.address}/metrics", timeout=10) as answer:
+            for line in answer.read().decode("utf-8").splitlines():
+                if line.startswith(f"{name} "):
+                    return float(line.split()[1])
+        raise RuntimeError(f"no metric {name}")
+
+    def store_caches(self):
+        """What its store has in caches that are bounded: blocks it read, and changes that no table has yet; bytes."""
+        return sum(self.metric(f"fastcache_namespace_{name}_bytes") for name in ("cache", "write_buffer"))
 
     def node(self, capacity="2GiB", flags=()):
         """One more node, with nothing cached."""

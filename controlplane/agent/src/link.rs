@@ -576,19 +576,27 @@ fn put_frame(session: &Session, lane: usize, batch: &mut Vec<u8>, message: ToDat
 
 fn encode(batch: &mut Vec<u8>, message: &ToData) -> bool {
     let start = batch.len();
-    let Ok(body) = postcard::to_stdvec(message) else {
-        return false;
-    };
-    match u32::try_from(body.len()) {
-        Ok(len) if body.len() <= FRAME_MAX => {
-            batch.extend_from_slice(&len.to_le_bytes());
-            batch.extend_from_slice(&body);
+    batch.extend_from_slice(&[0; 4]);
+    let is_whole = postcard::to_extend(message, Behind(batch)).is_ok();
+    let len = batch.len() - start - 4;
+    match u32::try_from(len) {
+        Ok(head) if is_whole && len <= FRAME_MAX => {
+            batch[start..start + 4].copy_from_slice(&head.to_le_bytes());
             true
         }
         _ => {
             batch.truncate(start);
             false
         }
+    }
+}
+
+/// Takes bytes in behind those that are there.
+struct Behind<'b>(&'b mut Vec<u8>);
+
+impl Extend<u8> for Behind<'_> {
+    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+        self.0.extend(bytes);
     }
 }
 

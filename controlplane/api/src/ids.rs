@@ -1,7 +1,9 @@
 //! Identifiers every layer of both planes uses. No I/O.
 
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Bits of a [`Version`] or [`Ino`] that hold the counter; the epoch is above them.
 pub const COUNTER_BITS: u32 = 40;
@@ -25,6 +27,36 @@ impl fmt::Debug for Ino {
 impl fmt::Display for Ino {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}", self.0)
+    }
+}
+
+/// A map by inode, for tables in which every entry of a listing is looked up.
+pub type InoMap<T> = HashMap<Ino, T, BuildHasherDefault<InoHasher>>;
+
+/// Hashes inode numbers. They come from the coordinator, one after the other: nobody chooses some that meet, so no secret key is
+/// needed, which would cost more than all else of a lookup.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct InoHasher(u64);
+
+/// An odd number with as many ones as zeros (2^64 divided by the golden ratio).
+const MIXER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+impl Hasher for InoHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0 ^ number) * u128::from(MIXER);
+        // Numbers that end alike (those of a stripe) differ in the upper half of the product; tables take the lower bits.
+        let [upper, lower] = [product >> 64, product & u128::from(u64::MAX)];
+        self.0 = u64::try_from(upper ^ lower).unwrap_or_default();
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -115,6 +147,42 @@ impl Time {
                     sec: -d.as_secs().cast_signed(),
                     nsec: 0,
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::hash::{BuildHasher, RandomState};
+
+    /// How many of these inodes meet another one, in a table of 4096 places.
+    fn meet(inos: impl Iterator<Item = Ino>, hash: &dyn Fn(Ino) -> u64) -> usize {
+        let mut places = vec![0_usize; 4096];
+        for ino in inos {
+            places[usize::try_from(hash(ino) % 4096).unwrap()] += 1;
+        }
+        places.iter().map(|n| n.saturating_sub(1)).sum()
+    }
+
+    /// Inodes as they are numbered, every one or those of a stripe, spread no worse than with a key.
+    #[test]
+    fn inode_numbers_spread() {
+        let keyed = RandomState::new();
+        let plain = BuildHasherDefault::<InoHasher>::default();
+        for epoch in [0, 1, 77] {
+            for step in [1, 2, 8, 64, 1024] {
+                let inos = || (1..=2048).map(move |n| Ino(epoch << COUNTER_BITS | (n * step)));
+                let (ours, theirs) = (
+                    meet(inos(), &|ino| plain.hash_one(ino)),
+                    meet(inos(), &|ino| keyed.hash_one(ino)),
+                );
+                assert!(ours < theirs * 3 / 2, "{epoch} {step}: {ours}, {theirs}");
+                // What tells entries of one place apart.
+                let tops = inos().map(|ino| plain.hash_one(ino) >> 57);
+                let tops: std::collections::HashSet<u64> = tops.collect();
+                assert!(tops.len() > 100, "{epoch} {step}: {} tops", tops.len());
             }
         }
     }

@@ -14,7 +14,7 @@ pub mod settings;
 
 pub use audit::{Audited, AuditedRef, Flaw, RefUse, Spare};
 pub use errno::Errno;
-pub use ids::{COUNTER_BITS, ChunkId, ChunkKey, Ino, OpId, Time, Version};
+pub use ids::{COUNTER_BITS, ChunkId, ChunkKey, Ino, InoHasher, InoMap, OpId, Time, Version};
 pub use key::{API_KEY_HEADER, ApiKey};
 pub use ns::*;
 

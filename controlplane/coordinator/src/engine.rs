@@ -22,7 +22,7 @@ pub(crate) use restore::{Target, check_unused, is_there};
 use crate::history::{self, HistoryConfig, HistoryError, Progress};
 use fastcache_api::{Errno, HistoryState, Ino, NsOp, NsReply, NsRequest, Time, grpc};
 use fastcache_namespace::{Outcome, Record};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use kv::{SnapshotKv, StateKv, fill};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,6 +98,10 @@ pub struct EngineStats {
     pub reads: u64,
     /// Bytes the store takes on disk.
     pub disk_bytes: u64,
+    /// Bytes of it that are cached in memory.
+    pub cache_bytes: u64,
+    /// Bytes of changes that the store holds in memory until it writes a table of them, as it counts them.
+    pub write_buffer_bytes: u64,
     /// Whether the history is written to a bucket now.
     pub is_shipping: bool,
     /// Position of the last record that is in the bucket.
@@ -423,6 +427,11 @@ impl Engine {
             changes: inner.changes.load(Ordering::Relaxed),
             reads: inner.reads.load(Ordering::Relaxed),
             disk_bytes: inner.db.disk_space().unwrap_or(0),
+            cache_bytes: inner.db.cache_size(),
+            write_buffer_bytes: [&inner.state.0, &inner.log, &inner.notes]
+                .into_iter()
+                .map(write_buffer)
+                .sum(),
             is_shipping: history.state == HistoryState::Shipping,
             shipped_position: history.shipped_position,
             history_lag_ms: history.lag_ms.unwrap_or(0),
@@ -449,4 +458,11 @@ fn failed() -> NsReply {
         log_position: 0,
         lease_ms: None,
     }
+}
+
+/// Bytes of changes that are in no table yet. Those that wait to be written are full. The store's own count of all of them leaves
+/// out what is written in batches.
+fn write_buffer(keyspace: &Keyspace) -> u64 {
+    let waiting = keyspace.tree.sealed_memtable_count() as u64;
+    keyspace.tree.active_memtable().size() + waiting * WRITE_BUFFER_BYTES
 }

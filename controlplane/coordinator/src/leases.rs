@@ -7,11 +7,12 @@
 //! its first caller went away finds the holders again. Nodes do not say what they have forgotten, so the table fills; when it
 //! is nearly full, the session that holds most is to give up its oldest ([`LeaseTable::oldest_of_most`]).
 
-use fastcache_api::Ino;
+use fastcache_api::{Ino, InoMap};
+use smallvec::SmallVec;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use tokio::time::Instant;
 
-/// Most leases at once; beyond, replies carry no lease, but for those on writing and on what has no name. About 150 bytes
+/// Most leases at once; beyond, replies carry no lease, but for those on writing and on what has no name. About 80 bytes
 /// each where nobody else holds one on the same inode.
 const LEASES_MAX: usize = 1_000_000;
 /// From this share of the most on, old ones are taken back.
@@ -32,6 +33,9 @@ struct Grant {
     write: u64,
 }
 
+/// Who holds leases on an inode: nearly always one, whose grant is in the table itself.
+type Grants = SmallVec<[Grant; 1]>;
+
 /// How much a session holds.
 #[derive(Debug, Default)]
 struct Held {
@@ -43,8 +47,8 @@ struct Held {
 /// Who may have cached what.
 #[derive(Debug)]
 pub(crate) struct LeaseTable {
-    by_ino: HashMap<Ino, Vec<Grant>>,
-    by_session: HashMap<u64, Held>,
+    by_ino: InoMap<Grants>,
+    by_session: BTreeMap<u64, Held>,
     len: usize,
     max: usize,
     /// When each session's lease ends; a session without one holds nothing.
@@ -71,8 +75,8 @@ impl LeaseTable {
     /// For this many leases.
     pub(crate) fn with_max(max: usize) -> LeaseTable {
         LeaseTable {
-            by_ino: HashMap::new(),
-            by_session: HashMap::new(),
+            by_ino: InoMap::default(),
+            by_session: BTreeMap::new(),
             len: 0,
             max,
             until: HashMap::new(),
@@ -157,7 +161,9 @@ impl LeaseTable {
     pub(crate) fn grant(&mut self, session: u64, inos: &[Ino], now: Instant) -> Option<Instant> {
         let until = self.until(session, now)?;
         let is_new = |ino: &&Ino| !self.is_held(session, **ino);
-        if self.len + inos.iter().filter(is_new).count() > self.max {
+        if self.len + inos.len() > self.max
+            && self.len + inos.iter().filter(is_new).count() > self.max
+        {
             return None;
         }
         for ino in inos {
@@ -370,7 +376,7 @@ impl LeaseTable {
     fn retain_all(&mut self, keep: impl Fn(&Grant) -> bool) {
         let mut len = 0;
         self.by_ino.retain(|_, grants| {
-            grants.retain(&keep);
+            grants.retain(|grant| keep(grant));
             len += grants.len();
             !grants.is_empty()
         });

@@ -5,8 +5,8 @@ use crate::keys;
 use crate::kv::Kv;
 use crate::state::{Dirent, Done, Fault, State, decode};
 use fastcache_api::{
-    Attr, Audited, AuditedRef, ChunkKey, CloudRef, Errno, Flaw, Ino, Kind, Layout, NsAnswer,
-    RefUse, Version,
+    Attr, Audited, AuditedRef, ChunkKey, CloudRef, DirEntry, Errno, Flaw, Ino, Kind, Layout,
+    NsAnswer, RefUse, Version,
 };
 
 /// Most inodes of a page.
@@ -216,7 +216,14 @@ impl<K: Kv> State<'_, K> {
         let (mut listed, mut dirs, mut after) = (0usize, 0u32, 0u64);
         loop {
             let page = self.list(dir.ino, after, ENTRIES_AT_ONCE)?;
-            for (cookie, name, ino, kind) in &page {
+            for DirEntry {
+                name,
+                ino,
+                kind,
+                cookie,
+                ..
+            } in &page
+            {
                 listed += 1;
                 after = *cookie;
                 dirs += u32::from(*kind == Kind::Dir);

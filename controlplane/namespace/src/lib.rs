@@ -28,7 +28,7 @@ mod state;
 mod tests;
 
 pub use incomplete::incomplete;
-pub use kv::{Changes, Kv, KvError, MemoryKv, Pair};
+pub use kv::{Changes, Kv, KvError, MemoryKv, Pair, Take};
 pub use restore::{Origin, restore};
 pub use state::{Counters, Dirent, Fault, REPLIES_KEPT};
 

@@ -2,8 +2,8 @@
 
 use crate::keys;
 use crate::kv::{Kv, Pair};
-use crate::state::{Done, Fault, State};
-use fastcache_api::{Attr, DirEntry, Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
+use crate::state::{Done, State};
+use fastcache_api::{Errno, Ino, Kind, NsAnswer, NsOp, Statfs};
 
 /// Most entries of one listing.
 const READDIR_MAX: u32 = 4096;
@@ -107,29 +107,13 @@ impl<K: Kv> State<'_, K> {
     fn readdir(&self, ino: Ino, after: u64, max: u32, plus: bool) -> Done<NsAnswer> {
         self.dir(ino)?;
         let max = max.clamp(1, READDIR_MAX) as usize;
-        let listed = self.list(ino, after.max(2), max + 1)?;
-        let is_end = listed.len() <= max;
-        let mut entries = Vec::with_capacity(listed.len().min(max));
-        for (cookie, name, ino, kind) in listed.into_iter().take(max) {
-            let attr = if plus { self.attr_if_any(ino)? } else { None };
-            entries.push(DirEntry {
-                name,
-                ino,
-                kind,
-                cookie,
-                attr,
-            });
+        let mut entries = self.list(ino, after.max(2), max + 1)?;
+        let is_end = entries.len() <= max;
+        entries.truncate(max);
+        if plus {
+            self.add_attrs(&mut entries)?;
         }
         Ok(NsAnswer::Dir { entries, is_end })
-    }
-
-    /// Attributes, or none when the inode went away between the look at its name and this one.
-    fn attr_if_any(&self, ino: Ino) -> Done<Option<Attr>> {
-        match self.attr(ino) {
-            Ok(attr) => Ok(Some(attr)),
-            Err(Fault::Refused(Errno::ENOENT)) => Ok(None),
-            Err(e) => Err(e),
-        }
     }
 
     fn path_of(&self, ino: Ino) -> Done<NsAnswer> {

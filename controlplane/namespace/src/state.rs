@@ -3,13 +3,25 @@
 use crate::keys;
 use crate::kv::{Changes, Kv, KvError, Overlay};
 use fastcache_api::{
-    Attr, COUNTER_BITS, CloudRef, Errno, Ino, Kind, Layout, NAME_MAX, NsReply, OpId, Time, Version,
+    Attr, COUNTER_BITS, CloudRef, DirEntry, Errno, Ino, Kind, Layout, NAME_MAX, NsReply, OpId,
+    Time, Version,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// Answers kept for each client, so that a request sent twice is done once. More than a client may have in flight.
 pub const REPLIES_KEPT: u64 = 4096;
+
+/// Inodes whose numbers are this near each other are read in one go: to walk over a few that nobody asked for costs less than to
+/// look for one.
+const ATTR_GAP: u64 = 4;
+/// Fewer of them are looked for one by one: to begin a walk costs as much as some lookups.
+const ATTRS_WALKED: usize = 8;
+
+/// Entries of a directory that is small.
+const FEW: usize = 64;
+/// Entries of a listing that room is made for at once where there are more: what a node asks for, and one more.
+const ROOM_AT_ONCE: usize = 1025;
 
 /// Deepest path that is followed upwards, directories.
 const LINEAGE_MAX: usize = 100_000;
@@ -67,7 +79,7 @@ pub enum Fault {
 
 pub(crate) type Done<T> = Result<T, Fault>;
 
-pub(crate) fn decode<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Done<T> {
+pub(crate) fn decode<'v, T: Deserialize<'v>>(key: &[u8], value: &'v [u8]) -> Done<T> {
     postcard::from_bytes(value).map_err(|error| Fault::Damaged {
         table: key.first().map_or('?', |b| char::from(*b)),
         error,
@@ -81,8 +93,8 @@ fn encode<T: Serialize>(value: &T) -> Done<Vec<u8>> {
 /// The spare of a chunk: its version, and how many of its bytes are valid.
 pub(crate) type SpareValue = (Version, u32);
 
-/// An entry of a listing: cookie, name, inode, kind.
-pub(crate) type Listed = (u64, Vec<u8>, Ino, Kind);
+/// An inode, and which entry of a listing leads to it.
+type Place = (Ino, usize);
 
 /// A view of the state, with the changes of one operation.
 pub(crate) struct State<'a, K: Kv> {
@@ -259,17 +271,84 @@ impl<'a, K: Kv> State<'a, K> {
         Ok(self.kv.scan(&keys::cookies(ino), &[], 1)?.is_empty())
     }
 
-    /// Entries after a cookie, in cookie order: cookie, name, inode, kind.
-    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<Listed>> {
-        let from = keys::cookie(ino, after.saturating_add(1));
-        let mut out = Vec::new();
-        for (key, value) in self.kv.scan(&keys::cookies(ino), &from, max)? {
-            let (name, ino, kind): (Vec<u8>, Ino, Kind) = decode(&key, &value)?;
-            if let Some(cookie) = keys::number_at(&key, 9) {
-                out.push((cookie, name, ino, kind));
+    /// Entries after a cookie, in cookie order, without attributes.
+    pub fn list(&self, ino: Ino, after: u64, max: usize) -> Done<Vec<DirEntry>> {
+        let first = keys::cookie(ino, after.saturating_add(1));
+        // No entry has the last cookie of all.
+        let end = keys::cookie(ino, u64::MAX);
+        let (mut out, mut wrong) = (Vec::new(), None);
+        let mut take = |key: &[u8], value: &[u8]| {
+            if out.len() == FEW {
+                // It does not grow by and by from here: each size is another piece of memory.
+                out.reserve_exact(max.min(ROOM_AT_ONCE));
+            }
+            match decode::<(&[u8], Ino, Kind)>(key, value) {
+                Ok((name, ino, kind)) => {
+                    let entry = |cookie| DirEntry {
+                        name: name.to_vec(),
+                        ino,
+                        kind,
+                        cookie,
+                        attr: None,
+                    };
+                    out.extend(keys::number_at(key, 9).map(entry));
+                }
+                Err(fault) => wrong = Some(fault),
+            }
+            out.len() < max && wrong.is_none()
+        };
+        if max > 0 {
+            self.kv.each(&first, &end, &mut take)?;
+        }
+        wrong.map_or(Ok(out), Err)
+    }
+
+    /// Adds the attributes of the inodes; none to an entry whose inode does not exist. Those whose numbers are near each other
+    /// are read in one go.
+    pub fn add_attrs(&self, entries: &mut [DirEntry]) -> Done<()> {
+        let mut places: Vec<Place> = entries.iter().map(|e| e.ino).zip(0..).collect();
+        places.sort_unstable();
+        for run in places.chunk_by(|(one, _), (next, _)| next.0 - one.0 <= ATTR_GAP) {
+            match run {
+                [first, .., last] if run.len() >= ATTRS_WALKED => {
+                    self.walk_attrs(first.0, last.0, run, entries)?;
+                }
+                few => {
+                    for (ino, place) in few {
+                        entries[*place].attr = self.load(&keys::attr(*ino))?;
+                    }
+                }
             }
         }
-        Ok(out)
+        Ok(())
+    }
+
+    /// [`State::add_attrs`] of the inodes from `first` to `last` that are `wanted`.
+    fn walk_attrs(
+        &self,
+        first: Ino,
+        last: Ino,
+        wanted: &[Place],
+        entries: &mut [DirEntry],
+    ) -> Done<()> {
+        let mut wanted = wanted.iter().peekable();
+        let mut wrong = None;
+        let end = keys::attr(Ino(last.0.saturating_add(1)));
+        self.kv.each(&keys::attr(first), &end, &mut |key, value| {
+            let Some(ino) = keys::number_at(key, 1).map(Ino) else {
+                return true;
+            };
+            // Those before it are gone.
+            while wanted.next_if(|(want, _)| *want < ino).is_some() {}
+            while let Some((_, place)) = wanted.next_if(|(want, _)| *want == ino) {
+                match decode(key, value) {
+                    Ok(attr) => entries[*place].attr = Some(attr),
+                    Err(fault) => wrong = Some(fault),
+                }
+            }
+            wrong.is_none()
+        })?;
+        wrong.map_or(Ok(()), Err)
     }
 
     /// One name of an inode: its directory and the name there.

@@ -2,10 +2,10 @@
 //! names are looked up.
 
 use crate::entries::{Ask, Listed, Told};
+use crate::lease::Moment;
 use crate::link::expect_answer;
 use crate::{DirPage, FileSystem, Result, lock};
 use fastcache_api::{Attr, Ino, NsAnswer, NsOp};
-use std::sync::Arc;
 
 /// Entries whose attributes are taken in before others of this core have their turn.
 const TAKEN_IN_ONCE: usize = 128;
@@ -52,8 +52,9 @@ impl FileSystem {
                         .detach();
                     }
                     if plus && !entries.is_empty() {
+                        let now = self.inner.lease.now();
                         for entry in &mut entries {
-                            entry.attr = self.known_attr(entry.ino);
+                            entry.attr = self.known_attr(entry.ino, now);
                         }
                         let known = entries.iter().take_while(|e| e.attr.is_some()).count();
                         is_end &= known == entries.len();
@@ -61,7 +62,7 @@ impl FileSystem {
                     }
                     if is_end || !entries.is_empty() {
                         return Ok(DirPage {
-                            entries: Arc::from(entries),
+                            entries,
                             is_end,
                             grant: asked.answered(None),
                         });
@@ -80,7 +81,7 @@ impl FileSystem {
         };
         let mut page = self.ask_for(ino, &ask).await?.0;
         if page.entries.len() > max {
-            page.entries = page.entries.iter().take(max).cloned().collect();
+            page.entries.truncate(max);
             page.is_end = false;
         }
         Ok(page)
@@ -108,13 +109,16 @@ impl FileSystem {
                 if ask.is_plus && !self.has_room_for_inodes() {
                     break;
                 }
+                let now = lease.now();
                 for attr in some.iter().filter_map(|entry| entry.attr.as_ref()) {
                     // What was removed here meanwhile is not to come back.
-                    if lease.holds_names(grant, ino) == 0 || lease.holds(grant, attr.ino) == 0 {
+                    if lease.holds_names_at(grant, ino, now) == 0
+                        || lease.holds_at(grant, attr.ino, now) == 0
+                    {
                         continue;
                     }
                     let inode = self.inner.inodes.get_or_insert(attr.ino);
-                    self.take_in(attr.ino, &mut lock(&inode.state), attr, grant);
+                    self.take_in_at(attr.ino, &mut lock(&inode.state), attr, grant, now);
                 }
                 fastcache_reactor::yield_now().await;
             }
@@ -125,7 +129,7 @@ impl FileSystem {
             is_kept = self.inner.entries.keep(lease, grant, ino, ask, &told);
         }
         let page = DirPage {
-            entries: Arc::from(entries),
+            entries,
             is_end,
             grant,
         };
@@ -147,10 +151,10 @@ impl FileSystem {
     }
 
     /// Attributes that may be used now, when they are known.
-    fn known_attr(&self, ino: Ino) -> Option<Attr> {
+    fn known_attr(&self, ino: Ino, now: Moment) -> Option<Attr> {
         let inode = self.inner.inodes.get(ino)?;
         let state = lock(&inode.state);
-        match self.is_trusted(&state) {
+        match self.is_trusted_at(&state, now) {
             true => state.told(),
             false => None,
         }

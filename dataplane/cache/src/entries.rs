@@ -8,7 +8,7 @@
 //!
 //! Where there is one node the kernel keeps names itself: only directories that were made here are known then.
 //!
-//! RAM: about 60 bytes for each name, 100 for each entry of a listing, [`NAMES_MAX`] of both in all; beyond, the directory
+//! RAM: about 60 bytes for each name, 70 for each entry of a listing, [`NAMES_MAX`] of both in all; beyond, the directory
 //! that was used least recently is forgotten. A name stands there as 128 bits, of two hashes with keys of this process: that two of a
 //! directory are taken for one is less likely than that memory errs.
 
@@ -26,7 +26,7 @@ use listing::Page;
 pub(crate) use listing::{Ask, Listed, Told};
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
 /// Names kept at most, of all directories, entries of listings included.
 const NAMES_MAX: usize = 1 << 18;
@@ -46,6 +46,27 @@ pub(crate) struct Entries {
 
 /// A name.
 type Key = (u64, u64);
+
+/// Names by key.
+type Names = HashMap<Key, Name, BuildHasherDefault<KeyHasher>>;
+
+/// A key is of hashes with keys already.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is of numbers");
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 ^= number;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// What a name is known to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +97,7 @@ struct Directory {
     epoch: u64,
     /// What is not among the names does not exist.
     is_whole: bool,
-    names: HashMap<Key, Name>,
+    names: Names,
     /// Parts of the listing, by the cookie that they begin after.
     pages: BTreeMap<u64, Page>,
     /// Entries of all pages.

@@ -3,16 +3,18 @@
 
 use crate::ahead::Streams;
 use crate::conflict::RefusedHandles;
-use crate::lease::Grant;
+use crate::lease::{Grant, Moment};
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
-use fastcache_api::{Attr, ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
+use fastcache_api::{
+    Attr, ChunkKey, Commit, Errno, Ino, InoMap, Layout, NsAnswer, NsOp, Time, Version,
+};
 use fastcache_reactor::Instant;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,10 +23,13 @@ const STRIPES: usize = 64;
 /// RAM that an inode takes beside what it has on the heap, bytes: itself with its `Arc` counts and what malloc adds, and its
 /// place in a map that may be half empty.
 pub(crate) const INODE_BYTES: u64 = size_of::<Inode>() as u64 + 32 + 48;
+// With the counts of its `Arc` as large as a piece of memory of the allocator: one word more takes 128 bytes.
+#[cfg(not(any(test, feature = "race")))]
+const _: () = assert!(size_of::<Inode>() + 16 <= 512);
 
 /// All inodes in use: looked up by the kernel, open, or with changes that are not committed.
 pub(crate) struct InodeTable {
-    stripes: Vec<Mutex<HashMap<Ino, Arc<Inode>>>>,
+    stripes: Vec<Mutex<InoMap<Arc<Inode>>>>,
     /// How many there are.
     count: AtomicU64,
     /// What those of a stripe have on the heap, bytes, when it was weighed last.
@@ -45,7 +50,7 @@ impl Default for InodeTable {
 }
 
 impl InodeTable {
-    fn stripe(&self, ino: Ino) -> &Mutex<HashMap<Ino, Arc<Inode>>> {
+    fn stripe(&self, ino: Ino) -> &Mutex<InoMap<Arc<Inode>>> {
         let n = usize::try_from(ino.0 % STRIPES as u64).unwrap_or(0);
         &self.stripes[n]
     }
@@ -193,7 +198,7 @@ pub(crate) struct InodeState {
     /// Number of the last commit that was refused.
     pub refused_upto: u64,
     /// Names of the extended attributes, once asked for; the kernel asks for one before the first write to each file.
-    pub xattrs: Option<Vec<Vec<u8>>>,
+    pub xattrs: Option<Box<[Vec<u8>]>>,
     /// Who reads it in sequence.
     pub streams: Streams,
     /// The kernel's pages may be wrong: the next open drops them.
@@ -325,7 +330,7 @@ impl InodeState {
     /// What it has on the heap and keeps at rest, bytes.
     pub fn heap_bytes(&self) -> u64 {
         let runs = self.layout.as_ref().map_or(0, |l| l.runs.capacity());
-        let names = self.xattrs.iter().flatten();
+        let names = self.xattrs.iter().flat_map(|names| names.iter());
         let names: usize = names.map(|n| n.capacity() + size_of_val(n)).sum();
         (runs * size_of::<fastcache_api::Run>() + names) as u64
     }
@@ -430,8 +435,20 @@ impl FileSystem {
 
     /// Takes in what the coordinator answered about an inode; the kernel drops its pages when they are found to be wrong.
     pub(crate) fn take_in(&self, ino: Ino, state: &mut InodeState, attr: &Attr, grant: Grant) {
+        self.take_in_at(ino, state, attr, grant, self.inner.lease.now());
+    }
+
+    /// [`FileSystem::take_in`] at a moment.
+    pub(crate) fn take_in_at(
+        &self,
+        ino: Ino,
+        state: &mut InodeState,
+        attr: &Attr,
+        grant: Grant,
+        now: Moment,
+    ) {
         let was_stale = state.is_kernel_stale;
-        state.learn(attr, self.inner.lease.holds(grant, ino));
+        state.learn(attr, self.inner.lease.holds_at(grant, ino, now));
         if state.is_kernel_stale
             && !was_stale
             && let Some(notify) = self.inner.notify.get()

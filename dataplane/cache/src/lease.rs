@@ -70,6 +70,25 @@ impl Asked {
     }
 }
 
+/// The lease as it is now. To be used at once: what is done with it does not wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    /// How long it lasts; `None`: it has ended.
+    left: Option<Duration>,
+}
+
+impl Moment {
+    /// Whether what is known may be used.
+    pub fn is_live(self) -> bool {
+        self.left.is_some()
+    }
+
+    /// How long the lease lasts.
+    pub fn left(self) -> Duration {
+        self.left.unwrap_or_default()
+    }
+}
+
 fn place(ino: Ino) -> usize {
     usize::try_from(ino.0 % PLACES).unwrap_or(0)
 }
@@ -100,11 +119,20 @@ impl Lease {
 
     /// Whether what is known may be used now.
     pub fn is_live(&self) -> bool {
-        match self.until.load(Ordering::Acquire) {
-            ENDLESS => true,
-            0 => false,
-            until => boot_nanos() < until,
-        }
+        self.now().is_live()
+    }
+
+    /// How it is now, for who asks many times in a row: each look at the clock costs.
+    pub fn now(&self) -> Moment {
+        let left = match self.until.load(Ordering::Acquire) {
+            ENDLESS => Some(ENDLESS_LEASE),
+            0 => None,
+            until => {
+                let left = until.checked_sub(boot_nanos()).filter(|left| *left > 0);
+                left.map(Duration::from_nanos)
+            }
+        };
+        Moment { left }
     }
 
     /// Whether there are other nodes.
@@ -112,17 +140,9 @@ impl Lease {
         self.is_shared.load(Ordering::Acquire)
     }
 
-    /// How long it lasts from now on.
-    pub fn left(&self) -> Duration {
-        match self.until.load(Ordering::Acquire) {
-            ENDLESS => ENDLESS_LEASE,
-            until => Duration::from_nanos(until.saturating_sub(boot_nanos())),
-        }
-    }
-
     /// The kernel is told a name for good until the lease ends: for how long that is.
-    pub fn tell_name(&self, notify: &dyn crate::KernelNotify) -> Duration {
-        let left = self.left();
+    pub fn tell_name(&self, notify: &dyn crate::KernelNotify, now: Moment) -> Duration {
+        let left = now.left();
         if !notify.can_inval_names() {
             let left = u64::try_from(left.as_nanos()).unwrap_or(ENDLESS);
             let until = boot_nanos().saturating_add(left);
@@ -150,19 +170,29 @@ impl Lease {
     /// The epoch in which an answer about an inode may be kept; 0: not at all. To be called under the lock of what it
     /// becomes part of.
     pub fn holds(&self, grant: Grant, ino: Ino) -> u64 {
+        self.holds_at(grant, ino, self.now())
+    }
+
+    /// [`Lease::holds`] at a moment.
+    pub fn holds_at(&self, grant: Grant, ino: Ino, now: Moment) -> u64 {
         let place = self.places[place(ino)].load(Ordering::Acquire);
         let is_good = grant.is_leased
             && grant.asked >= self.floor.load(Ordering::Acquire)
             && grant.asked >= place
-            && self.is_live();
+            && now.is_live();
         if is_good { self.epoch() } else { 0 }
     }
 
     /// [`Lease::holds`] of an answer about the names in a directory: not when this node changed them since it was asked for.
     pub fn holds_names(&self, grant: Grant, directory: Ino) -> u64 {
+        self.holds_names_at(grant, directory, self.now())
+    }
+
+    /// [`Lease::holds_names`] at a moment.
+    pub fn holds_names_at(&self, grant: Grant, directory: Ino, now: Moment) -> u64 {
         let changed = self.names[place(directory)].load(Ordering::Acquire);
         match grant.asked >= changed {
-            true => self.holds(grant, directory),
+            true => self.holds_at(grant, directory, now),
             false => 0,
         }
     }
@@ -198,7 +228,12 @@ impl Lease {
 impl FileSystem {
     /// Whether what is known of an inode may be used now.
     pub(crate) fn is_trusted(&self, state: &InodeState) -> bool {
-        state.learned == self.inner.lease.epoch() && self.inner.lease.is_live()
+        self.is_trusted_at(state, self.inner.lease.now())
+    }
+
+    /// [`FileSystem::is_trusted`] at a moment.
+    pub(crate) fn is_trusted_at(&self, state: &InodeState, now: Moment) -> bool {
+        state.learned == self.inner.lease.epoch() && now.is_live()
     }
 
     /// Whether an inode may be written without asking for it.

@@ -367,7 +367,7 @@ pub(crate) fn lock_read<T: ?Sized>(m: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 #[derive(Clone, Debug)]
 pub struct DirPage {
     /// The entries.
-    pub entries: Arc<[DirEntry]>,
+    pub entries: Vec<DirEntry>,
     /// Nothing follows.
     pub is_end: bool,
     /// What the attributes may be kept for; see [`FileSystem::remember`].

@@ -2,7 +2,7 @@
 
 use crate::changing::{Change, Changing};
 use crate::inode::{Inode, InodeState};
-use crate::lease::Grant;
+use crate::lease::{Grant, Moment};
 use crate::link::expect_answer;
 use crate::{Entry, FileSystem, Found, Opened, Result, SetAttrRequest, StatfsOut, lock};
 use fastcache_api::{
@@ -22,32 +22,24 @@ const O_EXCL: u32 = 0o200;
 const STATFS_BYTES: u64 = 1 << 50;
 
 impl FileSystem {
-    fn entry(&self, attr: Attr, grant: Grant) -> Entry {
+    /// An entry of a directory: its attributes are taken in, and a lookup counted.
+    fn entry_in(&self, parent: Ino, attr: &Attr, grant: Grant) -> Entry {
+        let now = self.inner.lease.now();
         let inode = self.inner.inodes.get_or_insert(attr.ino);
-        let (attr, attr_valid) = {
-            let mut state = lock(&inode.state);
-            state.lookups += 1;
-            self.take_in(attr.ino, &mut state, &attr, grant);
-            (state.told().unwrap_or(attr), self.valid(&state))
-        };
+        let mut state = lock(&inode.state);
+        state.lookups += 1;
+        self.take_in_at(attr.ino, &mut state, attr, grant, now);
         Entry {
-            attr,
-            entry_valid: Duration::ZERO,
-            attr_valid,
+            attr: state.told().unwrap_or_else(|| attr.clone()),
+            entry_valid: self.name_valid(parent, grant, now),
+            attr_valid: self.valid(&state, now),
         }
     }
 
-    /// An entry of a directory whose name may be kept, too.
-    fn entry_in(&self, parent: Ino, attr: Attr, grant: Grant) -> Entry {
-        let mut entry = self.entry(attr, grant);
-        entry.entry_valid = self.name_valid(parent, grant);
-        entry
-    }
-
     /// How long the kernel may keep the attributes of an inode.
-    fn valid(&self, state: &InodeState) -> Duration {
-        match self.is_trusted(state) {
-            true => self.inner.lease.left(),
+    fn valid(&self, state: &InodeState, now: Moment) -> Duration {
+        match self.is_trusted_at(state, now) {
+            true => now.left(),
             false => Duration::ZERO,
         }
     }
@@ -55,12 +47,12 @@ impl FileSystem {
     /// How long the kernel may keep a name of a directory, present or absent. A kernel that cannot be told to ask again for
     /// all names keeps none where others change them: dropping a single one takes the directory's lock, which a change here
     /// may hold while it waits for another node, which may wait for this one.
-    fn name_valid(&self, parent: Ino, grant: Grant) -> Duration {
+    fn name_valid(&self, parent: Ino, grant: Grant, now: Moment) -> Duration {
         let lease = &self.inner.lease;
         let notify = self.inner.notify.get();
         let can_be_told = !lease.is_shared() || notify.is_some_and(|n| n.can_inval_names());
-        match can_be_told && lease.holds(grant, parent) != 0 {
-            true => notify.map_or_else(|| lease.left(), |notify| lease.tell_name(&**notify)),
+        match can_be_told && lease.holds_at(grant, parent, now) != 0 {
+            true => notify.map_or_else(|| now.left(), |notify| lease.tell_name(&**notify, now)),
             false => Duration::ZERO,
         }
     }
@@ -92,8 +84,8 @@ impl FileSystem {
                         state.lookups += 1;
                         return Ok(Found::Entry(Entry {
                             attr,
-                            entry_valid: self.name_valid(parent, known),
-                            attr_valid: self.valid(&state),
+                            entry_valid: self.name_valid(parent, known, lease.now()),
+                            attr_valid: self.valid(&state, lease.now()),
                         }));
                     }
                 }
@@ -113,7 +105,7 @@ impl FileSystem {
                     let ino = Some(attr.ino);
                     self.inner.entries.learn(lease, grant, parent, name, ino);
                 }
-                Ok(Found::Entry(self.entry_in(parent, attr, grant)))
+                Ok(Found::Entry(self.entry_in(parent, &attr, grant)))
             }
             Err(Errno::ENOENT) => {
                 self.inner.entries.learn(lease, grant, parent, name, None);
@@ -127,7 +119,9 @@ impl FileSystem {
     /// name that somebody else makes. Not at all where it could not be told after the agent was gone.
     fn absent_valid(&self, parent: Ino, grant: Grant) -> Duration {
         match self.inner.notify.get() {
-            Some(notify) if notify.can_inval_names() => self.name_valid(parent, grant),
+            Some(notify) if notify.can_inval_names() => {
+                self.name_valid(parent, grant, self.inner.lease.now())
+            }
             _ => Duration::ZERO,
         }
     }
@@ -151,7 +145,7 @@ impl FileSystem {
 
     /// Counts a lookup for an entry that a listing of `parent` told the kernel; answers its current attributes.
     pub fn remember(&self, parent: Ino, attr: &Attr, grant: Grant) -> Entry {
-        self.entry_in(parent, attr.clone(), grant)
+        self.entry_in(parent, attr, grant)
     }
 
     /// Counts a lookup of an inode without a name; its attributes.
@@ -159,7 +153,7 @@ impl FileSystem {
         let (inode, attr) = self.with_attr(ino).await?;
         let mut state = lock(&inode.state);
         state.lookups += 1;
-        let attr_valid = self.valid(&state);
+        let attr_valid = self.valid(&state, self.inner.lease.now());
         Ok(Entry {
             attr,
             entry_valid: attr_valid,
@@ -170,7 +164,7 @@ impl FileSystem {
     /// Attributes, and how long they may be kept.
     pub async fn getattr(&self, ino: Ino) -> Result<(Attr, Duration)> {
         let (inode, attr) = self.with_attr(ino).await?;
-        let valid = self.valid(&lock(&inode.state));
+        let valid = self.valid(&lock(&inode.state), self.inner.lease.now());
         Ok((attr, valid))
     }
 
@@ -246,13 +240,13 @@ impl FileSystem {
         if is_dir {
             self.inner.entries.made(&self.inner.lease, grant, ino);
         }
-        let entry = self.entry_in(parent, attr, grant);
+        let entry = self.entry_in(parent, &attr, grant);
         if let Some(inode) = self.inner.inodes.get(ino) {
             let mut state = lock(&inode.state);
             // Asked anew: another core may have handed it over since the entry was taken in.
             let learned = self.inner.lease.holds(grant, ino);
             if learned != 0 && self.is_trusted(&state) {
-                state.xattrs = Some(Vec::new());
+                state.xattrs = Some(Box::default());
                 // Whoever makes a file is the first who may write it.
                 state.may_write = learned;
             }
@@ -441,7 +435,7 @@ impl FileSystem {
         };
         let (reply, grant) = self.change_names(op, &[(parent, name)]).await?;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
-        Ok(self.entry_in(parent, attr, grant))
+        Ok(self.entry_in(parent, &attr, grant))
     }
 
     /// Target of a symbolic link.

@@ -33,7 +33,7 @@ impl FileSystem {
     async fn xattr_names(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
         let (inode, _) = self.with_attr(ino).await?;
         if let Some(names) = &lock(&inode.state).xattrs {
-            return Ok(names.clone());
+            return Ok(names.to_vec());
         }
         let asked = self.inner.lease.ask();
         let reply = self.inner.link.ns(NsOp::ListXattr { ino }).await?;
@@ -41,7 +41,7 @@ impl FileSystem {
         let names = expect_answer!(reply, NsAnswer::Names(n) => n)?;
         let mut state = lock(&inode.state);
         if self.inner.lease.holds(grant, ino) != 0 {
-            state.xattrs = Some(names.clone());
+            state.xattrs = Some(names.clone().into());
         }
         Ok(names)
     }

@@ -167,7 +167,7 @@ async fn shake(stream: &Fd, hello: &ServerHello, arena: &Arena) -> Result<(Clien
     let mut frames = Frames::of(Vec::new());
     let answer = loop {
         if let Some(message) = frames.next()? {
-            break message;
+            break message.to_vec();
         }
         anyhow::ensure!(
             frames.fill(stream).await?,
@@ -236,7 +236,7 @@ async fn receive_all(fs: &FileSystem, stream: &Fd, first: Vec<u8>, lane: usize) 
     let mut frames = Frames::of(first);
     loop {
         while let Some(message) = frames.next()? {
-            match postcard::from_bytes(&message).context("a message this version does not know")? {
+            match postcard::from_bytes(message).context("a message this version does not know")? {
                 ToData::Answer(id, answer) => fs.agent().answered(lane, id, answer),
                 ToData::ReleaseSlot(slot) => fs.release_slot(slot),
                 ToData::Call(id, call) => {
@@ -302,7 +302,7 @@ impl Frames {
         Ok(n > 0)
     }
 
-    fn next(&mut self) -> Result<Option<Vec<u8>>> {
+    fn next(&mut self) -> Result<Option<&[u8]>> {
         let rest = &self.bytes[self.at..];
         let Some(len) = rest.first_chunk::<4>() else {
             return Ok(None);
@@ -315,7 +315,6 @@ impl Frames {
         let Some(message) = rest.get(4..4 + len) else {
             return Ok(None);
         };
-        let message = message.to_vec();
         self.at += 4 + len;
         Ok(Some(message))
     }
@@ -368,7 +367,7 @@ mod tests {
         assert_eq!(first, behind);
         let mut frames = Frames::of(first);
         let message = frames.next().unwrap().unwrap();
-        let message: ToData = postcard::from_bytes(&message).unwrap();
+        let message: ToData = postcard::from_bytes(message).unwrap();
         assert!(matches!(message, ToData::ReleaseSlot(7)));
         assert!(frames.next().unwrap().is_none(), "half a message waits");
     }

@@ -61,6 +61,7 @@ pub struct Attr {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DirEntry {
     /// Its name.
+    #[serde(with = "in_one_piece")]
     pub name: Vec<u8>,
     /// The inode.
     pub ino: Ino,
@@ -71,6 +72,35 @@ pub struct DirEntry {
     pub cookie: u64,
     /// Attributes, when the listing asked for them.
     pub attr: Option<Attr>,
+}
+
+/// Bytes that travel as a sequence of bytes does, and are not encoded and decoded one by one.
+mod in_one_piece {
+    use serde::de::{Error, Visitor};
+    use serde::{Deserializer, Serializer};
+    use std::fmt;
+
+    struct Bytes;
+
+    impl Visitor<'_> for Bytes {
+        type Value = Vec<u8>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("bytes")
+        }
+
+        fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Vec<u8>, E> {
+            Ok(bytes.to_vec())
+        }
+    }
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(bytes)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        from.deserialize_bytes(Bytes)
+    }
 }
 
 /// Who makes a new inode.
@@ -116,4 +146,31 @@ pub struct NewInode {
     pub target: Vec<u8>,
     /// Bytes of a chunk, for a file; else 0.
     pub chunk_size: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_travels_as_a_sequence_of_bytes() {
+        let entry = DirEntry {
+            name: vec![b'x'; 200],
+            ino: Ino(7),
+            kind: Kind::Fifo,
+            cookie: 9,
+            attr: None,
+        };
+        let bytes = postcard::to_stdvec(&entry).unwrap();
+        let one_by_one = (
+            &entry.name,
+            entry.ino,
+            entry.kind,
+            entry.cookie,
+            &entry.attr,
+        );
+        assert_eq!(bytes, postcard::to_stdvec(&one_by_one).unwrap());
+        assert_eq!(postcard::from_bytes::<DirEntry>(&bytes).unwrap(), entry);
+        assert!(postcard::from_bytes::<DirEntry>(&bytes[..100]).is_err());
+    }
 }

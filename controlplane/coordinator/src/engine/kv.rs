@@ -1,6 +1,6 @@
 //! The state in the embedded store, as the namespace reads and changes it.
 
-use fastcache_namespace::{Kv, KvError, Pair};
+use fastcache_namespace::{Kv, KvError, Pair, Take};
 use fjall::{Keyspace, Readable};
 use std::ops::Bound;
 
@@ -46,6 +46,17 @@ fn collect(pairs: fjall::Iter, limit: usize) -> Result<Vec<Pair>, KvError> {
     Ok(out)
 }
 
+/// Shows the pairs of an iteration as long as more are wanted.
+fn show(pairs: fjall::Iter, take: &mut Take<'_>) -> Result<(), KvError> {
+    for guard in pairs {
+        let (key, value) = guard.into_inner().map_err(read_error)?;
+        if !take(&key, &value) {
+            break;
+        }
+    }
+    Ok(())
+}
+
 impl Kv for StateKv {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
         Ok(self.0.get(key).map_err(read_error)?.map(|v| v.to_vec()))
@@ -54,6 +65,10 @@ impl Kv for StateKv {
     fn scan(&self, prefix: &[u8], from: &[u8], limit: usize) -> Result<Vec<Pair>, KvError> {
         let range = range_of(prefix, from);
         range.map_or(Ok(Vec::new()), |range| collect(self.0.range(range), limit))
+    }
+
+    fn each(&self, first: &[u8], end: &[u8], take: &mut Take<'_>) -> Result<(), KvError> {
+        show(self.0.range(first..end), take)
     }
 }
 
@@ -71,6 +86,10 @@ impl Kv for SnapshotKv<'_> {
         range.map_or(Ok(Vec::new()), |range| {
             collect(self.0.range(self.1, range), limit)
         })
+    }
+
+    fn each(&self, first: &[u8], end: &[u8], take: &mut Take<'_>) -> Result<(), KvError> {
+        show(self.0.range(self.1, first..end), take)
     }
 }
 

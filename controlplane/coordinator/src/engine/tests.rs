@@ -46,6 +46,10 @@ async fn acknowledged_changes_and_answers_survive_a_restart() {
     assert_eq!(engine.call(make(1, "a")).await, first);
     let stats = engine.stats();
     assert_eq!((stats.epoch, stats.inodes), (2, 2));
+    assert!(
+        stats.write_buffer_bytes > 0,
+        "what is in the journal is in memory, too"
+    );
     // Begin, the change, begin again.
     assert_eq!((stats.log_position, engine.log_begins()), (3, 1));
 }

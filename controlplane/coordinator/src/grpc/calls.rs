@@ -7,6 +7,7 @@
 use super::OPERATION_MAX;
 use crate::Coordinator;
 use fastcache_api::grpc::{CallReply, CallRequest, Kept};
+use fastcache_api::{NsAnswer, NsReply};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -18,6 +19,11 @@ use tonic::{Code, Status};
 /// Operations of one node that wait at once: as many as its data plane has in flight on a lane. What they wait for may be
 /// an operation of this node behind them (a commit), so that it should never be reached.
 const CALLS_AT_ONCE: usize = 16_384;
+
+/// Bytes of an answer that has no list.
+const SHORT: usize = 256;
+/// Bytes of an entry of a listing without its name: numbers travel in as many bytes as they need.
+const ENTRY: usize = 128;
 
 /// The answers for one node. Ends when the node asks no more, or the coordinator ends, once all is answered.
 pub(crate) struct Answers<S> {
@@ -109,9 +115,21 @@ async fn reply(
     let asked = postcard::from_bytes(&request.request)
         .map_err(|e| Status::invalid_argument(format!("not a namespace request: {e}")))?;
     let (reply, kept) = coordinator.call_kept(request.session, asked).await?;
-    let reply = postcard::to_stdvec(&reply).map_err(|e| Status::internal(e.to_string()))?;
+    let room = Vec::with_capacity(length_of(&reply));
+    let reply = postcard::to_extend(&reply, room).map_err(|e| Status::internal(e.to_string()))?;
     if reply.len() > OPERATION_MAX {
         return Err(Status::out_of_range("the answer is too long"));
     }
     Ok((reply, kept))
+}
+
+/// About how long an answer is, bytes: one that tells of very many would be copied again and again while it grows.
+fn length_of(reply: &NsReply) -> usize {
+    match &reply.result {
+        Ok(NsAnswer::Dir { entries, .. }) => {
+            let names: usize = entries.iter().map(|entry| entry.name.len()).sum();
+            SHORT + names + entries.len() * ENTRY
+        }
+        _ => SHORT,
+    }
 }

@@ -103,6 +103,18 @@ pub(super) async fn metrics(State(coordinator): State<Coordinator>) -> Response 
         namespace.disk_bytes,
     );
     one(
+        "namespace_cache_bytes",
+        "gauge",
+        "Bytes of the store that are cached in memory.",
+        namespace.cache_bytes,
+    );
+    one(
+        "namespace_write_buffer_bytes",
+        "gauge",
+        "Bytes of changes that are in memory until the store writes a table of them.",
+        namespace.write_buffer_bytes,
+    );
+    one(
         "history_shipping",
         "gauge",
         "1 while the log is written to the bucket; 0: nothing new is persisted.",

@@ -136,5 +136,9 @@ async fn rest_tells_nodes_files_and_counters() {
     assert_eq!(stats["coordinator"]["peers_live"], json!(1));
     let (_, _, text) = server.http("GET", "/metrics", None).await;
     assert!(text.contains("\nfastcache_namespace_inodes 2\n"), "{text}");
+    for held in ["cache_bytes", "write_buffer_bytes"] {
+        let line = format!("\nfastcache_namespace_{held} ");
+        assert!(text.contains(&line), "{text}");
+    }
     server.end().await;
 }

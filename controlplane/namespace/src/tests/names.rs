@@ -397,6 +397,111 @@ fn a_setgid_directory_hands_its_group_on() {
     assert_eq!((sub.gid, sub.mode), (77, 0o2640));
 }
 
+/// Counts what is looked for one by one.
+struct Counting(MemoryKv, std::cell::Cell<usize>);
+
+impl Kv for Counting {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, crate::KvError> {
+        self.1.set(self.1.get() + 1);
+        self.0.get(key)
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        limit: usize,
+    ) -> Result<Vec<crate::Pair>, crate::KvError> {
+        self.0.scan(prefix, from, limit)
+    }
+
+    fn each(
+        &self,
+        first: &[u8],
+        end: &[u8],
+        take: &mut crate::Take<'_>,
+    ) -> Result<(), crate::KvError> {
+        self.0.each(first, end, take)
+    }
+}
+
+/// Attributes that are read in one go are those of each entry, whatever lies between the inodes: files of other directories,
+/// inodes that are gone, names that lead to the same one, and far ones.
+#[test]
+fn a_listing_has_the_attributes_of_each_entry() {
+    let mut t = Tree::new();
+    let far = t.make(Ino::ROOT, "far", Kind::File);
+    let dir = t.make(Ino::ROOT, "dir", Kind::Dir);
+    let other = t.make(Ino::ROOT, "other", Kind::Dir);
+    let mut inos = Vec::new();
+    for n in 0..64 {
+        inos.push(t.make(dir, &format!("f{n}"), Kind::File));
+        if n % 5 == 0 {
+            t.make(other, &format!("o{n}"), Kind::File);
+        }
+        if n % 20 == 0 {
+            for more in 0..6 {
+                t.make(other, &format!("o{n}-{more}"), Kind::Fifo);
+            }
+        }
+    }
+    for n in [0, 1, 9, 30, 31, 32, 33, 34, 35, 63] {
+        t.ask(unlink(dir, &format!("f{n}"))).unwrap();
+    }
+    let inos_gone = vec![inos[1], inos[9], inos[31], inos[32]];
+    t.done(NsOp::Reap { inos: inos_gone });
+    t.attr(link(inos[40], dir, "again"));
+    t.attr(link(inos[40], dir, "and again"));
+    t.attr(link(far, dir, "near"));
+    t.make(dir, "subdirectory", Kind::Dir);
+    t.begin_epoch();
+    t.make(dir, "of another epoch", Kind::Symlink);
+
+    let list = |kv: &Counting, after, max| {
+        let op = NsOp::Readdir {
+            ino: dir,
+            after,
+            max,
+            plus: true,
+        };
+        match answer(kv, &op).unwrap().result {
+            Ok(NsAnswer::Dir { entries, .. }) => entries,
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut kv = Counting(t.kv.clone(), std::cell::Cell::new(0));
+    let all = list(&kv, 0, 4096);
+    assert_eq!(all.len(), 64 - 10 + 5);
+    assert!(kv.1.get() < 20, "{} looked for one by one", kv.1.get());
+    for entry in &all {
+        assert_eq!(entry.attr, Some(t.stat(entry.ino)));
+    }
+    for max in 1..20 {
+        for from in 0..all.len() {
+            let after = from.checked_sub(1).map_or(0, |before| all[before].cookie);
+            let some = list(&kv, after, max);
+            assert_eq!(some, all[from..all.len().min(from + max as usize)]);
+        }
+    }
+    // Of one that went away in between there are none.
+    let gone = [all[0].ino, all[7].ino, inos[40], far, all[20].ino];
+    kv.0.apply(gone.iter().map(|ino| (keys::attr(*ino), None)).collect());
+    for (then, now) in all.iter().zip(list(&kv, 0, 4096)) {
+        let attr = then.attr.clone().filter(|a| !gone.contains(&a.ino));
+        assert_eq!((&then.name, attr), (&now.name, now.attr));
+    }
+    // A value that cannot be read is no attribute.
+    kv.0.apply([(keys::attr(inos[50]), Some(vec![0xff]))].into());
+    let op = NsOp::Readdir {
+        ino: dir,
+        after: 0,
+        max: 4096,
+        plus: true,
+    };
+    assert!(answer(&kv, &op).is_err());
+    t.check();
+}
+
 #[test]
 fn listings_go_on_where_they_stopped() {
     let mut t = Tree::new();

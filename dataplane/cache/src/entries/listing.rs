@@ -1,25 +1,47 @@
 //! Parts of listings, in the order of their cookies. A part follows another where that ends, so what is asked for ahead of a
 //! reader is found by the cookie that it comes with.
 
-use super::{Directory, Entries, Name};
+use super::{Directory, Entries, Key, Name};
 use crate::lease::{Grant, Lease};
 use crate::lock;
-use fastcache_api::{DirEntry, Ino};
+use fastcache_api::{DirEntry, Ino, Kind};
 use std::ops::Bound;
-use std::sync::Arc;
 
 /// Most entries asked for at once: an answer of some milliseconds. Others wait behind it, and what changes meanwhile may
 /// overtake it.
 pub(crate) const PAGE_MAX: usize = 1024;
+/// Entries that a reader has before him at most when the next part is asked for: who takes one while the next comes waits for what
+/// is late of that.
+const AHEAD_MAX: usize = 2 * PAGE_MAX;
 /// A part is so many times as large as the one before it.
 const GROWTH: usize = 4;
 /// Where every listing begins: behind `.` and `..`.
 const BEGIN: u64 = 2;
 
+/// An entry of a part. Without attributes: those are with the inodes, where they are revoked.
+struct Line {
+    key: Key,
+    name: Box<[u8]>,
+    ino: Ino,
+    cookie: u64,
+    kind: Kind,
+}
+
+impl Line {
+    fn entry(&self) -> DirEntry {
+        DirEntry {
+            name: self.name.to_vec(),
+            ino: self.ino,
+            kind: self.kind,
+            cookie: self.cookie,
+            attr: None,
+        }
+    }
+}
+
 /// A part of a listing.
 pub(super) struct Page {
-    /// Without attributes: those are with the inodes, where they are revoked.
-    entries: Arc<[DirEntry]>,
+    entries: Box<[Line]>,
     /// Cookie of the last entry.
     last: u64,
     /// Nothing follows.
@@ -66,8 +88,8 @@ impl Directory {
     }
 
     /// Whether an entry of a part is what its name is now.
-    fn is_listed(&self, entries: &Entries, entry: &DirEntry) -> Option<bool> {
-        match self.names.get(&entries.key(&entry.name)) {
+    fn is_listed(&self, entry: &Line) -> Option<bool> {
+        match self.names.get(&entry.key) {
             Some(Name::Leads { ino, cookie }) => Some(*ino == entry.ino && *cookie == entry.cookie),
             Some(Name::Unsure) => None,
             Some(Name::Absent) | None => Some(false),
@@ -99,13 +121,23 @@ impl Directory {
     }
 
     fn keep(&mut self, entries: &Entries, ask: &Ask, told: &Told<'_>) {
-        for entry in told.entries {
-            let key = entries.key(&entry.name);
-            // Where the listing has it now.
-            if let Some(Name::Leads { cookie, .. }) = self.names.get_mut(&key) {
-                *cookie = 0;
-            }
-            self.learn(key, Some(entry.ino), entry.cookie);
+        debug_assert!(self.changing == 0, "no name is in question");
+        let kept = told.entries.iter().map(|entry| Line {
+            key: entries.key(&entry.name),
+            name: entry.name.as_slice().into(),
+            ino: entry.ino,
+            cookie: entry.cookie,
+            kind: entry.kind,
+        });
+        let kept: Box<[Line]> = kept.collect();
+        self.names.reserve(kept.len());
+        for Line {
+            key, ino, cookie, ..
+        } in &kept
+        {
+            // Whatever was known of it: this is where the listing has it now.
+            let (ino, cookie) = (*ino, *cookie);
+            self.names.insert(*key, Name::Leads { ino, cookie });
         }
         let last = told.entries.last().map_or(ask.after, |e| e.cookie);
         // Parts that this one has all of.
@@ -116,13 +148,9 @@ impl Directory {
                 self.listed -= page.entries.len();
             }
         }
-        let kept = told.entries.iter().map(|entry| DirEntry {
-            attr: None,
-            ..entry.clone()
-        });
-        self.listed += told.entries.len();
+        self.listed += kept.len();
         let page = Page {
-            entries: kept.collect(),
+            entries: kept,
             last,
             is_end: told.is_end,
             has_attrs: ask.is_plus,
@@ -134,21 +162,21 @@ impl Directory {
         }
     }
 
-    fn list(
-        &self,
-        entries: &Entries,
-        after: u64,
-        max: usize,
-        is_plus: bool,
-    ) -> (Vec<DirEntry>, u64, bool) {
+    fn list(&self, after: u64, max: usize, is_plus: bool) -> (Vec<DirEntry>, u64, bool) {
         let (mut out, mut at) = (Vec::new(), after);
         while let Some(page) = self.page_after(at, is_plus) {
             let from = page.entries.partition_point(|entry| entry.cookie <= at);
             for entry in page.entries.get(from..).unwrap_or_default() {
-                match self.is_listed(entries, entry) {
+                match self.is_listed(entry) {
                     _ if out.len() == max => return (out, at, false),
                     None => return (out, at, false),
-                    Some(true) => out.push(entry.clone()),
+                    Some(true) => {
+                        if out.is_empty() {
+                            // It does not grow by and by: each size is another piece of memory.
+                            out.reserve_exact(max.min(page.entries.len()));
+                        }
+                        out.push(entry.entry());
+                    }
                     Some(false) => {}
                 }
                 at = entry.cookie;
@@ -178,7 +206,7 @@ impl Directory {
         while let Some(page) = self.page_after(at, is_plus) {
             let from = page.entries.partition_point(|entry| entry.cookie <= at);
             left += page.entries.len() - from;
-            if page.is_end || left > PAGE_MAX {
+            if page.is_end || left > AHEAD_MAX {
                 return None;
             }
             at = page.last;
@@ -221,7 +249,7 @@ impl Entries {
         }
         let mut known = lock(&self.known);
         let listed = known.with(ino, lease.epoch(), true, |directory| {
-            let (out, at, is_end) = directory.list(self, after, max, is_plus);
+            let (out, at, is_end) = directory.list(after, max, is_plus);
             if !out.is_empty() || is_end {
                 let ahead = match is_end || !has_room {
                     true => None,

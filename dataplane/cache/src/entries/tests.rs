@@ -1,6 +1,7 @@
 //! Goal: nothing is known that a revocation, or a change of this node, may have made wrong; and memory has an end. Method: the
 //! table alone, with a lease that is shared, and every order of what can overtake what.
 
+use super::listing::PAGE_MAX;
 use super::*;
 use fastcache_api::{DirEntry, Kind};
 
@@ -319,6 +320,27 @@ fn a_reader_in_sequence_is_asked_ahead_for_and_attributes_are_not_taken_for_gran
     w.entries.came(Ino(8), &ask);
     assert!(matches!(lists(false), Listed::Known(_, true, None)));
     assert!(matches!(lists(true), Listed::Ask(_)));
+}
+
+#[test]
+fn two_parts_are_there_before_a_reader() {
+    let w = World::new();
+    let part = PAGE_MAX as u64;
+    let ask = w.ask(0, PAGE_MAX);
+    assert!(w.keep(w.grant(), &ask, 3..3 + part, false));
+    let mut last = 2 + part;
+    // Nothing of it was read, and two parts more are asked for, one behind the other.
+    for _ in 0..2 {
+        let Listed::Known(_, false, Some(ahead)) = w.list(2, 1) else {
+            panic!("the part that is there")
+        };
+        assert_eq!((ahead.after, ahead.max), (last, PAGE_MAX));
+        assert!(w.keep(w.grant(), &ahead, last + 1..last + 1 + part, false));
+        last += part;
+    }
+    assert!(matches!(w.list(2, 1), Listed::Known(_, false, None)));
+    let read = 2 + part;
+    assert!(matches!(w.list(read, 1), Listed::Known(_, false, Some(_))));
 }
 
 #[test]
