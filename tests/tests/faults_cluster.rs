@@ -11,7 +11,7 @@ use fastcache_tests::{
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -137,7 +137,7 @@ fn coordinator_killed_under_the_load_of_three_nodes() {
     let outage = Duration::from_secs(if is_long() { 30 } else { 5 });
     // Renewed each quarter, now and then one later on a busy machine: what is cached can be read all the time that the
     // coordinator is away.
-    let lease = outage * 3;
+    let lease = outage * if is_long() { 2 } else { 3 };
     let mut cluster = Cluster::start(3, &["--lease", &lease.as_secs().to_string()]);
     let (nodes, coordinator) = (&cluster.nodes, &mut cluster.coordinator);
     let coordinator = Mutex::new(coordinator);
@@ -158,6 +158,11 @@ fn coordinator_killed_under_the_load_of_three_nodes() {
             }
         }
         coordinator.start();
+        // It does not know what it granted before: changes wait until that is over.
+        let so_far = busy.count();
+        wait_until("changes are made again", lease + SOON, || {
+            busy.count() > so_far
+        });
     });
     let (reads, writes) = busy.errors();
     assert_eq!(reads, Vec::<String>::new());
@@ -644,6 +649,54 @@ fn anything_killed_or_standing_under_the_load_of_three_nodes() {
         let errors = errors.map(|e| e.lock().expect("lock").clone()).concat();
         assert!(is_killed[node] || errors.is_empty(), "{node}: {errors:?}");
         assert_eq!(nodes[node].stat("checksum_errors"), 0);
+    }
+}
+
+/// While a data plane tells the kernel to drop a page that is being read, it is killed: nobody answers that read any more.
+#[test]
+fn a_data_plane_that_is_killed_while_the_kernel_waits_for_it_comes_back() {
+    let _one = serial();
+    for planes in [
+        &[Plane::Data][..],
+        &[Plane::Supervisor, Plane::Agent, Plane::Data],
+    ] {
+        let cluster = Cluster::start_apart(3, &["--lease", "3"]);
+        let [a, b, c] = three(&cluster);
+        fs::write(a.at("other"), b"other").expect("write");
+        assert_eq!(fs::read(b.at("other")).expect("read"), b"other");
+        write_and_close(a.at("file"), &Bytes::of(1).range(0, 100_000)).expect("write");
+        // It is on that node alone: whoever reads it elsewhere waits.
+        let stopped = a.stop(Plane::Agent);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                have_own_files();
+                fs::read(b.at("file"))
+            });
+            std::thread::sleep(Duration::from_millis(500));
+            assert!(!reader.is_finished(), "the read waits");
+            scope.spawn(|| {
+                let changed = fs::set_permissions(c.at("file"), fs::Permissions::from_mode(0o600));
+                changed.expect("chmod");
+            });
+            std::thread::sleep(Duration::from_secs(1));
+            for plane in planes {
+                assert!(b.kill(*plane), "{plane:?}");
+            }
+            let since = Instant::now();
+            if planes.contains(&Plane::Supervisor) {
+                b.up();
+            }
+            b.wait_for_return();
+            let took = since.elapsed();
+            assert!(took < SOON, "{planes:?}: {took:?}");
+            reader
+                .join()
+                .expect("a reader")
+                .expect_err("its mount ended");
+            drop(stopped);
+        });
+        assert_eq!(fs::read(b.at("other")).expect("read"), b"other");
+        expect_within(b, &[("file".to_owned(), 1, 100_000)], SOON);
     }
 }
 
