@@ -6,6 +6,7 @@ use crate::conflict::RefusedHandles;
 use crate::lease::Grant;
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
+use crate::pages::KernelPages;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{Attr, ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Time, Version};
@@ -200,6 +201,8 @@ pub(crate) struct InodeState {
     pub is_kernel_stale: bool,
     /// Others may have changed it without this node being told: what is learned next says so.
     pub may_have_missed: bool,
+    /// What is wrong with the kernel's pages.
+    pub pages: KernelPages,
 }
 
 /// What changed since the last seal.
@@ -384,7 +387,10 @@ impl InodeState {
                 self.kills_suid = false;
                 if old.layout_version != new.layout_version {
                     self.layout = None;
-                    self.is_kernel_stale |= self.may_have_missed;
+                    if self.may_have_missed {
+                        self.is_kernel_stale = true;
+                        self.pages.all_wrong();
+                    }
                 }
                 if old.seq != new.seq && self.may_have_missed {
                     self.xattrs = None;
@@ -437,6 +443,7 @@ impl FileSystem {
             && let Some(notify) = self.inner.notify.get()
         {
             notify.inval_inode(ino);
+            state.pages.told();
         }
     }
 

@@ -13,6 +13,7 @@
 //! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `names`: what cannot exist is not asked for, and what others make is found.
 //! - `others`: what another node changes under a reader, and what is not where it should be yet.
+//! - `pages`: the kernel hears of new contents when it has dropped the pages that lack them.
 //! - `peers`: who is asked for what is not here, and what is kept for others.
 //! - `space`: writers wait for room, and go on.
 
@@ -35,6 +36,7 @@ mod misses;
 mod names;
 mod node;
 mod others;
+mod pages;
 mod parts;
 mod peers;
 mod sick;
