@@ -259,7 +259,9 @@ test-gc: setup build
 	FASTCACHE_GC_LONG=1 $(E2E) --test gc_fsck -- --test-threads=1 --nocapture
 
 # Several nodes on one machine, the long form: 100,000 operations against a model, and as many while processes are killed, stand
-# and are cut off; the coordinator killed for half a minute, everything killed and nodes restarted ten times.
+# and are cut off; the coordinator killed for half a minute, everything killed and nodes restarted ten times. 40 to 50 minutes on
+# two cores: 4 for coherence_oracle, 15 for coherence_faults, 13 for faults_cluster, 3 for peers with 1 GiB, 2 for
+# remote_coordinator, and what is left.
 test-cluster: setup build
 	FASTCACHE_ORACLE_OPS=100000 FASTCACHE_EXCL_ROUNDS=500 FASTCACHE_SHARED_READ_MIB=1024 FASTCACHE_FAULTS=long $(E2E) --no-fail-fast \
 		--test remote_coordinator --test coherence --test coherence_locks --test peers --test faults_cluster --test coherence_oracle \

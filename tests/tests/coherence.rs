@@ -3,11 +3,14 @@
 //!
 //! Several nodes of one coordinator on this machine, each with a mount of its own.
 
-use fastcache_tests::{Bytes, Cluster, Http, Mapping, Node, Plane, number, serial, wait_until};
+use fastcache_tests::{
+    Bytes, Cluster, Http, Mapping, Node, Plane, close, number, serial, wait_until,
+};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Length of a lease where a test waits for one to end, seconds.
@@ -275,13 +278,21 @@ fn within_a_lease_nothing_is_asked_beyond_the_node() {
     };
     look();
     look();
+    let asked = || b.stat("namespace_calls");
+    let fetched = || b.stat("peer_fetched_bytes") + b.stat("get_bytes");
+    let (before, bytes) = (asked(), fetched());
+    (0..3).for_each(|_| look());
+    let (questions, more) = (asked() - before, fetched() - bytes);
+    // Those of `status`.
+    assert!(questions <= 6, "{questions} questions to the coordinator");
+    assert_eq!(more, 0, "bytes from elsewhere");
     let before = b.stat("namespace_calls");
     // Something else is changed: the kernel forgets all names.
     for round in 0..3 {
         fs::write(a.at("elsewhere"), [round; 3]).expect("write");
         look();
     }
-    let asked = b.stat("namespace_calls") - before;
+    let asked = asked() - before;
     // `status` itself asks for three things.
     assert!(asked <= 12, "{asked} questions to the coordinator");
 }
@@ -508,4 +519,70 @@ fn an_unlinked_file_lives_as_long_as_another_node_has_it_open() {
     assert!(read == contents);
     drop(file);
     wait_until("it goes with the last close", SOON, || inodes() == 1);
+}
+
+/// Appends lines on one node while programs of both nodes read the log again and again. Zeros at its end are nobody's line: not
+/// after the read that holds a page while the kernel drops it, which may be one of thousands.
+#[test]
+fn a_log_that_is_read_while_it_grows_ends_in_what_was_appended() {
+    const SESSIONS: u64 = 700;
+    const CUT_EVERY: u64 = 100;
+    const LINE: usize = 16;
+    let _one = serial();
+    let cluster = Cluster::start(2, &[]);
+    let [a, b] = &cluster.nodes[..] else {
+        panic!("two nodes")
+    };
+    fs::write(a.at("log"), b"").expect("write");
+    let is_over = AtomicBool::new(false);
+    let (found, longest) = std::thread::scope(|scope| {
+        let readers = [a, b].map(|node| {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let read = || fs::read(node.at("log")).expect("read");
+                let (mut reads, mut zeros) = (0u64, 0u64);
+                while !is_over.load(Ordering::Relaxed) {
+                    reads += 1;
+                    if read().contains(&0) {
+                        zeros += 1;
+                        assert!(!read().contains(&0), "zeros stay");
+                    }
+                }
+                (reads, zeros)
+            })
+        });
+        let over = Over(&is_over);
+        let mut longest = Duration::ZERO;
+        for session in 0..SESSIONS {
+            let since = Instant::now();
+            let log = OpenOptions::new().append(true).open(a.at("log"));
+            let mut log = log.expect("open");
+            for line in 0..3 {
+                let line = format!("line {:010}\n", session * 3 + line);
+                assert_eq!(line.len(), LINE);
+                log.write_all(line.as_bytes()).expect("append");
+            }
+            close(log).expect("close");
+            longest = longest.max(since.elapsed());
+            if session % CUT_EVERY == 0 {
+                fs::write(a.at("log"), b"").expect("cut");
+            }
+        }
+        drop(over);
+        (readers.map(|r| r.join().expect("a reader")), longest)
+    });
+    for (reads, zeros) in found {
+        assert!(zeros * 100 <= reads, "{zeros} of {reads} reads");
+    }
+    // A commit and a read that wait for each other do so for 10 s.
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
+}
+
+/// Ends readers also when the test panics.
+struct Over<'o>(&'o AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

@@ -11,5 +11,6 @@ mod faults_cluster {
     mod load;
     mod partition;
     mod slow;
+    mod stuck;
     mod warm;
 }

@@ -179,8 +179,10 @@ impl FileSystem {
         state.attr = None;
         state.layout = None;
         state.is_kernel_stale = true;
+        state.pages.all_wrong();
         if let Some(notify) = self.inner.notify.get() {
             notify.inval_inode(inode.ino);
+            state.pages.told();
         }
     }
 

@@ -62,9 +62,15 @@ impl RefusedHandles {
     }
 }
 
-/// The number of the `n`-th handle that is given out, from 1 on: in order, and it tells whether it is open to write.
-pub(crate) fn handle_number(n: u64, is_write: bool) -> u64 {
-    n << 1 | u64::from(is_write)
+/// The number of the `n`-th handle that is given out, from 1 on: in order, and it tells whether it is open to write, and whether
+/// past the kernel's pages.
+pub(crate) fn handle_number(n: u64, is_write: bool, is_direct: bool) -> u64 {
+    n << 2 | u64::from(is_direct) << 1 | u64::from(is_write)
+}
+
+/// What is written through a handle is not in the kernel's pages.
+pub(crate) fn is_past_pages(fh: u64) -> bool {
+    fh & 2 == 2
 }
 
 fn may_write_through(fh: u64) -> bool {
@@ -296,7 +302,7 @@ impl FileSystem {
             let _rest = buf.split_off(want);
             if buf.iter().any(|byte| *byte != 0) {
                 let _turn = self.turn_to_write(&target).await?;
-                self.write_inode(&target, at, buf, false).await.0?;
+                self.write_inode(&target, at, buf, false, true).await.0?;
             }
             at += want as u64;
         }

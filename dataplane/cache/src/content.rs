@@ -207,7 +207,7 @@ impl FileSystem {
             if a < b {
                 let zeros = IoBuf::alloc(b - a);
                 let size = attr_of(inode)?.size;
-                self.write_inode(inode, base + a as u64, zeros, false)
+                self.write_inode(inode, base + a as u64, zeros, false, false)
                     .await
                     .0?;
                 debug_assert!(attr_of(inode)?.size >= size);
@@ -310,7 +310,7 @@ impl FileSystem {
             }
             let _rest = buf.split_off(n);
             let _turn = self.turn_to_write(&target).await?;
-            self.write_inode(&target, to_offset + done, buf, kill_suid)
+            self.write_inode(&target, to_offset + done, buf, kill_suid, true)
                 .await
                 .0?;
             done += n as u64;

@@ -6,6 +6,7 @@ use crate::conflict::RefusedHandles;
 use crate::lease::{Grant, Moment};
 use crate::link::{expect_answer, unexpected};
 use crate::open_chunk::OpenChunk;
+use crate::pages::KernelPages;
 use crate::{FileSystem, Result, lock};
 use event_listener::Event;
 use fastcache_api::{
@@ -188,7 +189,7 @@ pub(crate) struct InodeState {
     /// The device may lose what was sealed last: it has to be in the cloud before `close` says that it is safe.
     pub is_volatile: bool,
     /// How often something was sealed that it may lose.
-    pub volatile_seals: u64,
+    pub volatile_seals: u32,
     /// Why the last commit was refused, where handles have no numbers; told once, at the next close or fsync.
     pub commit_error: Option<Errno>,
     /// Whom a refusal is still to be told, where handles have numbers.
@@ -205,6 +206,8 @@ pub(crate) struct InodeState {
     pub is_kernel_stale: bool,
     /// Others may have changed it without this node being told: what is learned next says so.
     pub may_have_missed: bool,
+    /// What is wrong with the kernel's pages.
+    pub pages: KernelPages,
 }
 
 /// What changed since the last seal.
@@ -332,7 +335,7 @@ impl InodeState {
         let runs = self.layout.as_ref().map_or(0, |l| l.runs.capacity());
         let names = self.xattrs.iter().flat_map(|names| names.iter());
         let names: usize = names.map(|n| n.capacity() + size_of_val(n)).sum();
-        (runs * size_of::<fastcache_api::Run>() + names) as u64
+        (runs * size_of::<fastcache_api::Run>() + names + self.pages.heap_bytes()) as u64
     }
 
     /// Whether local changes are not at the coordinator yet.
@@ -389,7 +392,10 @@ impl InodeState {
                 self.kills_suid = false;
                 if old.layout_version != new.layout_version {
                     self.layout = None;
-                    self.is_kernel_stale |= self.may_have_missed;
+                    if self.may_have_missed {
+                        self.is_kernel_stale = true;
+                        self.pages.all_wrong();
+                    }
                 }
                 if old.seq != new.seq && self.may_have_missed {
                     self.xattrs = None;
@@ -454,6 +460,7 @@ impl FileSystem {
             && let Some(notify) = self.inner.notify.get()
         {
             notify.inval_inode(ino);
+            state.pages.told();
         }
     }
 

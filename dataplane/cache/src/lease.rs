@@ -167,6 +167,12 @@ impl Lease {
         Asked(self.revocations.load(Ordering::Acquire))
     }
 
+    /// Whether something about an inode was revoked since something was asked. In doubt it was.
+    pub fn is_revoked_since(&self, asked: Asked, ino: Ino) -> bool {
+        let last = self.places[place(ino)].load(Ordering::Acquire);
+        asked.0 < last.max(self.floor.load(Ordering::Acquire))
+    }
+
     /// The epoch in which an answer about an inode may be kept; 0: not at all. To be called under the lock of what it
     /// becomes part of.
     pub fn holds(&self, grant: Grant, ino: Ino) -> u64 {

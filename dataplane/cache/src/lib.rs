@@ -27,6 +27,7 @@ mod memory;
 mod names;
 mod open_chunk;
 mod orphans;
+mod pages;
 mod parts;
 mod read;
 mod replicas;
@@ -128,6 +129,10 @@ pub struct StatfsOut {
 pub trait KernelNotify: Send + Sync {
     /// Forget the attributes and pages of an inode.
     fn inval_inode(&self, ino: Ino);
+    /// Forget the attributes of an inode, and its pages from this offset on.
+    fn inval_pages(&self, ino: Ino, _from: u64) {
+        self.inval_inode(ino);
+    }
     /// Forget the attributes of an inode; its pages are right.
     fn inval_attr(&self, ino: Ino);
     /// Forget a directory entry.
@@ -147,6 +152,11 @@ pub trait KernelNotify: Send + Sync {
     /// Calls `done` when what was queued before about these inodes, and about names, has been delivered: pages of others that
     /// the kernel cannot drop yet do not hold it up.
     fn barrier_of(&self, _inos: &HashSet<Ino>, done: Box<dyn FnOnce() + Send>) {
+        self.barrier(done);
+    }
+    /// Calls `done` when what was queued before about the pages of this inode has been delivered, and waits for nothing that a
+    /// change of names holds up.
+    fn barrier_of_pages(&self, _ino: Ino, done: Box<dyn FnOnce() + Send>) {
         self.barrier(done);
     }
 }

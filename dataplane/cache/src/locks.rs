@@ -313,11 +313,11 @@ impl FileSystem {
     }
 
     /// A number for an open file; 0 where the kernel's own locks do.
-    pub(crate) fn next_handle(&self, is_write: bool) -> u64 {
+    pub(crate) fn next_handle(&self, is_write: bool, is_direct: bool) -> u64 {
         match self.has_coordinator() {
             true => {
                 let n = 1 + self.inner.locks.next_handle.fetch_add(1, Ordering::Relaxed);
-                handle_number(n, is_write)
+                handle_number(n, is_write, is_direct)
             }
             false => 0,
         }
@@ -326,7 +326,11 @@ impl FileSystem {
     /// No number that was given out is greater; 0 where none are.
     pub(crate) fn last_handle(&self) -> u64 {
         match self.has_coordinator() {
-            true => handle_number(self.inner.locks.next_handle.load(Ordering::Relaxed), true),
+            true => handle_number(
+                self.inner.locks.next_handle.load(Ordering::Relaxed),
+                true,
+                true,
+            ),
             false => 0,
         }
     }

@@ -78,6 +78,7 @@ impl FileSystem {
             Some(None) => return Ok(Found::Absent(self.absent_valid(parent, known))),
             Some(Some(ino)) => {
                 if let Ok((inode, attr)) = self.with_attr(ino).await {
+                    self.pages_right(&inode).await;
                     let mut state = lock(&inode.state);
                     // Revoked while its attributes were asked for: it may be another one's name now.
                     if self.inner.entries.find(lease, parent, name) == Some(Some(ino)) {
@@ -105,7 +106,9 @@ impl FileSystem {
                     let ino = Some(attr.ino);
                     self.inner.entries.learn(lease, grant, parent, name, ino);
                 }
-                Ok(Found::Entry(self.entry_in(parent, &attr, grant)))
+                let entry = self.entry_in(parent, &attr, grant);
+                self.pages_of_right(entry.attr.ino).await;
+                Ok(Found::Entry(entry))
             }
             Err(Errno::ENOENT) => {
                 self.inner.entries.learn(lease, grant, parent, name, None);
@@ -143,14 +146,23 @@ impl FileSystem {
         }
     }
 
-    /// Counts a lookup for an entry that a listing of `parent` told the kernel; answers its current attributes.
-    pub fn remember(&self, parent: Ino, attr: &Attr, grant: Grant) -> Entry {
-        self.entry_in(parent, attr, grant)
+    /// Counts a lookup for an entry that a listing of `parent` is about to tell the kernel; answers its current attributes. `None`,
+    /// and nothing counted, when the kernel has to drop pages before it hears of them: it asks for them when it needs them.
+    pub fn remember(&self, parent: Ino, attr: &Attr, grant: Grant) -> Option<Entry> {
+        let entry = self.entry_in(parent, attr, grant);
+        let inode = self.inner.inodes.get(entry.attr.ino)?;
+        if self.inner.notify.get().is_none() || lock(&inode.state).pages.are_right() {
+            return Some(entry);
+        }
+        drop(inode);
+        self.forget(entry.attr.ino, 1);
+        None
     }
 
     /// Counts a lookup of an inode without a name; its attributes.
     pub async fn entry_of(&self, ino: Ino) -> Result<Entry> {
         let (inode, attr) = self.with_attr(ino).await?;
+        self.pages_right(&inode).await;
         let mut state = lock(&inode.state);
         state.lookups += 1;
         let attr_valid = self.valid(&state, self.inner.lease.now());
@@ -163,6 +175,12 @@ impl FileSystem {
 
     /// Attributes, and how long they may be kept.
     pub async fn getattr(&self, ino: Ino) -> Result<(Attr, Duration)> {
+        let told = self.attr_told(ino).await?;
+        self.pages_of_right(ino).await;
+        Ok(told)
+    }
+
+    async fn attr_told(&self, ino: Ino) -> Result<(Attr, Duration)> {
         let (inode, attr) = self.with_attr(ino).await?;
         let valid = self.valid(&lock(&inode.state), self.inner.lease.now());
         Ok((attr, valid))
@@ -183,7 +201,11 @@ impl FileSystem {
         if !is_size_only || (request.set.kill_suid && request.size.is_none()) {
             self.set_attributes(ino, request.set).await?;
         }
-        self.getattr(ino).await
+        match request.size {
+            // The kernel has given its pages this size, and writes none of them until it is answered.
+            Some(_) => self.attr_told(ino).await,
+            None => self.getattr(ino).await,
+        }
     }
 
     /// Changes attributes other than the size.
@@ -304,12 +326,13 @@ impl FileSystem {
         }
         state.opens += 1;
         drop(state);
+        let is_direct = self.is_direct(flags);
         Ok((
             entry,
             Opened {
-                fh: self.next_handle(flags & 0o3 != 0),
+                fh: self.next_handle(flags & 0o3 != 0, is_direct),
                 keep_cache: true,
-                is_direct: self.is_direct(flags),
+                is_direct,
             },
         ))
     }
@@ -337,10 +360,11 @@ impl FileSystem {
                 return Err(e);
             }
         }
+        let is_direct = self.is_direct(flags);
         Ok(Opened {
-            fh: self.next_handle(is_write),
+            fh: self.next_handle(is_write, is_direct),
             keep_cache,
-            is_direct: self.is_direct(flags),
+            is_direct,
         })
     }
 
@@ -435,7 +459,9 @@ impl FileSystem {
         };
         let (reply, grant) = self.change_names(op, &[(parent, name)]).await?;
         let attr = expect_answer!(reply, NsAnswer::Entry(a) => a)?;
-        Ok(self.entry_in(parent, &attr, grant))
+        let entry = self.entry_in(parent, &attr, grant);
+        self.pages_of_right(ino).await;
+        Ok(entry)
     }
 
     /// Target of a symbolic link.

@@ -2,19 +2,22 @@
 
 use crate::fetch::Local;
 use crate::inode::Inode;
+use crate::lease::Asked;
 use crate::open_chunk::{OpenChunk, join};
 use crate::write::locate;
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::{ChunkKey, Errno, Ino, Version};
-use fastcache_reactor::IoBuf;
+use fastcache_reactor::{IoBuf, now};
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Times a chunk that changes under a reader is looked up again.
 pub(crate) const LOOK_TRIES: usize = 64;
 
-/// Times a file that another node changes under a reader is looked at again.
-const REVOKED_TRIES: usize = 3;
+/// How long a file that another node changes under a reader is looked at again. What is looked at stays where it is until this
+/// node's kernel has it, but for what was made ahead of its commit.
+const REVOKED_MAX: Duration = Duration::from_secs(10);
 
 /// Where a chunk's bytes are, as the inode says now.
 enum Source {
@@ -34,20 +37,27 @@ impl FileSystem {
         len: usize,
         mut buf: IoBuf,
     ) -> (Result<usize>, IoBuf) {
-        for _ in 0..REVOKED_TRIES {
+        let mut until = None;
+        loop {
+            let asked = self.inner.lease.ask();
             let (result, back) = self.read_once(ino, offset, len, buf).await;
-            if result.is_ok() || !self.was_revoked(ino) {
+            if result.is_ok() || !self.was_revoked(ino, asked) {
+                return (result, back);
+            }
+            if now() >= *until.get_or_insert_with(|| now() + REVOKED_MAX) {
                 return (result, back);
             }
             buf = back;
         }
-        self.read_once(ino, offset, len, buf).await
     }
 
-    /// Whether another node changed a file since it was looked at: what its layout named may be nowhere any more.
-    fn was_revoked(&self, ino: Ino) -> bool {
+    /// Whether another node changed a file since then: what its layout named may be nowhere any more. It may have been looked at
+    /// anew since, for somebody else.
+    fn was_revoked(&self, ino: Ino, asked: Asked) -> bool {
         let inode = self.inner.inodes.get(ino).filter(|_| self.is_shared());
-        inode.is_some_and(|inode| !self.is_trusted(&lock(&inode.state)))
+        inode.is_some_and(|inode| {
+            self.inner.lease.is_revoked_since(asked, ino) || !self.is_trusted(&lock(&inode.state))
+        })
     }
 
     async fn read_once(
@@ -67,6 +77,9 @@ impl FileSystem {
             else {
                 return (Err(Errno::ESTALE), buf);
             };
+            if offset.saturating_add(len as u64) > size {
+                state.pages.read_to_end(size);
+            }
             if offset >= size || len == 0 || chunk_size == 0 {
                 return (Ok(0), buf);
             }

@@ -13,6 +13,8 @@ use fastcache_chunkstore::{ChunkBody, SealChunk, SealData, SealFile};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Longest that a seal waits for the commits before it; another node that does not answer holds them up for one lease.
+const COMMITS_MAX: Duration = Duration::from_secs(10);
 /// Files with changes older than this are sealed although they are open.
 const SEAL_AGE: Duration = Duration::from_secs(10);
 
@@ -23,6 +25,7 @@ impl FileSystem {
         let Some(inode) = self.inner.inodes.get(ino) else {
             return Ok(());
         };
+        self.commits_before(&inode).await;
         self.seal_file(&inode, false).await?;
         let waited = match self.is_shared() {
             true => self.commits_sent(&inode).await?,
@@ -32,10 +35,19 @@ impl FileSystem {
         self.tell_refused(&inode, waited, fh)
     }
 
+    /// Waits for the commits of what was sealed before, where another node may read that: this one is to have it until then. A
+    /// commit waits until the other one's kernel has dropped a page, which may be being read: for what it commits.
+    async fn commits_before(&self, inode: &Inode) {
+        if self.is_shared() {
+            let _ = fastcache_reactor::timeout(COMMITS_MAX, self.commits_answered(inode)).await;
+        }
+    }
+
     /// `fsync`: sealed, on stable storage here, committed, and at the level the agent is set to.
     pub async fn fsync(&self, ino: Ino, fh: u64, _datasync: bool) -> Result<()> {
         let since = fastcache_reactor::now();
         if let Some(inode) = self.inner.inodes.get(ino) {
+            self.commits_before(&inode).await;
             self.seal_file(&inode, true).await?;
             let waited = self.commits_sent(&inode).await?;
             self.tell_refused(&inode, waited, fh)?;

@@ -2,6 +2,7 @@
 
 use crate::inode::InodeState;
 use crate::open_chunk::device_error;
+use crate::pages::Dropping;
 use crate::seal::local_chunk;
 use crate::{FileSystem, Result, lock, lock_read};
 use fastcache_api::control::{DataAnswer, DataCall, DataStats, SLOT_BYTES};
@@ -206,7 +207,7 @@ impl FileSystem {
         let _rest = buf.split_off(len as usize);
         let inode = self.inner.inodes.get_or_insert(ino);
         let _turn = self.turn_to_write(&inode).await?;
-        self.write_inode(&inode, offset, buf, false).await.0?;
+        self.write_inode(&inode, offset, buf, false, true).await.0?;
         Ok(DataAnswer::Done)
     }
 
@@ -310,8 +311,12 @@ impl FileSystem {
             lease.revoked(*ino);
             self.inner.entries.forget(*ino);
             if let Some(inode) = self.inner.inodes.get(*ino) {
-                // From now on it is asked for, by who reads and by who writes.
-                lock(&inode.state).learned = 0;
+                {
+                    // From now on it is asked for, by who reads and by who writes.
+                    let mut state = lock(&inode.state);
+                    state.learned = 0;
+                    state.may_have_missed |= is_shared;
+                }
                 self.give_up_writing(&inode).await;
                 let is_open_orphan = {
                     let mut state = lock(&inode.state);
@@ -322,6 +327,7 @@ impl FileSystem {
                     }
                     state.xattrs = None;
                     state.is_kernel_stale = true;
+                    state.pages.all_wrong();
                     state.is_orphan && state.opens > 0
                 };
                 if is_open_orphan {
@@ -336,8 +342,15 @@ impl FileSystem {
         if let Some(n) = notify {
             let touched = touched.iter().map(|attr| attr.ino);
             let mut told = HashSet::new();
+            let mut dropping = Vec::new();
             for ino in touched.chain(inos.iter().copied()) {
-                n.inval_inode(ino);
+                if let Some(inode) = self.inner.inodes.get(ino) {
+                    let mut state = lock(&inode.state);
+                    dropping.push(Dropping::of(&inode, &mut state));
+                    n.inval_inode(ino);
+                } else {
+                    n.inval_inode(ino);
+                }
                 told.insert(ino);
             }
             if is_shared && !entries.is_empty() {

@@ -27,13 +27,13 @@ const UNREADABLE_MAX: usize = 4096;
 pub(crate) struct Unreadable(Mutex<BTreeSet<ChunkKey>>);
 
 /// How often a file was sealed where the device may lose it; `None` when nothing of it is only there.
-fn volatile_seals(inode: &Inode) -> Option<u64> {
+fn volatile_seals(inode: &Inode) -> Option<u32> {
     let state = lock(&inode.state);
     (state.is_volatile && !state.is_orphan).then_some(state.volatile_seals)
 }
 
 /// What these seals left is in the cloud. What was sealed since is another matter.
-fn safe_upto(inode: &Inode, seals: u64) {
+fn safe_upto(inode: &Inode, seals: u32) {
     let mut state = lock(&inode.state);
     if state.volatile_seals == seals {
         state.is_volatile = false;
@@ -54,7 +54,7 @@ impl FileSystem {
         if self.inner.store.is_volatile() {
             let mut state = lock(&inode.state);
             state.is_volatile = true;
-            state.volatile_seals += 1;
+            state.volatile_seals = state.volatile_seals.wrapping_add(1);
         }
     }
 

@@ -1,6 +1,7 @@
 //! The write path: large aligned writes go straight from the request's buffer to the device, everything else
 //! gathers in the open chunk.
 
+use crate::conflict::is_past_pages;
 use crate::fetch::Local;
 use crate::inode::Inode;
 use crate::open_chunk::{Closed, OpenChunk};
@@ -66,17 +67,25 @@ impl FileSystem {
     pub async fn write(
         &self,
         ino: Ino,
-        _fh: u64,
+        fh: u64,
         offset: u64,
         data: IoBuf,
         kill_suid: bool,
     ) -> (Result<u32>, IoBuf) {
         let inode = self.inner.inodes.get_or_insert(ino);
-        let _turn = match self.turn_to_write(&inode).await {
+        let is_past = is_past_pages(fh);
+        let turn = match self.turn_to_write(&inode).await {
             Ok(turn) => turn,
             Err(e) => return (Err(e), data),
         };
-        self.write_inode(&inode, offset, data, kill_suid).await
+        let done = self
+            .write_inode(&inode, offset, data, kill_suid, is_past)
+            .await;
+        drop(turn);
+        if is_past {
+            self.pages_right(&inode).await;
+        }
+        done
     }
 
     /// Writes at the end of the file, which is elsewhere than the kernel takes it to be (`offset`) when another node has
@@ -84,13 +93,14 @@ impl FileSystem {
     pub async fn append(
         &self,
         ino: Ino,
-        _fh: u64,
+        fh: u64,
         offset: u64,
         data: IoBuf,
         kill_suid: bool,
     ) -> (Result<u32>, IoBuf) {
         let inode = self.inner.inodes.get_or_insert(ino);
-        let _turn = match self.turn_to_write(&inode).await {
+        let is_past = is_past_pages(fh);
+        let turn = match self.turn_to_write(&inode).await {
             Ok(turn) => turn,
             Err(e) => return (Err(e), data),
         };
@@ -99,7 +109,14 @@ impl FileSystem {
             Ok(_) => offset,
             Err(e) => return (Err(e), data),
         };
-        let done = self.write_inode(&inode, end, data, kill_suid).await;
+        let done = self
+            .write_inode(&inode, end, data, kill_suid, is_past)
+            .await;
+        drop(turn);
+        if is_past {
+            // The kernel takes the file to be longer as soon as it is answered.
+            self.pages_right(&inode).await;
+        }
         if end != offset
             && let Some(notify) = self.inner.notify.get()
         {
@@ -109,12 +126,14 @@ impl FileSystem {
         done
     }
 
+    /// For who has a turn. `is_past`: the bytes are not in the kernel's pages.
     pub(crate) async fn write_inode(
         &self,
         inode: &Arc<Inode>,
         offset: u64,
         mut data: IoBuf,
         kill_suid: bool,
+        is_past: bool,
     ) -> (Result<u32>, IoBuf) {
         let total = data.len();
         let Ok(told) = u32::try_from(total) else {
@@ -153,12 +172,16 @@ impl FileSystem {
                 break;
             }
             at += n as u64;
-            let mut state = lock(&inode.state);
+            let mut guard = lock(&inode.state);
+            let state = &mut *guard;
             if let Some(attr) = &mut state.attr {
+                if is_past {
+                    state.pages.written_past(at - n as u64, at, attr.size);
+                }
                 attr.size = attr.size.max(at);
             }
             let is_killed = state.touch(kill_suid);
-            drop(state);
+            drop(guard);
             if is_killed {
                 self.mode_changed(inode.ino);
             }

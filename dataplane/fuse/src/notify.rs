@@ -36,6 +36,8 @@ const PRUNE_BATCH: usize = 512;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Notice {
     Inode(Ino),
+    /// From this offset on.
+    Pages(Ino, u64),
     Attr(Ino),
     Entry(Ino, Vec<u8>),
     Names,
@@ -46,7 +48,7 @@ impl Notice {
     /// The inode whose pages it may wait for.
     fn ino(&self) -> Option<Ino> {
         match self {
-            Notice::Inode(ino) | Notice::Attr(ino) => Some(*ino),
+            Notice::Inode(ino) | Notice::Pages(ino, _) | Notice::Attr(ino) => Some(*ino),
             Notice::Entry(..) | Notice::Names | Notice::Prune(_) => None,
         }
     }
@@ -197,6 +199,10 @@ impl KernelNotify for Notifier {
         self.push(Notice::Inode(ino));
     }
 
+    fn inval_pages(&self, ino: Ino, from: u64) {
+        self.push(Notice::Pages(ino, from));
+    }
+
     fn inval_attr(&self, ino: Ino) {
         self.push(Notice::Attr(ino));
     }
@@ -235,6 +241,10 @@ impl KernelNotify for Notifier {
         // Names do not wait for pages.
         let is_meant = |notice: &Notice| notice.ino().is_none_or(|ino| inos.contains(&ino));
         self.behind(is_meant, done);
+    }
+
+    fn barrier_of_pages(&self, ino: Ino, done: Box<dyn FnOnce() + Send>) {
+        self.behind(|notice| notice.ino() == Some(ino), done);
     }
 }
 
@@ -290,14 +300,14 @@ fn encode(notice: &Notice, negotiated: Negotiated, message: &mut Vec<u8>) {
     message.clear();
     message.resize(OUT_HEADER, 0);
     let code = match notice {
-        Notice::Inode(ino) | Notice::Attr(ino) => {
+        Notice::Inode(ino) | Notice::Pages(ino, _) | Notice::Attr(ino) => {
             let body = InvalInodeOut {
                 ino: ino.0,
                 // A negative offset leaves the pages alone.
-                off: if matches!(notice, Notice::Attr(_)) {
-                    -1
-                } else {
-                    0
+                off: match notice {
+                    Notice::Attr(_) => -1,
+                    Notice::Pages(_, from) => i64::try_from(*from).unwrap_or(0),
+                    _ => 0,
                 },
                 len: 0,
             };

@@ -14,7 +14,7 @@ fn coordinator_killed_under_the_load_of_three_nodes() {
     let outage = Duration::from_secs(if is_long() { 30 } else { 5 });
     // Renewed each quarter, now and then one later on a busy machine: what is cached can be read all the time that the
     // coordinator is away.
-    let lease = outage * 3;
+    let lease = outage * if is_long() { 2 } else { 3 };
     let mut cluster = Cluster::start(3, &["--lease", &lease.as_secs().to_string()]);
     let (nodes, coordinator) = (&cluster.nodes, &mut cluster.coordinator);
     let coordinator = Mutex::new(coordinator);
@@ -35,6 +35,11 @@ fn coordinator_killed_under_the_load_of_three_nodes() {
             }
         }
         coordinator.start();
+        // It does not know what it granted before: changes wait until that is over.
+        let so_far = busy.count();
+        wait_until("changes are made again", lease + SOON, || {
+            busy.count() > so_far
+        });
     });
     let (reads, writes) = busy.errors();
     assert_eq!(reads, Vec::<String>::new());

@@ -84,6 +84,24 @@ pub async fn kill(pid: i32) -> bool {
     gone(pid, KILL_MAX).await
 }
 
+/// Waits until no thread is left of a process that has died, by its name. Whether none is after a bounded wait.
+pub async fn threads_gone(pid: i32, name: &str) -> bool {
+    let is_left = || {
+        let is_it = std::fs::read_to_string(format!("/proc/{pid}/comm"))
+            .is_ok_and(|n| n.trim_end() == name);
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        is_it && !is_alive(pid) && threads.is_ok_and(|threads| threads.count() > 1)
+    };
+    let start = Instant::now();
+    while is_left() {
+        if start.elapsed() > KILL_MAX {
+            return false;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    true
+}
+
 async fn gone(pid: i32, bound: Duration) -> bool {
     let start = Instant::now();
     while is_alive(pid) {

@@ -49,11 +49,19 @@ pub async fn run(
 
 /// Ends both planes, the data plane first, and cleans the mount point.
 pub async fn planes(node: &mut NodeFile, mount: &MountPoint) -> anyhow::Result<()> {
-    if let Some(pid) = node.data_pid.take()
+    let data_pid = node.data_pid.take();
+    if let Some(pid) = data_pid
         && process::is_plane(pid, "fastcache-data", &node.socket)
         && !process::terminate(pid, DATA_STOP).await
     {
         tracing::warn!(target: "supervisor", pid, "the data plane did not stop in time and was killed");
+    }
+    // one that was killed may be held by a thread that waits for the mount, and holds the device
+    mount.abort();
+    if let Some(pid) = data_pid
+        && !process::threads_gone(pid, "fastcache-data").await
+    {
+        tracing::warn!(target: "supervisor", pid, "a thread of the data plane hangs in the kernel, and has its device");
     }
     mount.clean()?;
     mount.set_immutable(false);

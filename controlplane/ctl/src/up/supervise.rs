@@ -1,7 +1,7 @@
 //! The supervisor: starts both planes, restarts one that died, stops them in order.
 
 use super::mount_point::MountPoint;
-use super::{Plan, READY_BOUND, append, plane, print_ready, stop, tail};
+use super::{Plan, READY_BOUND, append, plane, print_ready, process, stop, tail};
 use crate::agent::Stop;
 use crate::cli::LogTo;
 use crate::client::Api;
@@ -24,6 +24,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(30);
 /// A registration that takes longer is said.
 const TELL_WAIT_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked whether a plane is dying and cannot.
+const DYING_POLL: Duration = Duration::from_millis(500);
 /// How often a start is looked at.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -341,6 +343,7 @@ impl Supervisor {
         asked_to_stop: &mut Stop,
     ) -> anyhow::Result<()> {
         loop {
+            let data_pid = data.pid();
             let (plane, event) = tokio::select! {
                 () = asked_to_stop.asked() => return Ok(()),
                 event = data.next() => (&mut *data, event?),
@@ -349,6 +352,14 @@ impl Supervisor {
                 () = covered(&self.mount, self.is_exposed) => {
                     self.mount.set_immutable(false);
                     self.is_exposed = false;
+                    continue;
+                }
+                // a thread of it waits in the kernel for an answer that only it would have given
+                () = cannot_die(data_pid) => {
+                    tracing::warn!(target: "supervisor", "the data plane is dying and a thread of it waits for the mount: its connection is cut");
+                    self.mount.set_immutable(true);
+                    self.is_exposed = true;
+                    self.mount.abort();
                     continue;
                 }
             };
@@ -448,6 +459,20 @@ async fn covered(mount: &MountPoint, is_exposed: bool) {
     }
     while !mount.is_mounted() {
         tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Waits until a process has died and is not gone, for ever when there is none.
+async fn cannot_die(pid: Option<i32>) {
+    let Some(pid) = pid else {
+        return std::future::pending().await;
+    };
+    loop {
+        // when all of its threads are gone somebody else hears of it first
+        tokio::time::sleep(DYING_POLL).await;
+        if !process::is_alive(pid) {
+            return;
+        }
     }
 }
 

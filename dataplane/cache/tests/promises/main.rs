@@ -13,10 +13,12 @@
 //! - `sick`: a device that fails loses nothing that the cloud can take.
 //! - `names`: what cannot exist is not asked for, and what others make is found.
 //! - `others`: what another node changes under a reader, and what is not where it should be yet.
+//! - `pages`: the kernel hears of new contents when it has dropped the pages that lack them.
 //! - `parts`: a small read of a large chunk costs the bytes it wants.
 //! - `peers`: who is asked for what is not here.
 //! - `replicas`: what is kept for others stays as long as they need it, and harms nothing here.
 //! - `copies`: which versions are to be copied to others, and which are not any more.
+//! - `give`: a full store gives other nodes what the cloud does not take.
 //! - `space`: writers wait for room, and go on.
 
 #![allow(
@@ -40,6 +42,7 @@ mod misses;
 mod names;
 mod node;
 mod others;
+mod pages;
 mod parts;
 mod peers;
 mod replicas;

@@ -42,7 +42,7 @@ async fn list(node: &Node, after: u64, take_in: bool) -> (Vec<bool>, usize) {
     let page = page.unwrap();
     let attrs = page.entries.iter().map(|e| e.attr.as_ref());
     for attr in attrs.clone().flatten().filter(|_| take_in) {
-        node.fs.remember(Ino::ROOT, attr, page.grant);
+        node.fs.remember(Ino::ROOT, attr, page.grant).unwrap();
     }
     let has = attrs.map(|attr| attr.is_some()).collect();
     (has, node.agent.listings.get() - before)

@@ -92,13 +92,11 @@ impl Handlers {
             return false;
         }
         // Only what is told the kernel counts as looked up.
-        let head = entry
-            .attr
-            .as_ref()
-            .map_or_else(EntryOut::new_zeroed, |attr| {
-                let entry = self.fs.remember(parent, attr, grant);
-                entry_out(&entry.attr, entry.entry_valid, entry.attr_valid)
-            });
+        let entry = entry.attr.as_ref();
+        let entry = entry.and_then(|attr| self.fs.remember(parent, attr, grant));
+        let head = entry.map_or_else(EntryOut::new_zeroed, |entry| {
+            entry_out(&entry.attr, entry.entry_valid, entry.attr_valid)
+        });
         listing.push(&listed, Some(&head))
     }
 }

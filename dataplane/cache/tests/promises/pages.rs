@@ -1,0 +1,233 @@
+//! Goal: the kernel never hears of an end of a file, or of other contents, while it has pages that lack them: it would show the
+//! zeros behind the old end, or old bytes. Method: a kernel that is slow to drop pages, and what waits for it.
+
+use crate::agent::Agent;
+use crate::node::{CHUNK, Node, on_reactor, soon, start, until};
+use fastcache_api::control::DataCall;
+use fastcache_api::{Cred, Ino};
+use fastcache_cache::KernelNotify;
+use fastcache_reactor::{IoBuf, spawn};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Opens to append.
+const APPEND: u32 = 0o2002;
+/// More than what does not wait takes.
+const MOMENT: Duration = Duration::from_millis(100);
+
+type Done = Box<dyn FnOnce() + Send>;
+
+/// A kernel that drops pages when it is let.
+#[derive(Clone, Default)]
+struct Slow {
+    told: Arc<Mutex<Vec<String>>>,
+    waiting: Arc<Mutex<Vec<Done>>>,
+    holds: Arc<AtomicBool>,
+}
+
+impl Slow {
+    fn note(&self, what: String) {
+        self.told.lock().unwrap().push(what);
+    }
+
+    fn told(&self) -> Vec<String> {
+        std::mem::take(&mut *self.told.lock().unwrap())
+    }
+
+    /// From now on.
+    fn hold(&self) {
+        self.holds.store(true, Ordering::Relaxed);
+    }
+
+    fn let_go(&self) {
+        self.holds.store(false, Ordering::Relaxed);
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap());
+        waiting.into_iter().for_each(|done| done());
+    }
+}
+
+impl KernelNotify for Slow {
+    fn inval_inode(&self, ino: Ino) {
+        self.note(format!("inode {ino}"));
+    }
+    fn inval_pages(&self, ino: Ino, from: u64) {
+        self.note(format!("pages {ino} from {from}"));
+    }
+    fn inval_attr(&self, _ino: Ino) {}
+    fn inval_entry(&self, _parent: Ino, _name: &[u8]) {}
+    fn inval_names(&self) {}
+    fn can_inval_names(&self) -> bool {
+        true
+    }
+    fn barrier(&self, done: Done) {
+        match self.holds.load(Ordering::Relaxed) {
+            true => self.waiting.lock().unwrap().push(done),
+            false => done(),
+        }
+    }
+}
+
+/// A node that has other nodes, its kernel, and a file of three bytes that the kernel has read; a handle to append to it.
+async fn prepared(node: &Node) -> (Slow, Ino, u64) {
+    let kernel = Slow::default();
+    node.fs.set_notify(Box::new(kernel.clone()));
+    node.fs.set_has_coordinator(true);
+    node.share().await;
+    let cred = Cred { uid: 0, gid: 0 };
+    let made = node
+        .fs
+        .create(Ino::ROOT, b"log", 0o644, cred, APPEND | 0o100)
+        .await;
+    let (entry, opened) = made.unwrap();
+    assert!(opened.is_direct);
+    let ino = entry.attr.ino;
+    append(node, ino, opened.fh, b"one").await;
+    assert_eq!(node.read(ino, 0, 4096).await.unwrap(), b"one");
+    kernel.told();
+    (kernel, ino, opened.fh)
+}
+
+async fn append(node: &Node, ino: Ino, fh: u64, bytes: &[u8]) {
+    let mut buf = IoBuf::alloc(bytes.len());
+    buf.copy_from_slice(bytes);
+    let (attr, _) = node.fs.getattr(ino).await.unwrap();
+    let (done, _) = soon("append", node.fs.append(ino, fh, attr.size, buf, false)).await;
+    assert_eq!(done.unwrap() as usize, bytes.len());
+}
+
+/// Begins something, and says whether it is over.
+fn begin(what: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
+    let is_over = Rc::new(Cell::new(false));
+    let said = Rc::clone(&is_over);
+    spawn(async move {
+        what.await;
+        said.set(true);
+    })
+    .detach();
+    is_over
+}
+
+#[test]
+fn what_is_appended_is_told_when_the_pages_that_lack_it_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (kernel, ino, fh) = prepared(&node).await;
+        kernel.hold();
+        let fs = node.fs.clone();
+        let appended = begin(async move {
+            let mut buf = IoBuf::alloc(3);
+            buf.copy_from_slice(b"two");
+            fs.append(ino, fh, 3, buf, false).await.0.unwrap();
+        });
+        let pages = format!("pages {ino} from 3");
+        until("the kernel is told", || {
+            kernel.told.lock().unwrap().contains(&pages)
+        })
+        .await;
+        let fs = node.fs.clone();
+        let told = begin(async move {
+            assert_eq!(fs.getattr(ino).await.unwrap().0.size, 6);
+        });
+        let fs = node.fs.clone();
+        let found = begin(async move {
+            assert_eq!(fs.lookup(Ino::ROOT, b"log").await.unwrap().attr.size, 6);
+        });
+        fastcache_reactor::sleep(MOMENT).await;
+        let waits = [&appended, &told, &found].map(|over| !over.get());
+        assert_eq!(waits, [true; 3], "append, getattr, lookup");
+        // A read of the page is what the kernel may wait for.
+        assert_eq!(node.read(ino, 0, 4096).await.unwrap(), b"onetwo");
+        kernel.let_go();
+        until("all of them go on", || {
+            [&appended, &told, &found].iter().all(|over| over.get())
+        })
+        .await;
+
+        // Nothing was read since: it has nothing to drop.
+        kernel.told();
+        node.fs.flush(ino, fh).await.unwrap();
+        append(&node, ino, fh, b"three").await;
+        assert_eq!(kernel.told(), [format!("pages {ino} from 6")]);
+        append(&node, ino, fh, b"four").await;
+        assert_eq!(kernel.told(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn what_is_written_through_the_kernels_pages_is_in_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (kernel, ino, _) = prepared(&node).await;
+        kernel.hold();
+        // It has the pages locked until this is answered.
+        node.write(ino, 3, b"more").await.unwrap();
+        let (attr, _) = soon("getattr", node.fs.getattr(ino)).await.unwrap();
+        assert_eq!((attr.size, kernel.told()), (7, Vec::new()));
+    });
+}
+
+#[test]
+fn what_another_node_wrote_is_told_when_the_old_pages_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (kernel, ino, fh) = prepared(&node).await;
+        node.fs.flush(ino, fh).await.unwrap();
+        node.fs.release(ino, fh).await.unwrap();
+        agent.others_write_anew(ino, CHUNK);
+        kernel.hold();
+        let fs = node.fs.clone();
+        let revoked = begin(async move {
+            let call = DataCall::Invalidate {
+                touched: Vec::new(),
+                entries: Vec::new(),
+                inos: vec![ino],
+            };
+            fs.serve(call).await.unwrap();
+        });
+        let fs = node.fs.clone();
+        let told = begin(async move {
+            assert_eq!(fs.getattr(ino).await.unwrap().0.size, CHUNK as u64);
+        });
+        fastcache_reactor::sleep(MOMENT).await;
+        assert!(!revoked.get() && !told.get());
+        kernel.let_go();
+        until("both go on", || revoked.get() && told.get()).await;
+    });
+}
+
+#[test]
+fn what_a_commit_names_is_here_until_it_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let (_, ino, fh) = prepared(&node).await;
+        // It is answered when the other nodes' kernels have dropped their pages, one of which may be being read.
+        agent.ignores_commits.set(true);
+        let close = || {
+            let fs = node.fs.clone();
+            begin(async move { fs.flush(ino, fh).await.unwrap() })
+        };
+        let version = || {
+            let chunks = node.fs.store().chunks_of(ino);
+            chunks.first().map(|body| body.key().version)
+        };
+        let first = close();
+        until("it is sealed", || version().is_some()).await;
+        let before = version();
+        append(&node, ino, fh, b"two").await;
+        let second = close();
+        fastcache_reactor::sleep(MOMENT).await;
+        assert!(!first.get() && !second.get());
+        assert_eq!(version(), before);
+    });
+}
