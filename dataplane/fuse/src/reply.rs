@@ -16,8 +16,6 @@ const VALID_MAX_SECONDS: u64 = 1 << 30;
 /// What `st_blksize` says, bytes: what stdio buffers. Larger buffers cost every small program memory, smaller ones
 /// make more write requests.
 const BLKSIZE: u32 = 64 << 10;
-/// The same of a directory: what opendir(3) takes to list it, and so the size of a READDIR. Each wakes two threads.
-const DIRECTORY_BLKSIZE: u32 = 128 << 10;
 /// Unit of `st_blocks`, bytes.
 const SECTOR: u64 = 512;
 
@@ -176,10 +174,7 @@ pub fn attr_out(attr: &Attr) -> FuseAttr {
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,
-        blksize: match attr.kind {
-            Kind::Dir => DIRECTORY_BLKSIZE,
-            _ => BLKSIZE,
-        },
+        blksize: BLKSIZE,
         flags: 0,
     }
 }
