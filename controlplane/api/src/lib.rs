@@ -1,5 +1,7 @@
 //! What the planes and nodes say to each other: ids, namespace operations, control messages, gRPC. No I/O.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod audit;
 pub mod control;
 mod errno;
