@@ -30,8 +30,6 @@ BLOCK = b"\x07" * 4096
 TREE_FILES, TREE_DIRS = 20_000, 200
 # Entries of a small directory, for comparison with a large one.
 FEW = 100
-# Files that fill the caches of the coordinator's store: what it has more with further ones is what files cost.
-FILLED_BY = 100_000
 
 
 @dataclass
@@ -183,13 +181,9 @@ def large(cluster, settings):
     for n in range(FEW):
         os.makedirs(f"{mount}/few-{n}")
         make_empty(f"{mount}/few-{n}", range(FEW))
-    # The first ones fill the write buffers of its store, which take several times what the store counts.
-    first = min(FILLED_BY, count // 2)
-    start = time.monotonic()
-    at_once(CLIENTS, lambda n: make_empty(f"{mount}/large", spread(first, n)))
     before = memory(cluster)
-    at_once(CLIENTS, lambda n: make_empty(f"{mount}/large", [first + k for k in spread(count - first, n)]))
-    rate, after = count / (time.monotonic() - start), memory(cluster)
+    rate = at_once(CLIENTS, lambda n: make_empty(f"{mount}/large", spread(count, n)))
+    after = memory(cluster)
     node = cluster.fresh()
     listed = at_once(1, lambda _: list_all(f"{node.mount}/large"))
     found = len(os.listdir(f"{node.mount}/large"))
@@ -212,9 +206,9 @@ def large(cluster, settings):
                 os.stat(name)
                 times[kind].append(time.perf_counter() - start)
     node.stop()
-    resident, caches = ((now - then) / (count - first) for then, now in zip(before, after))
-    text = f"resident memory of the coordinator for each of {count - first:,} files beyond {first:,} ({resident:,.0f} bytes), without the {caches:,.0f} that its store counts as caches"
-    cluster.said.append(f"with {count:,} files {after[0] / 1e6:,.0f} MB of the coordinator are resident; {after[1] / 1e6:,.0f} MB are what its store counts as caches")
+    resident, caches = ((now - then) / count for then, now in zip(before, after))
+    text = f"resident memory of the coordinator for each of {count:,} files ({resident:,.0f} bytes), without what its store counts as caches ({caches:,.0f})"
+    cluster.said.append(f"with {count:,} files {after[0] / 1e6:,.0f} MB of the coordinator are resident, {before[0] / 1e6:,.0f} MB before them")
     few, many = statistics.median(times["few"]), statistics.median(times["large"])
     cluster.said.append(f"empty files were made in the large directory at {rate:,.0f}/s by {CLIENTS}; it lists at {listed:,.0f} entries/s")
     return [

@@ -7,7 +7,7 @@ use crate::open_chunk::{OpenChunk, join};
 use crate::write::locate;
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::{ChunkKey, Errno, Ino, Version};
-use fastcache_reactor::{IoBuf, now};
+use fastcache_reactor::{IoBuf, now, sleep};
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub(crate) const LOOK_TRIES: usize = 64;
 /// How long a file that another node changes under a reader is looked at again. What is looked at stays where it is until this
 /// node's kernel has it, but for what was made ahead of its commit.
 const REVOKED_MAX: Duration = Duration::from_secs(10);
+/// Pause before it is: what fails at once must not take the core.
+const REVOKED_PAUSE: Duration = Duration::from_millis(2);
 
 /// Where a chunk's bytes are, as the inode says now.
 enum Source {
@@ -47,6 +49,7 @@ impl FileSystem {
             if now() >= *until.get_or_insert_with(|| now() + REVOKED_MAX) {
                 return (result, back);
             }
+            sleep(REVOKED_PAUSE).await;
             buf = back;
         }
     }
