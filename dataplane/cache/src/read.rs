@@ -43,15 +43,27 @@ impl FileSystem {
         loop {
             let asked = self.inner.lease.ask();
             let (result, back) = self.read_once(ino, offset, len, buf).await;
-            if result.is_ok() || !self.was_revoked(ino, asked) {
+            let in_conflict = self.in_conflict(ino);
+            if result.is_ok() || !(in_conflict.is_some() || self.was_revoked(ino, asked)) {
                 return (result, back);
             }
             if now() >= *until.get_or_insert_with(|| now() + REVOKED_MAX) {
                 return (result, back);
             }
             sleep(REVOKED_PAUSE).await;
+            if let Some(inode) = in_conflict {
+                // Then it is what another node wrote.
+                let _ = self.conflict_over(&inode).await;
+            }
             buf = back;
         }
+    }
+
+    /// A file of which a commit was refused, while what was written here is saved: what its layout names may be nowhere any more.
+    fn in_conflict(&self, ino: Ino) -> Option<Arc<Inode>> {
+        let inode = self.inner.inodes.get(ino)?;
+        let is_conflict = lock(&inode.state).is_conflict;
+        is_conflict.then_some(inode)
     }
 
     /// Whether another node changed a file since then: what its layout named may be nowhere any more. It may have been looked at

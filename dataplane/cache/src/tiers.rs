@@ -226,7 +226,7 @@ impl FileSystem {
     }
 
     /// Whether a node may have a chunk that this one does not know yet, or that does not listen: then it is in the cloud before
-    /// long. Not when the file may have other contents by now.
+    /// long. Not when the file may have other contents by now, nor when it has: a commit that was refused says so.
     fn may_be_elsewhere(&self, key: ChunkKey) -> bool {
         self.is_shared()
             && self.inner.inodes.get(key.ino).is_some_and(|inode| {
@@ -234,7 +234,8 @@ impl FileSystem {
                 let chunk_size = state.attr.as_ref().map_or(0, |attr| attr.chunk_size);
                 let named = state.layout.as_ref().filter(|_| chunk_size > 0);
                 // Who writes it knows its contents, whatever else of it was revoked.
-                (self.is_trusted(&state) || self.may_write(&state))
+                !state.is_conflict
+                    && (self.is_trusted(&state) || self.may_write(&state))
                     && named
                         .and_then(|layout| layout.chunk(key.index, chunk_size))
                         .is_some_and(|(version, _)| version == key.version)

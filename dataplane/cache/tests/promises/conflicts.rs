@@ -170,7 +170,15 @@ fn what_the_file_had_and_is_nowhere_any_more_does_not_keep_the_rest_from_being_s
         let theirs = pattern(3, CHUNK);
         agent.others_write(ino, 1, &theirs);
         answer(&node);
+        let since = fastcache_reactor::now();
+        let is_refused = || node.fs.stats().conflict_files == 0 && agent.names().len() == 2;
+        until("it is being saved", is_refused).await;
+        // Who reads it meanwhile waits for what it is then.
+        let got = node.read(ino, CHUNK as u64, CHUNK).await.unwrap();
+        assert_same("theirs", &got, &theirs);
         assert_eq!(node.flush(ino).await, Err(Errno::EIO));
+        let took = since.elapsed();
+        assert!(took < Duration::from_secs(9), "nobody has it: {took:?}");
         ours[CHUNK..].copy_from_slice(&theirs);
         expect(&node, &saved(&agent), &ours).await;
     });
