@@ -134,6 +134,7 @@ impl<'a, K: Kv> Overlay<'a, K> {
         }
         Ok(all.into_iter().take(limit).collect())
     }
+
     /// Pairs as they are with the changes; see [`Kv::each`].
     pub fn each(&self, first: &[u8], end: &[u8], take: &mut Take<'_>) -> Result<(), KvError> {
         let mut laid = range(&self.changes, first, end).peekable();

@@ -121,8 +121,9 @@ impl FileSystem {
         let (given, tier) = (&self.inner.given, self.inner.peers.get());
         lock(&given.now).insert(key);
         let is_taken = match tier {
-            Some(tier) => tier.give(key).await,
-            None => false,
+            // It may have waited for its turn, and a copy be gone.
+            Some(tier) if tier.copies(key) >= COPIES_MIN => tier.give(key).await,
+            _ => false,
         };
         if is_taken {
             given.note(key);

@@ -175,15 +175,15 @@ impl FileSystem {
 
     /// Attributes, and how long they may be kept.
     pub async fn getattr(&self, ino: Ino) -> Result<(Attr, Duration)> {
-        let told = self.attr_told(ino).await?;
-        self.pages_of_right(ino).await;
+        let (inode, told) = self.attr_told(ino).await?;
+        self.pages_right(&inode).await;
         Ok(told)
     }
 
-    async fn attr_told(&self, ino: Ino) -> Result<(Attr, Duration)> {
+    async fn attr_told(&self, ino: Ino) -> Result<(Arc<Inode>, (Attr, Duration))> {
         let (inode, attr) = self.with_attr(ino).await?;
         let valid = self.valid(&lock(&inode.state), self.inner.lease.now());
-        Ok((attr, valid))
+        Ok((inode, (attr, valid)))
     }
 
     /// Changes attributes and size.
@@ -203,7 +203,7 @@ impl FileSystem {
         }
         match request.size {
             // The kernel has given its pages this size, and writes none of them until it is answered.
-            Some(_) => self.attr_told(ino).await,
+            Some(_) => Ok(self.attr_told(ino).await?.1),
             None => self.getattr(ino).await,
         }
     }

@@ -43,8 +43,11 @@ impl FileSystem {
         loop {
             let asked = self.inner.lease.ask();
             let (result, back) = self.read_once(ino, offset, len, buf).await;
+            if result.is_ok() {
+                return (result, back);
+            }
             let in_conflict = self.in_conflict(ino);
-            if result.is_ok() || !(in_conflict.is_some() || self.was_revoked(ino, asked)) {
+            if in_conflict.is_none() && !self.was_revoked(ino, asked) {
                 return (result, back);
             }
             if now() >= *until.get_or_insert_with(|| now() + REVOKED_MAX) {
