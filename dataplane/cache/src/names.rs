@@ -24,16 +24,22 @@ const STATFS_BYTES: u64 = 1 << 50;
 impl FileSystem {
     /// An entry of a directory: its attributes are taken in, and a lookup counted.
     fn entry_in(&self, parent: Ino, attr: &Attr, grant: Grant) -> Entry {
+        self.entry_and_pages(parent, attr, grant).0
+    }
+
+    /// The same, and whether the kernel may hear of it with the pages that it has.
+    fn entry_and_pages(&self, parent: Ino, attr: &Attr, grant: Grant) -> (Entry, bool) {
         let now = self.inner.lease.now();
         let inode = self.inner.inodes.get_or_insert(attr.ino);
         let mut state = lock(&inode.state);
         state.lookups += 1;
         self.take_in_at(attr.ino, &mut state, attr, grant, now);
-        Entry {
+        let entry = Entry {
             attr: state.told().unwrap_or_else(|| attr.clone()),
             entry_valid: self.name_valid(parent, grant, now),
             attr_valid: self.valid(&state, now),
-        }
+        };
+        (entry, state.pages.are_right())
     }
 
     /// How long the kernel may keep the attributes of an inode.
@@ -149,12 +155,10 @@ impl FileSystem {
     /// Counts a lookup for an entry that a listing of `parent` is about to tell the kernel; answers its current attributes. `None`,
     /// and nothing counted, when the kernel has to drop pages before it hears of them: it asks for them when it needs them.
     pub fn remember(&self, parent: Ino, attr: &Attr, grant: Grant) -> Option<Entry> {
-        let entry = self.entry_in(parent, attr, grant);
-        let inode = self.inner.inodes.get(entry.attr.ino)?;
-        if self.inner.notify.get().is_none() || lock(&inode.state).pages.are_right() {
+        let (entry, are_right) = self.entry_and_pages(parent, attr, grant);
+        if are_right || self.inner.notify.get().is_none() {
             return Some(entry);
         }
-        drop(inode);
         self.forget(entry.attr.ino, 1);
         None
     }
