@@ -19,6 +19,9 @@ pub fn run<T, F: Future<Output = T>>(seed: u64, main: impl FnOnce(Handle) -> F) 
         let built = Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
+            // What another thread woke (the log is put on stable storage by one) has its turn when nothing else has: the clock
+            // waits for that thread, so that this is one order. By default it is whichever task is the 31st.
+            .global_queue_interval(u32::MAX)
             .build();
         let runtime = match built {
             Ok(runtime) => Rc::new(runtime),
