@@ -400,10 +400,14 @@ impl InodeState {
                 if old.seq != new.seq && self.may_have_missed {
                     self.xattrs = None;
                 }
-                self.may_have_missed = false;
+                // Without a lease nobody tells what comes next.
+                self.may_have_missed = learned == 0;
                 *old = new.clone();
             }
-            None => self.attr = Some(new.clone()),
+            None => {
+                self.may_have_missed = learned == 0;
+                self.attr = Some(new.clone());
+            }
         }
     }
 

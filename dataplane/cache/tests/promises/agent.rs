@@ -60,6 +60,8 @@ pub struct Agent {
     held_calls: RefCell<Vec<(u64, NsRequest)>>,
     /// The next makes fail with these errors.
     pub refuses_makes: RefCell<Vec<Errno>>,
+    /// Answers come without a lease: good for one use.
+    pub gives_no_lease: Cell<bool>,
     /// How often the lease on writing was asked for.
     pub write_opens: Cell<usize>,
     /// Calls to bring something to the cloud now that are not answered yet.
@@ -182,11 +184,14 @@ impl Agent {
             log_position: 0,
             lease_ms: None,
         };
-        let reply = match (refused.flatten(), &request.op) {
+        let mut reply = match (refused.flatten(), &request.op) {
             (Some(errno), _) => of_table(Err(errno)),
             (None, NsOp::CloudRefs { ino, .. }) => of_table(Ok(self.cloud_refs(*ino))),
             (None, _) => self.table.borrow_mut().answer(request),
         };
+        if self.gives_no_lease.get() {
+            reply.lease_ms = Some(0);
+        }
         link.answered(0, id, Ok(NodeAnswer::Ns(reply)));
     }
 

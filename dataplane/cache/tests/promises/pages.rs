@@ -231,3 +231,38 @@ fn what_a_commit_names_is_here_until_it_is_answered() {
         assert_eq!(version(), before);
     });
 }
+
+#[test]
+fn pages_of_an_answer_without_a_lease_are_dropped_when_others_have_written_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let kernel = Slow::default();
+        node.fs.set_notify(Box::new(kernel.clone()));
+        node.share().await;
+        let ino = node.cold_file("file", b"old").await;
+        let forget = DataCall::Forget {
+            is_shared: true,
+            and_commit: false,
+        };
+        node.fs.serve(forget).await.unwrap();
+        node.share().await;
+        // Asked before the session was a new one, answered after its lease was over.
+        agent.gives_no_lease.set(true);
+        assert!(!node.fs.open(ino, 0, false).await.unwrap().keep_cache);
+        assert_eq!(node.read(ino, 0, 4096).await.unwrap(), b"old");
+        agent.gives_no_lease.set(false);
+        // Nobody holds a lease here, so nobody is told.
+        agent.others_write(ino, 0, b"new");
+        kernel.told();
+        let opened = node.fs.open(ino, 0, false).await.unwrap();
+        let told = kernel.told();
+        assert!(
+            !opened.keep_cache || told.contains(&format!("inode {ino}")),
+            "the kernel keeps the old page: {told:?}"
+        );
+        assert_eq!(node.read(ino, 0, 4096).await.unwrap(), b"new");
+        assert!(node.fs.open(ino, 0, false).await.unwrap().keep_cache);
+    });
+}
