@@ -7,6 +7,9 @@
 //! as the process before it is gone. Another one may when the node was not heard of until it is stale, and nothing that it
 //! was promised lasts any more.
 
+#[cfg(test)]
+mod tests;
+
 use fastcache_api::grpc;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,7 +64,7 @@ pub enum RegisterError {
         theirs: u32,
     },
     /// Too many nodes.
-    #[error("a cluster has at most {PEERS_MAX} nodes")]
+    #[error("a cluster has at most {PEERS_MAX} nodes, and none of them is stale")]
     Full,
     /// The list of nodes cannot be kept.
     #[error("the list of nodes cannot be written: {0}")]
@@ -244,7 +247,10 @@ impl Registry {
         }
         let before = self.known.get(&id).cloned();
         if before.is_none() && self.known.len() >= PEERS_MAX {
-            return Err(RegisterError::Full);
+            let gone = self.longest_gone(now).ok_or(RegisterError::Full)?;
+            tracing::warn!(target: "registry", peer_id = gone, "a node that is stale is forgotten: a new one comes, and the list is full");
+            self.known.remove(&gone);
+            self.peers.remove(&gone);
         }
         if before.as_ref() != Some(&node.identity) {
             self.known.insert(id.clone(), node.identity.clone());
@@ -301,6 +307,20 @@ impl Registry {
             heard_seconds: now.saturating_duration_since(heard).as_secs(),
             stale_seconds: self.stale_after.as_secs(),
         })
+    }
+
+    /// The stale node that was not heard of for longest. Nothing is lost with it: when it comes back it is a new one, with what
+    /// its device has.
+    fn longest_gone(&self, now: Instant) -> Option<String> {
+        let heard = |id: &String| self.peers.get(id).map_or(self.opened, |e| e.seen);
+        let is_gone = |id: &&String| {
+            now >= heard(id) + self.stale_after
+                && self.peers.get(*id).is_none_or(|e| !e.is_live || e.has_left)
+                && !self.sessions.values().any(|of| of == *id)
+        };
+        // Those of earlier runs first.
+        let key = |id: &&String| (self.peers.contains_key(*id), heard(id));
+        self.known.keys().filter(is_gone).min_by_key(key).cloned()
     }
 
     fn save(&self) -> std::io::Result<()> {
@@ -487,146 +507,5 @@ impl Registry {
                     .unwrap_or(u64::MAX),
             })
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(id: &str) -> grpc::Node {
-        grpc::Node {
-            peer_id: id.to_owned(),
-            ..Default::default()
-        }
-    }
-
-    #[test]
-    fn who_comes_goes_or_moves_makes_the_list_another() {
-        let dir = tempfile::tempdir().unwrap();
-        let second = Duration::from_secs(1);
-        let mut r = Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
-        let t = Instant::now();
-        let mut seen = vec![r.version()];
-        let a = r.register(node("a"), 0, t).unwrap();
-        seen.push(r.version());
-        r.heartbeat(a.session, Some(node("a")), t).unwrap();
-        assert_eq!(seen.last(), Some(&r.version()), "nothing changed");
-        let moved = grpc::Node {
-            peer_address: "10.0.0.1:8082".to_owned(),
-            ..node("a")
-        };
-        r.heartbeat(a.session, Some(moved), t).unwrap();
-        assert_eq!(r.peers(t)[0].peer_address, "10.0.0.1:8082");
-        seen.push(r.version());
-        r.fence(a.session).unwrap();
-        seen.push(r.version());
-        assert!(seen.is_sorted_by(|a, b| a < b), "{seen:?}");
-    }
-
-    #[test]
-    fn an_id_has_one_live_node_and_is_known_for_ever() {
-        let dir = tempfile::tempdir().unwrap();
-        let second = Duration::from_secs(1);
-        let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
-        let mut r = open();
-        let t = Instant::now();
-        let a = r.register(node("a"), 0, t).unwrap();
-        assert!(!a.is_second && a.replaced.is_none());
-        assert_eq!(
-            r.register(node("a"), 0, t).unwrap_err(),
-            RegisterError::Taken("a".into())
-        );
-        assert_eq!(
-            r.register(node("a b"), 0, t).unwrap_err(),
-            RegisterError::PeerId
-        );
-        // Its own agent again.
-        let again = r.register(node("a"), a.session, t).unwrap();
-        assert_eq!(again.replaced, Some(a.session));
-        assert_eq!(r.check(a.session), Err(UnknownSession(a.session)));
-        // Killed, and started again: the stream ended.
-        r.unwatched(again.session);
-        let third = r.register(node("a"), 0, t).unwrap();
-        // Silent for long enough.
-        let t = t + 10 * second;
-        assert!(r.register(node("a"), 0, t).is_ok());
-        assert!(r.is_same_node(third.session, a.session));
-        assert!(!r.is_shared());
-        assert!(r.register(node("b"), 0, t).unwrap().is_second);
-        assert!(r.stale(t + 59 * second).is_empty());
-        let stale = r.stale(t + 60 * second);
-        assert_eq!(stale.len(), 2);
-        r.fence(stale[0]).unwrap();
-        assert_eq!(r.peers(t)[0].state, "stale");
-        assert!(r.ended().contains(&stale[0]) && !r.ended().contains(&stale[1]));
-        let r = open();
-        assert!(r.is_shared() && r.peers(t).is_empty());
-    }
-
-    fn of(id: &str, identity: &str) -> grpc::Node {
-        grpc::Node {
-            identity: identity.to_owned(),
-            ..node(id)
-        }
-    }
-
-    #[track_caller]
-    fn refuse(r: &mut Registry, identity: &str, now: Instant) {
-        let refused = r.register(of("a", identity), 0, now).unwrap_err();
-        let is_it = matches!(&refused, RegisterError::OtherNode { peer_id, .. } if peer_id == "a");
-        assert!(is_it, "{refused:?}");
-    }
-
-    #[test]
-    fn an_id_is_another_nodes_when_its_own_is_stale_and_holds_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let second = Duration::from_secs(1);
-        let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
-        let mut r = open();
-        let t = Instant::now();
-        let a = r.register(of("a", "here"), 0, t).unwrap();
-        refuse(&mut r, "there", t);
-        refuse(&mut r, "", t);
-        // Killed: it is back at once, and nobody else gets in between.
-        r.unwatched(a.session);
-        refuse(&mut r, "there", t);
-        let again = r.register(of("a", "here"), 0, t).unwrap();
-        assert_eq!(again.replaced, Some(a.session));
-        // Fenced, silent, and stale at last; but its leases last.
-        r.fence(again.session).unwrap();
-        refuse(&mut r, "there", t + 59 * second);
-        refuse(&mut r, "there", t + 60 * second);
-        r.forget(a.session);
-        refuse(&mut r, "there", t + 60 * second);
-        r.forget(again.session);
-        refuse(&mut r, "there", t + 59 * second);
-        assert!(r.register(of("a", "there"), 0, t + 60 * second).is_ok());
-        // The first one comes back to an id that it has no more; also when the coordinator was started again.
-        refuse(&mut r, "here", t + 61 * second);
-        let mut r = open();
-        let t = Instant::now();
-        refuse(&mut r, "here", t);
-        assert!(r.register(of("a", "there"), 0, t).is_ok());
-        assert!(!r.is_shared());
-    }
-
-    #[test]
-    fn a_list_of_nodes_without_identities_is_read() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("peers.json"), br#"["a","b"]"#).unwrap();
-        let second = Duration::from_secs(1);
-        let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
-        let mut r = open();
-        assert!(r.is_shared());
-        let t = Instant::now();
-        assert!(r.register(of("a", "here"), 0, t).is_ok());
-        refuse(&mut r, "there", t);
-        refuse(&mut open(), "there", t);
-        assert_eq!(
-            r.register(of("a", &"x".repeat(IDENTITY_MAX + 1)), 0, t)
-                .unwrap_err(),
-            RegisterError::Identity
-        );
     }
 }
