@@ -11,7 +11,7 @@ mod names;
 mod register;
 
 pub use contents::{Contents, Touch, Touched, Whole, settle};
-pub use names::{Did, FOLDERS, Kept, NAMES, Names, Said, folder_of};
+pub use names::{Did, FOLDERS, Kept, NAMES, Names, Said, as_one, folder_of};
 pub use register::{Register, Turn};
 
 use std::collections::{BTreeMap, VecDeque};

@@ -1,6 +1,6 @@
 //! A small tree: folders that come and go, and links in them whose target is a number.
 
-use super::Object;
+use super::{Object, Timed};
 
 /// Its folders.
 pub const FOLDERS: [&str; 2] = ["d0", "d1"];
@@ -127,11 +127,40 @@ impl Object for Names {
     }
 }
 
+/// Renames of one name to the same other one, by several nodes at once and all told that they are done, as one: a kernel that
+/// finds the same file under both names does nothing and says that it is done (rename(2)), and so it is when another node has
+/// moved it between its two looks.
+pub fn as_one(history: Vec<Timed<(Did, Option<Said>)>>) -> Vec<Timed<(Did, Option<Said>)>> {
+    let mut out: Vec<Timed<(Did, Option<Said>)>> = Vec::with_capacity(history.len());
+    for timed in history {
+        let is_rename = matches!(timed.event, (Did::Rename(..), Some(Said::Done)));
+        let same = out
+            .iter_mut()
+            .filter(|other| is_rename && other.event == timed.event);
+        let beside = same.into_iter().find(|other| {
+            other
+                .returned
+                .is_some_and(|returned| timed.began < returned)
+                && timed
+                    .returned
+                    .is_some_and(|returned| other.began < returned)
+        });
+        match beside {
+            Some(other) => {
+                other.began = other.began.min(timed.began);
+                other.returned = other.returned.max(timed.returned);
+            }
+            None => out.push(timed),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::oracle::tests::{failed, timed};
-    use crate::oracle::{Timed, Verdict, check};
+    use crate::oracle::{Verdict, check};
 
     type Event = (Did, Option<Said>);
 
@@ -194,6 +223,21 @@ mod tests {
         let mut history = history.to_vec();
         history.push(gone(8));
         assert_eq!(verdict(&history), Verdict::Wrong(3));
+    }
+
+    #[test]
+    fn two_renames_to_the_same_name_are_one_when_they_were_at_once() {
+        let made = did(0, 1, Did::Make(4, 1), Said::Done);
+        let moved = |from, to| did(from, to, Did::Rename(4, 5), Said::Done);
+        let seen = did(9, 10, Did::Read(5), Said::Value(1));
+        let at_once = vec![made.clone(), moved(2, 5), moved(3, 6), seen.clone()];
+        assert_eq!(verdict(&at_once), Verdict::Wrong(2));
+        assert_eq!(verdict(&as_one(at_once)), Verdict::Ordered);
+        let one_after_the_other = vec![made.clone(), moved(2, 3), moved(4, 6), seen.clone()];
+        assert_eq!(verdict(&as_one(one_after_the_other)), Verdict::Wrong(2));
+        let elsewhere = did(3, 6, Did::Rename(4, 3), Said::Done);
+        let to_two = vec![made, moved(2, 5), elsewhere, seen];
+        assert_ne!(verdict(&as_one(to_two)), Verdict::Ordered);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::hurt::{Hurt, NODES, Outage, split};
 use super::load::{FILES, LOGS, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Trouble};
 use fastcache_tests::oracle::{
-    Contents, Names, Object, Register, Timed, Touch, Verdict, check, settle,
+    Contents, Names, Object, Register, Timed, Touch, Verdict, as_one, check, settle,
 };
 use fastcache_tests::{CabledNodes, Node};
 use rustix::io::Errno;
@@ -129,6 +129,7 @@ impl Round {
         told.under_way = sorted.settle();
         told.operations = sorted.count();
         told.undecided = sorted.undecided();
+        sorted.names = as_one(sorted.names);
         let hurt = (0..NODES).map(|node| {
             let of_node = outages.iter().filter(|outage| outage.concerns(node));
             of_node.map(|outage| outage.from).min()
