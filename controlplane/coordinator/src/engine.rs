@@ -305,6 +305,12 @@ impl Engine {
         })
     }
 
+    /// Whether a change was done already, and is asked for again.
+    pub(crate) fn is_answered(&self, request: &NsRequest) -> bool {
+        let known = |id| fastcache_namespace::is_answered(&self.inner.state, id).unwrap_or(false);
+        request.id.is_some_and(known)
+    }
+
     fn change(&self, request: &NsRequest) -> NsReply {
         self.change_logged(request).0
     }

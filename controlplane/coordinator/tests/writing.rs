@@ -6,8 +6,8 @@
 use fastcache_api::grpc::{Node, Revocation};
 use fastcache_api::locks::{LOCK_END, Lock, LockAnswer, LockOp};
 use fastcache_api::{
-    Attr, Commit, Cred, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest, OpId,
-    Time, Version,
+    Attr, Commit, Cred, Errno, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
+    OpId, Time, Version,
 };
 use fastcache_coordinator::{Coordinator, Options, Revocations, UnknownSession};
 use futures_util::StreamExt;
@@ -115,6 +115,21 @@ impl Session {
         let (coordinator, number) = (self.coordinator.clone(), self.number);
         tokio::spawn(async move { coordinator.call(number, open).await })
     }
+}
+
+/// A commit of nothing but a size.
+fn commit(ino: Ino, base: Version, version: Version) -> NsOp {
+    NsOp::Commit(Commit {
+        ino,
+        base,
+        version,
+        truncate: None,
+        runs: Vec::new(),
+        size: 5,
+        mtime: Time::default(),
+        kill_suid: false,
+        conflict_file: true,
+    })
 }
 
 /// B asks to write what A may write: A is asked first.
@@ -251,17 +266,7 @@ async fn a_node_that_stands_still_costs_the_writer_nothing() {
         panic!("{versions:?}");
     };
     c.coordinator.heartbeat(c.number, None, true).unwrap();
-    let committed = a.call(NsOp::Commit(Commit {
-        ino: f,
-        base: Version::NONE,
-        version: first,
-        truncate: None,
-        runs: Vec::new(),
-        size: 5,
-        mtime: Time::default(),
-        kill_suid: false,
-        conflict_file: true,
-    }));
+    let committed = a.call(commit(f, Version::NONE, first));
     let committed = committed.await.unwrap();
     assert!(committed.result.is_ok(), "{committed:?}");
     a.coordinator.acknowledge(a.number, asked.number);
@@ -271,4 +276,34 @@ async fn a_node_that_stands_still_costs_the_writer_nothing() {
     let stats = a.coordinator.stats();
     assert_eq!((stats.peers_live, stats.locks), (2, 1), "only c is gone");
     hearts.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_asked_for_again_is_answered_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, mut b) = Session::two(dir.path(), Duration::from_secs(10)).await;
+    let f = a.make("f").await.ino;
+    let [one, two] = [1, 2].map(|n| Version(1000 + n));
+    let first = NsRequest {
+        id: Some(OpId { client: 7, seq: 1 }),
+        now: Time::default(),
+        op: commit(f, Version::NONE, one),
+    };
+    let (of_a, number) = (a.coordinator.clone(), a.number);
+    let ask = async |request: NsRequest| within(of_a.call(number, request)).await.unwrap().result;
+    let done = ask(first.clone()).await;
+    assert!(done.is_ok(), "{done:?}");
+    // The answer is lost; another node writes meanwhile.
+    hands_over(&mut a, &b, f).await;
+    let (written, _) = tokio::join!(b.call(commit(f, one, two)), a.obey());
+    assert!(written.unwrap().result.is_ok());
+    let (again, _) = tokio::join!(ask(first.clone()), b.obey());
+    assert_eq!(again, done);
+    // One that was never done is refused.
+    let other = NsRequest {
+        id: Some(OpId { client: 7, seq: 2 }),
+        op: commit(f, one, Version(2000)),
+        ..first
+    };
+    assert_eq!(ask(other).await, Err(Errno::ESTALE));
 }

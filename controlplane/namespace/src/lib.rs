@@ -218,6 +218,14 @@ pub fn change(kv: &impl Kv, request: &NsRequest) -> Done<Outcome> {
     make(kv, request.clone(), None)
 }
 
+/// Whether a change was asked for already, and is answered as it was then.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn is_answered(kv: &impl Kv, id: OpId) -> Done<bool> {
+    Ok(State::new(kv)?.reply(id)?.is_some())
+}
+
 /// Does a change, or makes one again.
 fn make(kv: &impl Kv, request: NsRequest, again: Option<Origin>) -> Done<Outcome> {
     let mut state = State::new(kv)?;

@@ -92,11 +92,14 @@ impl Coordinator {
         }
     }
 
-    /// Whether a commit is what the file has: it is asked for again, and done.
+    /// Whether a commit was done already, and is asked for again.
     pub(super) async fn has_commit(&self, request: &NsRequest) -> bool {
         let NsOp::Commit(commit) = &request.op else {
             return false;
         };
+        if self.inner.engine.is_answered(request) {
+            return true;
+        }
         let asked = NsRequest {
             id: None,
             now: request.now,
