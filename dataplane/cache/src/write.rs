@@ -11,11 +11,17 @@ use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino, Version};
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, ChunkId};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Aligned writes of this size or more never gather, bytes.
 const DIRECT_MIN: usize = 64 << 10;
 /// Times a layout is asked for again because a version that it does not name is in the way of the one that it names.
 const LOADS: usize = 5;
+/// How long a write waits for a lease where it needs one: heartbeats bring it, each quarter of a lease, and others wait for who
+/// writes.
+const LEASE_WAIT: Duration = Duration::from_secs(2);
+/// Pause before the layout is asked for again.
+const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
 /// A place in a file: chunk index and offset in the chunk.
 pub(crate) fn locate(offset: u64, chunk_size: u32) -> Result<(u32, usize)> {
@@ -327,6 +333,7 @@ impl FileSystem {
         let open_bytes = &self.inner.memory.open_bytes;
         let mut has_room = false;
         let mut looks = 0;
+        let began = fastcache_reactor::now();
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
@@ -371,7 +378,11 @@ impl FileSystem {
                 match fetched {
                     // What the file has now was revoked meanwhile, and says nothing about the version in its place.
                     Err(Errno::EBUSY) if is_current && looks < LOADS => {
-                        looks += 1;
+                        // Without a lease it goes on saying nothing.
+                        match self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
+                            true => looks += 1,
+                            false => fastcache_reactor::sleep(LEASE_PAUSE).await,
+                        }
                         self.load(inode, false).await?;
                         continue;
                     }

@@ -96,6 +96,36 @@ fn an_older_version_in_its_place_keeps_nobody_from_writing() {
 }
 
 #[test]
+fn a_write_to_part_of_what_another_node_wrote_waits_for_a_lease() {
+    on_node(async |node, agent| {
+        let ino = shared(&node, &pattern(9, CHUNK)).await;
+        node.write(ino, 0, &pattern(21, CHUNK)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let key = agent.others_write_anew(ino, CHUNK);
+        let mut theirs = pattern(1, CHUNK);
+        agent.cloud.borrow_mut().insert(key, theirs.clone());
+        node.revoke(ino).await;
+        // The coordinator has ended the session, and the next heartbeat is on its way: whether what is in the store may go is
+        // not known until then.
+        let ended = DataCall::Lease {
+            until_ns: Some(1),
+            is_shared: true,
+        };
+        node.fs.serve(ended).await.unwrap();
+        let renewed = async {
+            fastcache_reactor::sleep(Duration::from_millis(200)).await;
+            node.share().await;
+        };
+        let written = node.write(ino, 5, b"new");
+        let (written, ()) = futures_util::future::join(written, renewed).await;
+        written.unwrap();
+        theirs[5..8].copy_from_slice(b"new");
+        let got = node.read(ino, 0, CHUNK).await.unwrap();
+        assert_same("what both wrote", &got, &theirs);
+    });
+}
+
+#[test]
 fn what_the_lease_names_and_nobody_has_yet_is_waited_for() {
     on_node(async |node, agent| {
         let data = pattern(9, CHUNK);
