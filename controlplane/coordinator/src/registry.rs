@@ -211,7 +211,7 @@ impl Registry {
         })
     }
 
-    /// Every node that ever was.
+    /// Every node that was, but those that a full list forgot.
     pub(crate) fn known(&self) -> Vec<String> {
         self.known.keys().cloned().collect()
     }
