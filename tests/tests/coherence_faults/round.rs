@@ -305,7 +305,7 @@ fn is_known(name: &str) -> bool {
 
 /// Whether docs/semantics.md has this error for an outage that was then: the mount of a data plane that was killed ends; what was
 /// written under a lease that was lost is said at the next `close`, and writes wait 2 s at most for what is done about it; what
-/// only a node has that is down or cut off cannot be read.
+/// only a node has that is down or cut off cannot be read, nor written to in part.
 fn is_documented(trouble: &Trouble, outages: &[Outage]) -> bool {
     let node = trouble.node;
     let mut then = outages
@@ -320,9 +320,12 @@ fn is_documented(trouble: &Trouble, outages: &[Outage]) -> bool {
             && match trouble.of {
                 Of::Names => false,
                 Of::Read => then.any(|outage| (0..NODES).any(|n| n != node && outage.hides(n))),
-                Of::Written => outages
-                    .iter()
-                    .any(|outage| outage.concerns(node) && outage.from <= trouble.ended),
+                Of::Written => {
+                    then.any(|outage| (0..NODES).any(|n| n != node && outage.hides(n)))
+                        || outages
+                            .iter()
+                            .any(|outage| outage.concerns(node) && outage.from <= trouble.ended)
+                }
             }
 }
 
