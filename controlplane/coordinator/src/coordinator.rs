@@ -183,6 +183,7 @@ impl Coordinator {
         };
         let promised = PromisedLease::open(state_dir, options.lease).map_err(wrong)?;
         let are_nodes = !registry.known().is_empty();
+        let returning = (!engine.is_unsettled()).then(|| registry.known());
         let resent = Boot::open(state_dir).and_then(|boot| Resent::new(boot, are_nodes));
         let resent = resent.map_err(wrong)?;
         let tables = Tables {
@@ -193,6 +194,7 @@ impl Coordinator {
             wanting: HashMap::new(),
             excuses: HashMap::new(),
             locks: Locks::default(),
+            returning: settling::Returning::new(returning),
             next_revocation: 0,
             questions: asking::Questions::default(),
             making_room: HashSet::new(),
@@ -219,12 +221,21 @@ impl Coordinator {
         });
         let settling = Arc::downgrade(&inner);
         tokio::spawn(async move {
-            tokio::time::sleep(promised.longest()).await;
+            let start = tokio::time::Instant::now();
+            let are_back = settling::are_back(Weak::clone(&settling), promised.longest()).await;
+            if are_back
+                && may_be_held
+                && let Some(inner) = settling.upgrade()
+            {
+                tracing::info!(target: "registry", ms = start.elapsed().as_millis(), "every node is back: changes go on");
+                inner.is_settled();
+            }
+            tokio::time::sleep_until(start + promised.longest()).await;
             let Some(inner) = settling.upgrade() else {
                 return;
             };
             resent::stop_waiting(&inner).await;
-            if may_be_held {
+            if may_be_held && !are_back {
                 inner.is_settled();
             }
             promised.is_over();

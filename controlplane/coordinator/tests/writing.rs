@@ -7,7 +7,7 @@ use fastcache_api::grpc::{Node, Revocation};
 use fastcache_api::locks::{LOCK_END, Lock, LockAnswer, LockOp};
 use fastcache_api::{
     Attr, Commit, Cred, Errno, Ino, Kind, NS_VERSION, NewInode, NsAnswer, NsOp, NsReply, NsRequest,
-    OpId, Time, Version,
+    OpId, SetAttr, Time, Version,
 };
 use fastcache_coordinator::{Coordinator, Options, Revocations, UnknownSession};
 use futures_util::StreamExt;
@@ -306,4 +306,48 @@ async fn a_commit_that_is_asked_for_again_is_answered_as_it_was() {
         ..first
     };
     assert_eq!(ask(other).await, Err(Errno::ESTALE));
+}
+
+#[tokio::test]
+async fn after_a_restart_changes_go_on_when_every_node_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    // Of which a tenth is waited for.
+    let lease = Duration::from_secs(10);
+    let restore = || LockOp::Restore { held: Vec::new() };
+    let (a, b) = Session::two(dir.path(), lease).await;
+    let f = a.make("f").await;
+    a.coordinator.close().await;
+    drop((a, b));
+    let options = Options {
+        lease,
+        ..Options::default()
+    };
+    let coordinator = Coordinator::open(dir.path(), options).unwrap();
+    let a = Session::new(&coordinator, "a", 0).await;
+    let chmod = NsRequest {
+        id: Some(OpId { client: 8, seq: 1 }),
+        now: Time::default(),
+        op: NsOp::SetAttr {
+            ino: f.ino,
+            set: SetAttr {
+                mode: Some(0o600),
+                ..SetAttr::default()
+            },
+        },
+    };
+    let (of, number) = (coordinator.clone(), a.number);
+    let changing = tokio::spawn(async move { of.call(number, chmod).await });
+    coordinator.acknowledge(a.number, 0);
+    within(coordinator.lock(a.number, restore())).await.unwrap();
+    // The other one may use what it was told; then it may have locks.
+    let b = Session::new(&coordinator, "b", 0).await;
+    coordinator.acknowledge(b.number, 0);
+    tokio::time::sleep(lease / 10 + QUIET).await;
+    assert!(!changing.is_finished());
+    let since = std::time::Instant::now();
+    within(coordinator.lock(b.number, restore())).await.unwrap();
+    let reply = within(changing).await.unwrap().unwrap();
+    assert!(reply.result.is_ok(), "{reply:?}");
+    let took = since.elapsed();
+    assert!(took >= lease / 10 && took < lease / 2, "{took:?}");
 }

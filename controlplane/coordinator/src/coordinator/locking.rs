@@ -67,6 +67,9 @@ impl Coordinator {
                 let mut tables = self.tables();
                 let peer = tables.registry.peer_of(session)?;
                 let answer = tables.locks.apply(&peer, &op);
+                if matches!(op, LockOp::Restore { .. }) {
+                    tables.returning.has_locks(&peer);
+                }
                 let waits = match &op {
                     LockOp::Set { ino, lock, waits } if *waits => Some((*ino, *lock)),
                     _ => None,

@@ -91,6 +91,9 @@ impl Coordinator {
                 tables.leases.end(old);
                 tables.pending.retain(|_, p| p.session != old);
             }
+            if let Ok(peer) = tables.registry.peer_of(session) {
+                tables.returning.forgot(&peer);
+            }
             return;
         }
         if tables

@@ -71,6 +71,7 @@ pub(super) struct Tables {
     /// By session.
     pub(super) excuses: HashMap<u64, Excuse>,
     pub(super) locks: Locks,
+    pub(super) returning: super::settling::Returning,
     pub(super) next_revocation: u64,
     pub(super) questions: super::asking::Questions,
     /// Revocations that make room in the table of leases; one for each node at a time.
