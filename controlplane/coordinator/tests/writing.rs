@@ -351,3 +351,49 @@ async fn after_a_restart_changes_go_on_when_every_node_is_back() {
     let took = since.elapsed();
     assert!(took >= lease / 10 && took < lease / 2, "{took:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_comes_late_is_taken_when_nobody_has_written_since() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut a, mut b) = Session::two(dir.path(), Duration::from_secs(10)).await;
+    let f = a.make("f").await.ino;
+    let [one, two, three] = [1, 2, 3].map(|n| Version(1000 + n));
+    a.call(commit(f, Version::NONE, one))
+        .await
+        .unwrap()
+        .result
+        .unwrap();
+    hands_over(&mut a, &b, f).await;
+    // B may write, and has not: A, which had lost its lease, is heard when B has handed over.
+    let late = NsRequest {
+        id: Some(OpId { client: 7, seq: 1 }),
+        now: Time::default(),
+        op: commit(f, one, two),
+    };
+    let (of_a, number) = (a.coordinator.clone(), a.number);
+    let ask = |request: &NsRequest| {
+        let (coordinator, request) = (of_a.clone(), request.clone());
+        tokio::spawn(async move { coordinator.call(number, request).await })
+    };
+    let committing = ask(&late);
+    assert!(!b.obey().await.everything);
+    // And forgets what it read.
+    assert!(!b.obey().await.everything);
+    let reply = within(committing).await.unwrap().unwrap();
+    assert!(reply.result.is_ok(), "{reply:?}");
+    // B writes; then the same commit again, whose answer was lost, is answered as it was.
+    hands_over(&mut a, &b, f).await;
+    let (written, _) = tokio::join!(b.call(commit(f, two, three)), a.obey());
+    let written = written.unwrap();
+    assert!(written.result.is_ok(), "{written:?}");
+    let (again, _) = tokio::join!(within(ask(&late)), b.obey());
+    assert_eq!(again.unwrap().unwrap().result, reply.result);
+    // What B did not know of is refused, and B is not asked.
+    let lost = NsRequest {
+        id: Some(OpId { client: 7, seq: 2 }),
+        op: commit(f, two, Version(2000)),
+        ..late
+    };
+    let refused = within(ask(&lost)).await.unwrap().unwrap();
+    assert_eq!(refused.result, Err(Errno::ESTALE));
+}

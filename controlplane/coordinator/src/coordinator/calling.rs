@@ -53,7 +53,10 @@ impl Coordinator {
         self.tables().registry.check(session)?;
         self.inner.resent.made_again().await;
         match request.op.is_change() {
-            true => Ok(self.change(session, request).await),
+            true => {
+                self.take_write_to_commit(session, &request).await?;
+                Ok(self.change(session, request).await)
+            }
             false => Ok((self.read(session, request).await?, None)),
         }
     }

@@ -3,7 +3,7 @@
 use super::orphans::AskedOpen;
 use super::{Coordinator, FENCING_TICKS};
 use crate::registry::UnknownSession;
-use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest};
+use fastcache_api::{Errno, Ino, NsAnswer, NsOp, NsReply, NsRequest, Time, Version};
 use tokio::time::Instant;
 
 /// A session waits for the lease on writing of an inode, until this is dropped.
@@ -54,6 +54,34 @@ impl Coordinator {
         }
         self.settled_for(session).await;
         let _wants = Wants::new(self, session, ino);
+        self.be_writer(session, ino).await
+    }
+
+    /// Of a commit that is based on what the file has, while another node may write it: that one hands over first. It may have
+    /// written nothing, and what is committed here may be the only copy of what the file had before.
+    pub(super) async fn take_write_to_commit(
+        &self,
+        session: u64,
+        request: &NsRequest,
+    ) -> Result<(), UnknownSession> {
+        let NsOp::Commit(commit) = &request.op else {
+            return Ok(());
+        };
+        let is_others = {
+            let tables = self.tables();
+            let writer = tables.leases.writer(commit.ino, Instant::now());
+            writer.is_some_and(|writer| !tables.registry.is_same_node(writer, session))
+        };
+        match is_others
+            && !self.inner.engine.is_answered(request)
+            && self.layout_version(commit.ino).await == Some(commit.base)
+        {
+            true => self.be_writer(session, commit.ino).await,
+            false => Ok(()),
+        }
+    }
+
+    async fn be_writer(&self, session: u64, ino: Ino) -> Result<(), UnknownSession> {
         let lease = self.inner.options.lease;
         loop {
             let wait = {
@@ -97,16 +125,21 @@ impl Coordinator {
         let NsOp::Commit(commit) = &request.op else {
             return false;
         };
-        if self.inner.engine.is_answered(request) {
-            return true;
-        }
+        self.inner.engine.is_answered(request)
+            || self.layout_version(commit.ino).await == Some(commit.version)
+    }
+
+    /// What a file has now.
+    async fn layout_version(&self, ino: Ino) -> Option<Version> {
         let asked = NsRequest {
             id: None,
-            now: request.now,
-            op: NsOp::GetAttr { ino: commit.ino },
+            now: Time::default(),
+            op: NsOp::GetAttr { ino },
         };
-        let reply = self.inner.engine.call(asked).await;
-        matches!(reply.result, Ok(NsAnswer::Attr(attr)) if attr.layout_version == commit.version)
+        match self.inner.engine.call(asked).await.result {
+            Ok(NsAnswer::Attr(attr)) => Some(attr.layout_version),
+            _ => None,
+        }
     }
 
     /// What is refused, or taken out of a request, because of other nodes.
