@@ -222,6 +222,7 @@ impl FileSystem {
                         number: seal.number,
                         now,
                         replaced: Vec::new(),
+                        kept: Vec::new(),
                     };
                     lock(&inode.state).commits.push_back(pending);
                     count(&self.inner.counters.uncommitted_files, 1);
@@ -268,7 +269,7 @@ impl FileSystem {
         };
         // A power cut can take the seal that the coordinator has, with the notes of those before it.
         let layout = match is_refused {
-            true => self.named_layout(ino).await,
+            true => self.named_layout(ino).await.ok(),
             false => None,
         };
         let is_named = |commit: &Commit| {
@@ -292,16 +293,11 @@ impl FileSystem {
         }
     }
 
-    /// A file's layout as the coordinator has it now, if it answers.
-    async fn named_layout(&self, ino: Ino) -> Option<Layout> {
+    /// A file's layout as the coordinator has it now.
+    pub(crate) async fn named_layout(&self, ino: Ino) -> Result<Layout> {
         let write = false;
-        match self.inner.link.ns(NsOp::Open { ino, write }).await {
-            Ok(reply) => match reply.result {
-                Ok(NsAnswer::Opened { layout, .. }) => Some(layout),
-                _ => None,
-            },
-            Err(_) => None,
-        }
+        let reply = self.inner.link.ns(NsOp::Open { ino, write }).await?;
+        expect_answer!(reply, NsAnswer::Opened { layout, .. } => layout)
     }
 }
 

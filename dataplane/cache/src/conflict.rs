@@ -9,6 +9,7 @@ use crate::link::expect_answer;
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::ns::NAME_MAX;
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, Version};
+use fastcache_chunkstore::ChunkBody;
 use fastcache_reactor::IoBuf;
 use fastcache_types::{BLOCK, REQUEST_MAX};
 use std::collections::VecDeque;
@@ -146,6 +147,10 @@ impl FileSystem {
             }
             state.commits.iter().map(|c| c.number).collect()
         };
+        let named = self.named_of_replaced(inode).await?;
+        for body in &named {
+            self.seal_as(body, true, false).await?;
+        }
         for number in &numbers {
             self.note_committed(inode, *number).await;
         }
@@ -183,6 +188,31 @@ impl FileSystem {
         }
         inode.changed.notify(usize::MAX);
         Ok(())
+    }
+
+    /// What the versions that are refused took the place of here, as far as the file still has it: it may be nowhere else.
+    async fn named_of_replaced(&self, inode: &Inode) -> Result<Vec<Arc<ChunkBody>>> {
+        let (kept, chunk_size) = {
+            let state = lock(&inode.state);
+            let kept = state.commits.iter().flat_map(|c| c.kept.iter().cloned());
+            let chunk_size = state.attr.as_ref().map(|attr| attr.chunk_size);
+            (kept.collect::<Vec<_>>(), chunk_size)
+        };
+        if kept.is_empty() {
+            return Ok(kept);
+        }
+        let layout = match self.named_layout(inode.ino).await {
+            Ok(layout) => layout,
+            Err(Errno::ENOENT | Errno::ESTALE) => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let chunk_size = chunk_size.ok_or(Errno::EAGAIN)?;
+        let is_named = |body: &Arc<ChunkBody>| {
+            let key = body.key();
+            let named = layout.chunk(key.index, chunk_size);
+            named.is_some_and(|(version, _)| version == key.version)
+        };
+        Ok(kept.into_iter().filter(is_named).collect())
     }
 
     /// Copies a file as it is here to a file beside it, whose name it answers. ENOENT when it has no name.

@@ -12,6 +12,7 @@ use event_listener::Event;
 use fastcache_api::{
     Attr, ChunkKey, Commit, Errno, Ino, InoMap, Layout, NsAnswer, NsOp, Time, Version,
 };
+use fastcache_chunkstore::ChunkBody;
 use fastcache_reactor::Instant;
 use fastcache_reactor::sync::{AtomicBool, AtomicU64, AtomicUsize, Mutex};
 use fastcache_types::{BLOCK, BLOCK_U64};
@@ -236,6 +237,8 @@ pub(crate) struct PendingCommit {
     pub now: Time,
     /// Versions that its chunks took the place of in the store: the layout names them until it is answered.
     pub replaced: Vec<ChunkKey>,
+    /// Those of them that may be nowhere else: put back if it is refused.
+    pub kept: Vec<Arc<ChunkBody>>,
 }
 
 impl Inode {

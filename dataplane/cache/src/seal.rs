@@ -182,7 +182,7 @@ impl FileSystem {
             }
             Err(e) => Err(e),
         };
-        let sealed = match sealed {
+        let mut sealed = match sealed {
             Ok(sealed) => sealed,
             Err(e) => {
                 resume(&chunks);
@@ -209,6 +209,7 @@ impl FileSystem {
                 number: sealed.number,
                 now,
                 replaced: [before.replaced, sealed.replaced.clone()].concat(),
+                kept: take_unsafe(&mut sealed.dead),
             });
             if !std::mem::replace(&mut state.is_committing, true) {
                 let (fs, inode) = (self.clone(), Arc::clone(inode));
@@ -409,6 +410,12 @@ fn seal_chunk(
         is_pending,
         data,
     })
+}
+
+/// Those that may be nowhere but here.
+fn take_unsafe(dead: &mut Vec<Arc<ChunkBody>>) -> Vec<Arc<ChunkBody>> {
+    dead.retain(|body| body.is_dirty() || body.is_kept());
+    std::mem::take(dead)
 }
 
 /// Lets writers go on after a seal that failed.

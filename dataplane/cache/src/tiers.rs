@@ -8,13 +8,14 @@ use crate::{FileSystem, Result, count, lock, lock_read};
 use event_listener::EventListener;
 use fastcache_api::control::{PeerNode, PeersStats};
 use fastcache_api::{ChunkKey, Errno};
-use fastcache_chunkstore::StoreError;
+use fastcache_chunkstore::{ChunkBody, StoreError};
 use fastcache_reactor::{Instant, IoBuf, now, sleep, spawn, timeout};
 use fastcache_types::{BLOCK, CHUNK_MAX, ChunkId};
 use futures_channel::oneshot;
 use futures_util::future::{Either, LocalBoxFuture, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -390,10 +391,19 @@ impl FileSystem {
         }
     }
 
-    /// For other nodes: the length of a chunk, when this version of it is in the store.
+    /// For other nodes: the length of a chunk, when this version of it is [here](FileSystem::find_chunk).
     pub fn chunk_len(&self, key: ChunkKey) -> Option<usize> {
-        let body = self.inner.store.find(key)?;
-        Some(body.len() as usize)
+        Some(self.find_chunk(key)?.len() as usize)
+    }
+
+    /// This version of a chunk, when it is in the store; or was, and what replaced it is not committed.
+    pub fn find_chunk(&self, key: ChunkKey) -> Option<Arc<ChunkBody>> {
+        self.inner.store.find(key).or_else(|| {
+            let inode = self.inner.inodes.get(key.ino)?;
+            let state = lock(&inode.state);
+            let mut kept = state.commits.iter().flat_map(|c| &c.kept);
+            kept.find(|body| body.key() == key).cloned()
+        })
     }
 
     /// For other nodes, as the first home of a chunk: fetches it into the store, with one flight for all who ask. Its length,
@@ -428,7 +438,7 @@ impl FileSystem {
         first: u32,
         buf: IoBuf,
     ) -> (Result<usize>, IoBuf) {
-        let Some(body) = self.inner.store.find(key) else {
+        let Some(body) = self.find_chunk(key) else {
             return (Err(Errno::ENOENT), buf);
         };
         let (result, buf) = self.inner.store.read(&body, first, buf).await;

@@ -82,6 +82,9 @@ pub struct Sealed {
     pub number: u64,
     /// What the chunks replaced.
     pub replaced: Vec<ChunkKey>,
+    /// Bodies that the store has not any more because of this seal: sealed and final ones, and pending ones. While a handle
+    /// lives its blocks stay, and the chunk can be sealed again.
+    pub dead: Vec<Arc<ChunkBody>>,
 }
 
 /// A chunk with its places, which the store has allocated.
@@ -187,6 +190,7 @@ impl Store {
             bodies: Vec::with_capacity(prepared.len()),
             number: 0,
             replaced: Vec::new(),
+            dead: Vec::new(),
         };
         // Places of the chunks, in the order in which they are recorded: the file's own come last.
         let mut order: Vec<usize> = (0..prepared.len()).collect();
@@ -245,7 +249,6 @@ impl Store {
             if total > 0 {
                 let admission = self.admit(total).await;
                 let mut records = Vec::with_capacity(total);
-                let mut dead = Vec::new();
                 let ino = ino.or(last).unwrap_or(Ino::ROOT);
                 let mut stripe = inner.index.of(ino);
                 for &at in now {
@@ -274,11 +277,11 @@ impl Store {
                         }
                     }
                     inner.index.count_in(body);
-                    stripe.put(body.clone(), is_pending, &mut dead);
+                    stripe.put(body.clone(), is_pending, &mut sealed.dead);
                     out[at] = Some(body.clone());
                 }
                 if let Some(file) = with_file {
-                    stripe.confirm(file.ino, &mut dead);
+                    stripe.confirm(file.ino, &mut sealed.dead);
                     let mut seals = inner.seals();
                     sealed.number = seals.next_number;
                     seals.next_number += 1;
@@ -299,8 +302,6 @@ impl Store {
                 }
                 drop(stripe);
                 drop(admission);
-                // Their blocks go to the quarantine, behind the record that was just queued.
-                drop(dead);
             }
             if rest.is_empty() && file.is_none() {
                 break;

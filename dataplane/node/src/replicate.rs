@@ -346,7 +346,7 @@ impl Replicator {
             self.put_off(key, |_| {});
             return;
         }
-        let here = fs.store().find(key);
+        let here = fs.find_chunk(key);
         let is_needed = match &here {
             Some(body) => body.is_dirty(),
             // Replaced in this node's store: by what is not committed yet, or by what was refused.

@@ -95,6 +95,39 @@ fn what_was_written_behind_a_commit_that_is_refused_is_saved_with_it() {
 }
 
 #[test]
+fn what_the_file_still_has_is_there_after_what_replaced_it_here_is_refused() {
+    on_node(async |node, agent| {
+        node.share().await;
+        let ino = node.create("file").await;
+        let mut ours = pattern(1, 2 * CHUNK - 7);
+        node.write(ino, 0, &ours).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let mut theirs = ours.clone();
+        let committed = node.keys_of(ino)[0];
+        write_unanswered(&node, ino, &mut ours).await;
+        // Nobody else has it: it is given to who asks meanwhile, too.
+        assert_ne!(node.keys_of(ino)[0], committed);
+        assert_eq!(node.fs.chunk_len(committed), Some(CHUNK));
+        let other = pattern(2, CHUNK - 7);
+        agent.others_write(ino, 1, &other);
+        theirs[CHUNK..].copy_from_slice(&other);
+        answer(&node);
+        until("it is refused", || node.fs.stats().conflict_files == 1).await;
+        expect(&node, &saved(&agent), &ours).await;
+        expect(&node, "file", &theirs).await;
+        assert_eq!(node.keys_of(ino)[0], committed);
+        let mut uploaded = agent.copy_dirty(&node.fs, &node.arena).await;
+        uploaded.retain(|key| *key == committed);
+        assert_eq!(uploaded.len(), 1, "it is not in the cloud yet");
+        assert_eq!(node.flush(ino).await, Err(Errno::EIO));
+        // Once a commit is taken, what it replaced goes.
+        node.write(ino, 10, b"taken").await.unwrap();
+        node.fsync(ino).await.unwrap();
+        assert_eq!(node.fs.chunk_len(committed), None);
+    });
+}
+
+#[test]
 fn who_closes_what_is_refused_is_told_whoever_was_told_before() {
     on_node(async |node, _| {
         let (ino, _, _) = refused(&node).await;

@@ -163,8 +163,11 @@ fn a_new_version_shares_blocks_and_the_old_one_stays_readable() {
             .bodies
             .remove(0);
         let new = overwrite_block_1(&store, &old, key(9, 4, 2)).await;
-        let sealed = store.seal(vec![new], None).await.unwrap();
+        let mut sealed = store.seal(vec![new], None).await.unwrap();
         assert_eq!(sealed.replaced, vec![key(9, 4, 1)]);
+        let dead = sealed.dead.pop().unwrap();
+        assert!(Arc::ptr_eq(&dead, &old) && sealed.dead.is_empty());
+        drop(dead);
         assert!(read(&store, &old).await.unwrap() == bytes(1, len));
         assert!(read(&store, &sealed.bodies[0]).await.unwrap() == image);
         check(&store, std::slice::from_ref(&old));
