@@ -9,14 +9,16 @@
 mod contents;
 mod names;
 mod register;
+mod views;
 
-pub use contents::{Contents, Touch, Touched, Whole, settle};
+pub use contents::{Contents, Touch, Touched, Whole, settle, with_returns};
 pub use names::{Did, FOLDERS, Kept, NAMES, Names, Said, as_one, folder_of};
 pub use register::{Register, Turn};
+pub use views::check_views;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// States that a search may look at for one return; beyond them it gives up.
 const STATES: usize = 200_000;
@@ -49,6 +51,13 @@ pub struct Timed<E> {
     pub returned: Option<Instant>,
     /// What.
     pub event: E,
+}
+
+impl<E> Timed<E> {
+    /// The first moment after it was answered.
+    fn end(&self) -> Option<Instant> {
+        Some(self.returned?.max(self.began) + Duration::from_nanos(1))
+    }
 }
 
 /// What a search found.

@@ -49,7 +49,7 @@ const FAST_ATTEMPTS: u32 = 5;
 /// Wait after the first failed attempt; doubled after each until [`SLOW_WAIT`].
 const FAST_WAIT: Duration = Duration::from_millis(100);
 /// Wait between attempts after the fast ones.
-const SLOW_WAIT: Duration = Duration::from_secs(5);
+const SLOW_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait between two tries of one call.
 const RETRY_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait for a connection, a heartbeat's or an acknowledgement's answer.
@@ -143,7 +143,7 @@ impl Drop for RemoteNamespace {
 
 impl RemoteNamespace {
     /// Registers `node` with the coordinator at `host:port`. Returns when that has worked: it tries 5 times fast, then
-    /// every 5 s for ever, logging each time. The receiver gets the notices; the first revokes `everything`. `key` is
+    /// every 2 s for ever, logging each time. The receiver gets the notices; the first revokes `everything`. `key` is
     /// what the coordinator wants as its `--api-key`.
     ///
     /// # Errors

@@ -333,7 +333,7 @@ impl FileSystem {
         let open_bytes = &self.inner.memory.open_bytes;
         let mut has_room = false;
         let mut looks = 0;
-        let began = fastcache_reactor::now();
+        let mut began = None;
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
@@ -379,6 +379,7 @@ impl FileSystem {
                     // What the file has now was revoked meanwhile, and says nothing about the version in its place.
                     Err(Errno::EBUSY) if is_current && looks < LOADS => {
                         // Without a lease it goes on saying nothing.
+                        let began = began.get_or_insert_with(fastcache_reactor::now);
                         match self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
                             true => looks += 1,
                             false => fastcache_reactor::sleep(LEASE_PAUSE).await,

@@ -172,9 +172,20 @@ impl Drop for Coming {
     }
 }
 
-/// Accepts connections for ever, on the core that calls, and serves them on all of `cores` in turn.
+/// The core for a connection that comes in on this processor, as a place in `cores`, which are (processor, connections that it
+/// serves): the one of that processor, unless it serves two more than another one; then one that serves the fewest.
+fn core_for(comes_in: Option<usize>, cores: &[(usize, usize)]) -> Option<usize> {
+    let fewest = cores.iter().map(|&(_, n)| n).min()?;
+    let is_own = |&(cpu, n): &(usize, usize)| Some(cpu) == comes_in && n <= fewest + 1;
+    let own = cores.iter().position(is_own);
+    own.or_else(|| cores.iter().position(|&(_, n)| n == fewest))
+}
+
+/// Accepts connections for ever, on the core that calls, and serves them on all of `cores`: each where the kernel has its
+/// packets, so that a request wakes no other processor, as far as that leaves all about as many.
 pub async fn listen<C: Chunks>(cluster: Arc<Cluster>, listener: Fd, cores: Vec<Remote>, chunks: C) {
-    let mut next = 0;
+    // Each connection has a clone of its core's mark.
+    let cores: Vec<(Remote, Arc<()>)> = cores.into_iter().map(|c| (c, Arc::default())).collect();
     loop {
         let stream = match listener.accept().await {
             Ok(stream) => stream,
@@ -185,18 +196,22 @@ pub async fn listen<C: Chunks>(cluster: Arc<Cluster>, listener: Fd, cores: Vec<R
             }
         };
         let open = cluster.served.connections.fetch_add(1, Ordering::Relaxed);
-        let counted = Counted(Arc::clone(&cluster));
+        let served = Counted(Arc::clone(&cluster));
         if open >= CONNECTIONS_MAX {
             tracing::warn!(target: "peer", open, "too many connections: one is closed at once");
             continue;
         }
         keep_alive(&stream);
         let chunks = chunks.clone();
-        next += 1;
-        if let Some(core) = cores.get(next % cores.len().max(1)) {
+        let comes_in = rustix::net::sockopt::socket_incoming_cpu(stream.as_fd());
+        let comes_in = comes_in.ok().and_then(|cpu| usize::try_from(cpu).ok());
+        let serving = |(core, mark): &(Remote, Arc<()>)| (core.core(), Arc::strong_count(mark));
+        let all: Vec<_> = cores.iter().map(serving).collect();
+        if let Some((core, mark)) = core_for(comes_in, &all).and_then(|at| cores.get(at)) {
+            let mark = Arc::clone(mark);
             core.spawn(move || async move {
-                serve(&counted.0, stream, chunks).await;
-                drop(counted);
+                serve(&served.0, stream, chunks).await;
+                drop((served, mark));
             });
         }
     }
@@ -573,5 +588,31 @@ fn memory_for(len: usize) -> IoBuf {
             buf
         }
         _ => IoBuf::alloc(len),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_served_where_they_come_in_while_that_leaves_about_as_many_to_each() {
+        assert_eq!(core_for(Some(0), &[]), None);
+        assert_eq!(core_for(None, &[(0, 2), (1, 1)]), Some(1));
+        assert_eq!(core_for(Some(3), &[(2, 1), (3, 2)]), Some(1));
+        assert_eq!(core_for(Some(3), &[(2, 1), (3, 3)]), Some(0));
+        assert_eq!(
+            core_for(Some(7), &[(2, 1), (3, 0)]),
+            Some(1),
+            "not a core of this node"
+        );
+        // A card with one queue: all come in on one processor.
+        let mut cores = [(0, 0), (1, 0), (2, 0)];
+        for _ in 0..30 {
+            let at = core_for(Some(0), &cores).unwrap();
+            cores[at].1 += 1;
+        }
+        let most = cores.iter().map(|&(_, n)| n).max();
+        assert!(most <= Some(12), "{cores:?}");
     }
 }

@@ -2,7 +2,11 @@
 //! itself at once, and others when it was closed or fsynced. Nodes that write it take turns: what one of them has written is
 //! committed before another one writes.
 //!
+//! While a `close` is under way, one node may see what it commits already and another one not yet.
+//!
 //! What was written and not closed may be lost with its node or its lease; then no `close` and no `fsync` says that it is there.
+//! Where it was the lease, the node goes on with what it had until that is saved in a file beside: programs there read it, and
+//! may write more, which is lost with it.
 
 use super::{Object, Timed};
 use std::time::Instant;
@@ -22,6 +26,8 @@ pub enum Touch {
     Read(usize, u64),
     /// All of it was read; 0 where there were zeros.
     ReadAll(Vec<u64>),
+    /// The [`Touch::Commit`] of this session has returned: everybody sees it.
+    Told,
 }
 
 /// A touch, by whom.
@@ -43,11 +49,24 @@ struct Written {
     values: Vec<u64>,
 }
 
+/// What was committed before something that not everybody may have seen yet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Before {
+    /// The node that committed.
+    node: usize,
+    /// The session whose `close` waits until everybody has.
+    session: u64,
+    values: Vec<u64>,
+}
+
 /// A file, whole.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Whole {
     committed: Vec<u64>,
+    before: Vec<Before>,
     written: Option<Written>,
+    /// A node that goes on with what was lost, and what the file is there.
+    aside: Option<(usize, Vec<u64>)>,
     /// Sessions whose writes were lost: they are not told that they are there.
     lost: Vec<u64>,
 }
@@ -62,25 +81,72 @@ pub struct Contents {
 }
 
 impl Whole {
-    /// As a node sees it.
-    fn seen_by(&self, node: usize) -> &[u64] {
-        match &self.written {
-            Some(written) if written.node == node => &written.values,
-            _ => &self.committed,
+    /// What a node has written of it, or has of what was lost.
+    fn own(&self, node: usize) -> Option<&[u64]> {
+        match (&self.aside, &self.written) {
+            (Some((of, values)), _) if *of == node => Some(values),
+            (_, Some(written)) if written.node == node => Some(&written.values),
+            _ => None,
         }
     }
 
+    /// Whether a node can see it so.
+    fn is_seen(&self, node: usize, is_it: impl Fn(&[u64]) -> bool) -> bool {
+        match self.own(node) {
+            Some(values) => is_it(values),
+            None => {
+                // Not what was before something of its own.
+                let own = self.before.iter().rposition(|b| b.node == node);
+                let mut before = self.before.iter().skip(own.map_or(0, |own| own + 1));
+                is_it(&self.committed) || before.any(|b| is_it(&b.values))
+            }
+        }
+    }
+
+    /// Everybody sees it.
     fn commit(&mut self) {
         if let Some(written) = self.written.take() {
             self.committed = written.values;
+            self.before.clear();
+        }
+    }
+
+    /// A `close` or `fsync` commits what its node has written, and waits until everybody has seen it.
+    fn close(&mut self, by: &Touched) {
+        if let Some(written) = self.written.take_if(|w| w.node == by.node) {
+            let values = std::mem::replace(&mut self.committed, written.values);
+            self.before.push(Before {
+                node: by.node,
+                session: by.session,
+                values,
+            });
+        }
+    }
+
+    fn told(&mut self, by: &Touched) {
+        let is_its = |b: &Before| b.node == by.node && b.session == by.session;
+        let upto = self.before.iter().rposition(is_its);
+        self.before.drain(..upto.map_or(0, |upto| upto + 1));
+    }
+
+    fn lose(&mut self, session: u64) {
+        if !self.lost.contains(&session) {
+            self.lost.push(session);
         }
     }
 
     fn write(&mut self, by: &Touched, change: impl FnOnce(&mut Vec<u64>)) {
+        if let Some((_, values)) = self.aside.as_mut().filter(|(node, _)| *node == by.node) {
+            change(values);
+            return self.lose(by.session);
+        }
         if self.written.as_ref().is_some_and(|w| w.node != by.node) {
             self.commit();
         }
-        let mut values = self.seen_by(by.node).to_vec();
+        // Whoever wrote it before has handed it over, and everybody was told.
+        let last = self.before.iter().rposition(|b| b.node != by.node);
+        self.before.drain(..last.map_or(0, |last| last + 1));
+        let mut values = self.own(by.node).unwrap_or(&self.committed).to_vec();
         change(&mut values);
         self.written = Some(Written {
             node: by.node,
@@ -97,7 +163,9 @@ impl Object for Contents {
     fn first(&self) -> Whole {
         Whole {
             committed: vec![0; self.places],
+            before: Vec::new(),
             written: None,
+            aside: None,
             lost: Vec::new(),
         }
     }
@@ -109,19 +177,17 @@ impl Object for Contents {
             Touch::Append(value) => whole.write(by, |values| values.push(*value)),
             Touch::Cut => whole.write(by, Vec::clear),
             Touch::Commit if whole.lost.contains(&by.session) => return None,
-            Touch::Commit if whole.written.as_ref().is_some_and(|w| w.node == by.node) => {
-                whole.commit();
-            }
-            Touch::Commit => {}
+            Touch::Commit => whole.close(by),
+            Touch::Told => whole.told(by),
             Touch::Read(place, value) => {
-                if whole.seen_by(by.node)[*place] != *value {
-                    return None;
-                }
+                return whole
+                    .is_seen(by.node, |values| values[*place] == *value)
+                    .then_some(whole);
             }
-            Touch::ReadAll(values) => {
-                if whole.seen_by(by.node) != values {
-                    return None;
-                }
+            Touch::ReadAll(all) => {
+                return whole
+                    .is_seen(by.node, |values| values == all)
+                    .then_some(whole);
             }
         }
         Some(whole)
@@ -129,22 +195,50 @@ impl Object for Contents {
 
     /// Another program's `close` there, or the node when it is back, commits what is written. Or it is lost.
     fn alone(&self, whole: &Whole, now: Instant) -> Vec<Whole> {
+        let mut all = Vec::new();
+        if whole.aside.is_some() {
+            let mut over = whole.clone();
+            over.aside = None;
+            all.push(over);
+        }
         let Some(written) = &whole.written else {
-            return Vec::new();
+            return all;
         };
         let mut committed = whole.clone();
         committed.commit();
-        let mut all = vec![committed];
+        all.push(committed);
         if self.hurt[written.node].is_some_and(|since| since <= now) {
             let mut lost = whole.clone();
             lost.written = None;
-            if !lost.lost.contains(&written.session) {
-                lost.lost.push(written.session);
+            lost.lose(written.session);
+            if lost.aside.is_none() {
+                let mut aside = lost.clone();
+                aside.aside = Some((written.node, written.values.clone()));
+                all.push(aside);
             }
             all.push(lost);
         }
         all
     }
+}
+
+/// Says of each [`Touch::Commit`] that returned when it did, and that everybody sees it from then on.
+#[must_use]
+pub fn with_returns(history: &[Timed<Touched>]) -> Vec<Timed<Touched>> {
+    let is_commit = |t: &&Timed<Touched>| t.event.touch == Touch::Commit;
+    let told = history.iter().filter(is_commit).filter_map(|commit| {
+        let end = commit.end()?;
+        let event = Touched {
+            touch: Touch::Told,
+            ..commit.event.clone()
+        };
+        Some(Timed {
+            began: end,
+            returned: Some(end),
+            event,
+        })
+    });
+    history.iter().cloned().chain(told).collect()
 }
 
 /// Leaves out what no node is asked for, only its kernel, and what is promised of nothing that is under way:
@@ -188,8 +282,8 @@ pub fn settle(history: &mut Vec<Timed<Touched>>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::oracle::Verdict;
     use crate::oracle::tests::{at, failed, timed};
-    use crate::oracle::{Verdict, check};
 
     /// Nodes 0 and 1; what 0 wrote may get lost from 50 on.
     fn file(places: usize) -> Contents {
@@ -197,6 +291,10 @@ mod tests {
             places,
             hurt: vec![Some(at(50)), None],
         }
+    }
+
+    fn check(file: &Contents, history: &[Timed<Touched>]) -> Verdict {
+        crate::oracle::check(file, &with_returns(history))
     }
 
     fn by(node: usize, session: u64, touch: Touch) -> Touched {
@@ -295,6 +393,53 @@ mod tests {
         said[3].event.touch = Touch::Read(1, 2);
         said[5].event = read(1, 0);
         assert_eq!(check(&file(2), &said), Verdict::Wrong(5));
+    }
+
+    #[test]
+    fn a_close_that_is_under_way_is_seen_by_one_and_not_by_another() {
+        let closing = || {
+            vec![
+                timed(10, 11, by(0, 1, Touch::Write(0, 1))),
+                timed(20, 40, by(0, 1, Touch::Commit)),
+            ]
+        };
+        let and = |looks: &[(u64, u64)]| {
+            let looks = looks.iter();
+            let looks = looks.map(|(at, value)| timed(*at, at + 1, read(1, *value)));
+            let history: Vec<_> = closing().into_iter().chain(looks).collect();
+            check(&file(1), &history)
+        };
+        assert_eq!(and(&[(22, 1), (24, 0), (41, 1)]), Verdict::Ordered);
+        assert_eq!(and(&[(22, 1), (41, 0)]), Verdict::Wrong(3));
+        assert_eq!(and(&[(41, 0)]), Verdict::Wrong(2));
+        assert_eq!(and(&[(22, 2)]), Verdict::Wrong(2));
+    }
+
+    #[test]
+    fn a_node_that_lost_its_lease_reads_what_it_wrote_until_that_is_saved() {
+        let before = || {
+            let mut history = from(40, vec![by(0, 1, Touch::Write(0, 1))]);
+            history.extend(from(60, vec![by(1, 2, Touch::Write(1, 2))]));
+            history.extend(from(62, vec![by(1, 2, Touch::Commit), read(1, 0)]));
+            history.extend(from(70, vec![by(0, 1, Touch::Write(0, 3)), read(0, 3)]));
+            history
+        };
+        let and = |touches: Vec<Touched>| {
+            let history = [before(), from(80, touches)].concat();
+            check(&file(2), &history)
+        };
+        let other = |node, value| by(node, 0, Touch::Read(1, value));
+        assert_eq!(and(vec![other(0, 0), other(1, 2)]), Verdict::Ordered);
+        assert_eq!(
+            and(vec![other(0, 0), other(0, 2), read(0, 0)]),
+            Verdict::Ordered
+        );
+        let back = vec![other(0, 0), other(0, 2), read(0, 3)];
+        assert_eq!(and(back), Verdict::Wrong(8));
+        assert_eq!(and(vec![other(1, 0)]), Verdict::Wrong(6), "nobody else");
+        // Its `close` does not say that it is there.
+        let closed = vec![other(0, 0), by(0, 1, Touch::Commit)];
+        assert_eq!(and(closed), Verdict::Wrong(7));
     }
 
     #[test]

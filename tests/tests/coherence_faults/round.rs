@@ -3,7 +3,8 @@
 use super::hurt::{Hurt, NODES, Outage, split};
 use super::load::{FILES, LOGS, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Trouble};
 use fastcache_tests::oracle::{
-    Contents, Names, Object, Register, Timed, Touch, Verdict, as_one, check, settle,
+    Contents, Names, Object, Register, Timed, Touch, Touched, Verdict, as_one, check, check_views,
+    settle, with_returns,
 };
 use fastcache_tests::{CabledNodes, Node};
 use rustix::io::Errno;
@@ -137,21 +138,22 @@ impl Round {
         let hurt: Vec<Option<Instant>> = hurt.collect();
         let since = Instant::now();
         let mut checks = vec![
-            self.check("the names", &Names, &sorted.names),
-            self.check("the time stamp", &Register, &sorted.stamp),
+            self.check_views("the names", &Names, &sorted.names),
+            self.check_views("the time stamp", &Register, &sorted.stamp),
         ];
         for (n, turns) in sorted.registers.iter().enumerate() {
-            checks.push(self.check(&format!("register {n}"), &Register, turns));
+            checks.push(self.check_views(&format!("register {n}"), &Register, turns));
         }
         let contents = |places| Contents {
             places,
             hurt: hurt.clone(),
         };
         for (n, touches) in sorted.files.iter().enumerate() {
-            checks.push(self.check(&format!("file {n}"), &contents(PLACES.len()), touches));
+            let object = contents(PLACES.len());
+            checks.push(self.check_contents(&format!("file {n}"), &object, touches));
         }
         for (n, touches) in sorted.logs.iter().enumerate() {
-            checks.push(self.check(&format!("log {n}"), &contents(0), touches));
+            checks.push(self.check_contents(&format!("log {n}"), &contents(0), touches));
         }
         told.checked_in = since.elapsed();
         for found in checks {
@@ -200,8 +202,20 @@ impl Round {
         )
     }
 
-    fn check<O: Object>(&self, what: &str, object: &O, history: &[Timed<O::Event>]) -> Found {
-        let at = match check(object, history) {
+    fn check_views<O: Object>(&self, what: &str, object: &O, history: &[Timed<O::Event>]) -> Found
+    where
+        O::Event: Clone,
+    {
+        self.found(what, check_views(object, history), history)
+    }
+
+    fn check_contents(&self, what: &str, file: &Contents, touches: &[Timed<Touched>]) -> Found {
+        let touches = with_returns(touches);
+        self.found(what, check(file, &touches), &touches)
+    }
+
+    fn found<E: Debug>(&self, what: &str, verdict: Verdict, history: &[Timed<E>]) -> Found {
+        let at = match verdict {
             Verdict::Ordered => return Found::Ordered,
             Verdict::GaveUp(at) => {
                 println!("{what}: given up at {:?}", history[at].event);
@@ -210,7 +224,7 @@ impl Round {
             Verdict::Wrong(at) => at,
         };
         let returned = history[at].returned;
-        let mut before: Vec<&Timed<O::Event>> = history
+        let mut before: Vec<&Timed<E>> = history
             .iter()
             .filter(|t| returned.is_none_or(|returned| t.began <= returned))
             .collect();
@@ -237,13 +251,13 @@ impl Round {
     }
 
     /// Reads of a log that found zeros, and what was about it then.
-    fn tell_zeros(&self, number: usize, log: &[Timed<<Contents as Object>::Event>]) {
+    fn tell_zeros(&self, number: usize, log: &[Timed<Touched>]) {
         let ms = |at: Option<Instant>| at.map(|at| self.ms(at));
         let has_zeros = |touch: &Touch| matches!(touch, Touch::ReadAll(v) if v.contains(&0));
         for read in log.iter().filter(|t| has_zeros(&t.event.touch)) {
             let (from, to) = (self.ms(read.began), ms(read.returned));
             println!("log {number}, {from} to {to:?}, zeros: {:?}", read.event);
-            let is_near = |t: &&Timed<<Contents as Object>::Event>| {
+            let is_near = |t: &&Timed<Touched>| {
                 t.began <= read.returned.unwrap_or(t.began)
                     && t.returned.is_none_or(|at| at + NEAR >= read.began)
             };
@@ -335,8 +349,8 @@ struct Sorted {
     names: Vec<Timed<<Names as Object>::Event>>,
     stamp: Vec<Timed<<Register as Object>::Event>>,
     registers: [Vec<Timed<<Register as Object>::Event>>; REGISTERS],
-    files: [Vec<Timed<<Contents as Object>::Event>>; FILES],
-    logs: [Vec<Timed<<Contents as Object>::Event>>; LOGS],
+    files: [Vec<Timed<Touched>>; FILES],
+    logs: [Vec<Timed<Touched>>; LOGS],
 }
 
 impl Sorted {
@@ -362,7 +376,7 @@ impl Sorted {
         &self,
         names: impl Fn(&Timed<<Names as Object>::Event>) -> bool,
         turns: impl Fn(&Timed<<Register as Object>::Event>) -> bool,
-        touches: impl Fn(&Timed<<Contents as Object>::Event>) -> bool,
+        touches: impl Fn(&Timed<Touched>) -> bool,
     ) -> usize {
         let registers = self.registers.iter().flatten().chain(&self.stamp);
         let contents = self.files.iter().chain(&self.logs).flatten();

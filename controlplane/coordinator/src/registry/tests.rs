@@ -33,7 +33,7 @@ fn who_comes_goes_or_moves_makes_the_list_another() {
 }
 
 #[test]
-fn an_id_has_one_live_node_and_is_known_for_ever() {
+fn an_id_has_one_live_node_and_is_known_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let second = Duration::from_secs(1);
     let open = || Registry::open(dir.path(), 100, 60 * second, 10 * second).unwrap();
