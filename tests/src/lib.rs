@@ -26,6 +26,7 @@ mod mapping;
 mod node;
 pub mod oracle;
 mod plane;
+pub mod program;
 mod s3;
 mod s3s;
 mod shared;

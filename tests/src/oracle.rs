@@ -7,6 +7,7 @@
 //! is undecided, not with the length of the history; so objects that have nothing to do with each other are checked apart.
 
 mod contents;
+pub(crate) mod moment;
 mod names;
 mod register;
 mod views;
@@ -16,6 +17,7 @@ pub use names::{Did, FOLDERS, Kept, NAMES, Names, Said, as_one, folder_of};
 pub use register::{Register, Turn};
 pub use views::check_views;
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
@@ -43,11 +45,13 @@ pub trait Object {
 }
 
 /// An event, and when.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Timed<E> {
     /// Before it was asked.
+    #[serde(with = "moment")]
     pub began: Instant,
     /// After it was answered. `None`: it failed, and nobody knows whether and when it was done.
+    #[serde(with = "moment::option")]
     pub returned: Option<Instant>,
     /// What.
     pub event: E,

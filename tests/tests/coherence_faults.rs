@@ -1,18 +1,17 @@
 //! Promise P4 while things fail: what any mount answers is what one file system would have answered, while processes of three
 //! nodes and of their coordinator are killed, stand, and are cut off from each other.
 //!
-//! In rounds. In each, two programs of each node work on the same few names, files and time stamps, while a schedule of faults
-//! goes on. An operation that fails, with an error that docs/semantics.md has for that fault, may have been done or not, from
-//! then on to the end of the round; any other error is a failure. When everything is back, every node reads all of it, and
-//! what was answered must have an order (`fastcache_tests::oracle`). Names, registers and files that are written in place have
-//! nothing to do with each other, and are checked apart.
+//! In rounds. In each, two programs of each node, processes of their own, work on the same few names, files and time stamps,
+//! while a schedule of faults goes on. An operation that fails, with an error that docs/semantics.md has for that fault, may
+//! have been done or not, from then on to the end of the round; any other error is a failure. When everything is back, every
+//! node reads all of it, and what was answered must have an order (`fastcache_tests::oracle`). Names, registers and files that
+//! are written in place have nothing to do with each other, and are checked apart.
 //!
 //! `FASTCACHE_ORACLE_OPS` for more, with a seed that differs each time; the seed and the schedule are printed, and
 //! `FASTCACHE_ORACLE_SEED` replays the schedule and each program's choices.
 
 mod coherence_faults {
     pub mod hurt;
-    pub mod load;
     pub mod round;
 }
 

@@ -9,10 +9,11 @@
 //! may write more, which is lost with it.
 
 use super::{Object, Timed};
+use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
 /// What was done to the file, or seen of it. Values are not 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Touch {
     /// A place was written.
     Write(usize, u64),
@@ -31,7 +32,7 @@ pub enum Touch {
 }
 
 /// A touch, by whom.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Touched {
     /// The node, by its number.
     pub node: usize,

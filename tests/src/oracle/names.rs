@@ -1,6 +1,7 @@
 //! A small tree: folders that come and go, and links in them whose target is a number.
 
 use super::{Object, Timed};
+use serde::{Deserialize, Serialize};
 
 /// Its folders.
 pub const FOLDERS: [&str; 2] = ["d0", "d1"];
@@ -13,7 +14,7 @@ pub fn folder_of(name: usize) -> Option<usize> {
 }
 
 /// What was asked. Names and folders by their place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Did {
     /// `mkdir`.
     Mkdir(usize),
@@ -34,7 +35,7 @@ pub enum Did {
 }
 
 /// What it answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Said {
     /// Done.
     Done,

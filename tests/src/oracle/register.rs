@@ -1,9 +1,10 @@
 //! A register: a name whose contents are replaced as a whole, or a time stamp.
 
 use super::Object;
+use serde::{Deserialize, Serialize};
 
 /// What was asked of a register, and what it answered. Of a turn whose answer is not known: as if it had been done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Turn {
     /// Replaced by this value.
     Put(u64),

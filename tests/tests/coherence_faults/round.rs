@@ -1,16 +1,17 @@
 //! A round: programs on every node while things fail, a look at everything when all is back, and the judgement.
 
 use super::hurt::{Hurt, NODES, Outage, split};
-use super::load::{FILES, LOGS, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Trouble};
 use fastcache_tests::oracle::{
     Contents, Names, Object, Register, Timed, Touch, Touched, Verdict, as_one, check, check_views,
     settle, with_returns,
+};
+use fastcache_tests::program::{
+    FILES, LOGS, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Running, Task, Trouble,
 };
 use fastcache_tests::{CabledNodes, Node};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long the programs go on when everything is back.
@@ -51,7 +52,7 @@ impl Round {
         let name = format!("round{number}");
         let seed = seed.wrapping_add((number as u64) << 32);
         let began = Instant::now();
-        let first = Program::new(&cluster.nodes[0], 0, PROGRAMS, &name, seed).prepare();
+        let first = Program::new(Task::on(&cluster.nodes[0], 0, PROGRAMS, &name, seed)).prepare();
         Round {
             began,
             name,
@@ -71,7 +72,8 @@ impl Round {
         let (mut noted, outages) = self.work(nodes, |nodes| rest.hurt(nodes, &hurts));
         noted.push(self.first.clone());
         for (n, node) in nodes.iter().enumerate() {
-            noted.push(Program::new(node, n, PROGRAMS, &self.name, self.seed).look());
+            let task = Task::on(node, n, PROGRAMS, &self.name, self.seed);
+            noted.push(Program::new(task).look());
         }
         self.judge(nodes, noted, &outages)
     }
@@ -82,24 +84,19 @@ impl Round {
         nodes: &[Node],
         hurt: impl FnOnce(&[Node]) -> Vec<Outage>,
     ) -> (Vec<Noted>, Vec<Outage>) {
-        let is_over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let over = Over(&is_over);
-            let mut programs = Vec::new();
-            for (n, node) in nodes.iter().enumerate() {
-                for program in 0..PROGRAMS {
-                    let program = Program::new(node, n, program, &self.name, self.seed);
-                    let is_over = &is_over;
-                    programs.push(scope.spawn(move || program.run(is_over)));
-                }
+        let executable = env!("CARGO_BIN_EXE_fastcache-program");
+        let mut programs: Vec<Running> = Vec::new();
+        for (n, node) in nodes.iter().enumerate() {
+            for program in 0..PROGRAMS {
+                let task = Task::on(node, n, program, &self.name, self.seed);
+                programs.push(task.start(executable));
             }
-            let outages = hurt(nodes);
-            std::thread::sleep(AFTER);
-            drop(over);
-            let noted = programs.into_iter();
-            let noted = noted.map(|program| program.join().expect("a program"));
-            (noted.collect(), outages)
-        })
+        }
+        let outages = hurt(nodes);
+        std::thread::sleep(AFTER);
+        programs.iter_mut().for_each(Running::stop);
+        let noted = programs.into_iter().map(Running::noted);
+        (noted.collect(), outages)
     }
 
     fn judge(&self, nodes: &[Node], noted: Vec<Noted>, outages: &[Outage]) -> Told {
@@ -109,13 +106,13 @@ impl Round {
         for one in noted {
             wrong.extend(one.wrong);
             for trouble in one.troubles {
-                let error = std::io::Error::from(trouble.error).kind();
-                let what = match trouble.error {
+                let error = std::io::Error::from(trouble.error()).kind();
+                let what = match trouble.error() {
                     Errno::IO => format!("{:?}: EIO", trouble.of),
                     _ => format!("{:?}: {error:?}", trouble.of),
                 };
                 *told.errors.entry(what).or_default() += 1;
-                if trouble.error != Errno::NOTCONN {
+                if trouble.error() != Errno::NOTCONN {
                     troubles.push(self.trouble(&trouble));
                 }
                 if !is_documented(&trouble, outages) {
@@ -198,7 +195,7 @@ impl Round {
             self.ms(trouble.ended),
             trouble.node,
             trouble.what,
-            trouble.error
+            trouble.error()
         )
     }
 
@@ -288,15 +285,6 @@ impl Round {
     }
 }
 
-/// Ends the programs also when the test panics.
-struct Over<'o>(&'o AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 enum Found {
     Ordered,
     GaveUp,
@@ -326,11 +314,11 @@ fn is_documented(trouble: &Trouble, outages: &[Outage]) -> bool {
         .iter()
         .filter(|outage| outage.is_in(trouble.began, trouble.ended));
     let is_of_mount = matches!(
-        trouble.error,
+        trouble.error(),
         Errno::NOTCONN | Errno::CONNABORTED | Errno::IO
     );
     then.clone().any(|outage| outage.ends_mount(node)) && is_of_mount
-        || trouble.error == Errno::IO
+        || trouble.error() == Errno::IO
             && match trouble.of {
                 Of::Names => false,
                 Of::Read => then.any(|outage| (0..NODES).any(|n| n != node && outage.hides(n))),

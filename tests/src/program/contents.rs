@@ -1,8 +1,8 @@
 //! Files that are written in place, and logs: what a program does to their contents.
 
 use super::{LINE, Note, Of, PLACE, PLACES, Program, errno, values_in};
-use fastcache_tests::close;
-use fastcache_tests::oracle::{Timed, Touch, Touched};
+use crate::close;
+use crate::oracle::{Timed, Touch, Touched};
 use rand::Rng as _;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -12,7 +12,7 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
 
-impl Program<'_> {
+impl Program {
     fn touch(
         &mut self,
         note: impl FnOnce(Timed<Touched>) -> Note,
@@ -22,7 +22,7 @@ impl Program<'_> {
         touch: Touch,
     ) {
         let event = Touched {
-            node: self.node,
+            node: self.task.node,
             session,
             touch,
         };
@@ -125,7 +125,10 @@ impl Program<'_> {
     fn whole(&mut self, done: io::Result<usize>, len: usize) -> Result<(), Errno> {
         let done = done.map_err(|e| errno(&e))?;
         if done != len {
-            let what = format!("node {}: {done} of {len} bytes were written", self.node);
+            let what = format!(
+                "node {}: {done} of {len} bytes were written",
+                self.task.node
+            );
             self.noted.wrong.push(what);
         }
         Ok(())

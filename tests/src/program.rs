@@ -1,24 +1,30 @@
-//! A program that works on the objects of a round through the mount of one node, and notes what it was answered.
+//! A program that works on a few objects through the mount of one node, as a process of its own, and notes what it was answered:
+//! what `tests/tests/coherence_faults.rs` starts on each node.
+//!
+//! `fastcache-program MOUNT OUTSIDE NODE PROGRAM FOLDER SEED` works until its standard input ends. Then it writes what it noted.
 //!
 //! It goes from the mount to the folder of the round each time, and looks whether it is the mount: while nothing is mounted the
 //! folder beneath would answer.
 
 mod contents;
 
-use super::hurt::NODES;
-use fastcache_tests::oracle::{Did, FOLDERS, NAMES, Said, Timed, Touched, Turn, folder_of};
-use fastcache_tests::{CHUNK, Node, close, have_own_files};
+use crate::oracle::{Did, FOLDERS, NAMES, Said, Timed, Touched, Turn, folder_of, moment};
+use crate::{CHUNK, Node, close};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Nodes at most.
+const NODES: usize = 3;
 /// Programs on each node.
 pub const PROGRAMS: usize = 2;
 /// Files that are replaced as a whole.
@@ -37,50 +43,161 @@ const LINE: usize = 16;
 const PAUSE: Duration = Duration::from_millis(15);
 
 /// Something that was asked and answered, or failed, of one of the objects.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Note {
+    /// The names.
     Names(Timed<(Did, Option<Said>)>),
+    /// A register, by its number.
     Register(usize, Timed<Turn>),
     /// The modification time of a file.
     Stamp(Timed<Turn>),
+    /// A file that is written in place, by its number.
     File(usize, Timed<Touched>),
+    /// A log, by its number.
     Log(usize, Timed<Touched>),
 }
 
 /// What an error is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Of {
+    /// A change of names or attributes.
     Names,
+    /// What changes nothing.
     Read,
     /// `write`, `close` and `fsync`.
     Written,
 }
 
 /// An error that is none of the answers of a file system that is well.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trouble {
+    /// On which node.
     pub node: usize,
+    /// With what.
     pub of: Of,
-    pub error: Errno,
+    /// Its number.
+    errno: i32,
+    /// Before it was asked.
+    #[serde(with = "moment")]
     pub began: Instant,
+    /// When it had failed.
+    #[serde(with = "moment")]
     pub ended: Instant,
+    /// The operation.
     pub what: String,
 }
 
+impl Trouble {
+    /// Which error.
+    #[must_use]
+    pub fn error(&self) -> Errno {
+        Errno::from_raw_os_error(self.errno)
+    }
+}
+
 /// What a program noted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Noted {
+    /// What was answered.
     pub notes: Vec<Note>,
+    /// What was not.
     pub troubles: Vec<Trouble>,
     /// What is wrong by itself, whatever happened.
     pub wrong: Vec<String>,
 }
 
-pub struct Program<'n> {
-    mount: &'n Node,
-    node: usize,
-    program: usize,
-    folder: &'n str,
+/// Where a program works, and with which choices.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Of its node.
+    pub mount: PathBuf,
+    /// A folder beneath it, on what is not mounted.
+    pub outside: PathBuf,
+    /// Which node that is.
+    pub node: usize,
+    /// Which of the programs there; one more than those that are started looks at things.
+    pub program: usize,
+    /// Below the mount.
+    pub folder: String,
+    /// Of its choices.
+    pub seed: u64,
+}
+
+impl Task {
+    /// On this node.
+    #[must_use]
+    pub fn on(mount: &Node, node: usize, program: usize, folder: &str, seed: u64) -> Task {
+        Task {
+            mount: mount.mount().to_owned(),
+            outside: mount.outside().to_owned(),
+            node,
+            program,
+            folder: folder.to_owned(),
+            seed,
+        }
+    }
+
+    /// The same from its arguments.
+    #[must_use]
+    pub fn parse(args: &[String]) -> Option<Task> {
+        let [mount, outside, node, program, folder, seed] = args else {
+            return None;
+        };
+        Some(Task {
+            mount: mount.into(),
+            outside: outside.into(),
+            node: node.parse().ok()?,
+            program: program.parse().ok()?,
+            folder: folder.clone(),
+            seed: seed.parse().ok()?,
+        })
+    }
+
+    /// Starts `executable` with it.
+    ///
+    /// # Panics
+    /// When that cannot be started.
+    pub fn start(&self, executable: &str) -> Running {
+        let mut command = Command::new(executable);
+        command
+            .args([&self.mount, &self.outside])
+            .args([self.node.to_string(), self.program.to_string()])
+            .args([&self.folder, &self.seed.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        Running(
+            command
+                .spawn()
+                .unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}")),
+        )
+    }
+}
+
+/// A program that works.
+pub struct Running(Child);
+
+impl Running {
+    /// Says that it is over.
+    pub fn stop(&mut self) {
+        drop(self.0.stdin.take());
+    }
+
+    /// Stops it, and takes what it noted.
+    ///
+    /// # Panics
+    /// When it did not end well.
+    #[must_use]
+    pub fn noted(mut self) -> Noted {
+        self.stop();
+        let output = self.0.wait_with_output().expect("a program's output");
+        assert!(output.status.success(), "a program: {}", output.status);
+        serde_json::from_slice(&output.stdout).expect("what a program noted")
+    }
+}
+
+/// A program.
+pub struct Program {
+    task: Task,
     rng: StdRng,
     values: u64,
     noted: Noted,
@@ -90,24 +207,23 @@ fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
-impl<'n> Program<'n> {
-    pub fn new(mount: &'n Node, node: usize, program: usize, folder: &'n str, seed: u64) -> Self {
-        let who = (node * (PROGRAMS + 1) + program) as u64 + 1;
+impl Program {
+    /// One that has noted nothing.
+    #[must_use]
+    pub fn new(task: Task) -> Program {
+        let who = (task.node * (PROGRAMS + 1) + task.program) as u64 + 1;
         Program {
-            mount,
-            node,
-            program,
-            folder,
-            rng: StdRng::seed_from_u64(seed ^ who << 40),
+            rng: StdRng::seed_from_u64(task.seed ^ who << 40),
+            task,
             values: who << 32,
             noted: Noted::default(),
         }
     }
 
-    /// Works until it is over.
-    pub fn run(mut self, is_over: &AtomicBool) -> Noted {
-        have_own_files();
-        while !is_over.load(Ordering::Relaxed) {
+    /// Works until nothing more can be read from `until`.
+    pub fn run(mut self, until: impl io::Read + Send + 'static) -> Noted {
+        let waiting = std::thread::spawn(move || io::copy(&mut { until }, &mut io::sink()));
+        while !waiting.is_finished() {
             if let Some(at) = self.here() {
                 self.something(at.as_fd());
             }
@@ -118,7 +234,7 @@ impl<'n> Program<'n> {
 
     /// Makes what is there from the beginning.
     pub fn prepare(mut self) -> Noted {
-        std::fs::create_dir(self.mount.at(self.folder)).expect("mkdir");
+        std::fs::create_dir(self.task.mount.join(&self.task.folder)).expect("mkdir");
         let at = self.here().expect("the folder");
         for file in (0..FILES).map(|n| format!("file{n}")) {
             self.make(at.as_fd(), &file).expect("create");
@@ -163,7 +279,7 @@ impl<'n> Program<'n> {
             rng.random_range(1..NAMES.len()),
         );
         let folder = rng.random_range(0..FOLDERS.len());
-        let (own, any) = (self.program, rng.random_range(0..PROGRAMS));
+        let (own, any) = (self.task.program, rng.random_range(0..PROGRAMS));
         let register = rng.random_range(0..REGISTERS);
         match rng.random_range(0..100) {
             0..4 => self.name(at, Did::Mkdir(folder)),
@@ -198,18 +314,18 @@ impl<'n> Program<'n> {
         let began = Instant::now();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let open = || {
-            let beneath = std::fs::metadata(self.mount.outside()).map_err(|e| errno(&e))?;
-            let root = rustix::fs::openat(CWD, self.mount.mount(), flags, Mode::empty())?;
+            let beneath = std::fs::metadata(&self.task.outside).map_err(|e| errno(&e))?;
+            let root = rustix::fs::openat(CWD, &self.task.mount, flags, Mode::empty())?;
             if rustix::fs::fstat(&root)?.st_dev == beneath.dev() {
                 return Err(Errno::NOTCONN);
             }
-            let folder = rustix::fs::openat(&root, self.folder, flags, Mode::empty());
+            let folder = rustix::fs::openat(&root, &self.task.folder, flags, Mode::empty());
             Ok((folder, root))
         };
         match open().and_then(|(folder, _)| folder) {
             Ok(folder) => Some(folder),
             Err(Errno::NOENT) => {
-                let what = format!("node {}: the folder is gone", self.node);
+                let what = format!("node {}: the folder is gone", self.task.node);
                 self.noted.wrong.push(what);
                 None
             }
@@ -228,9 +344,9 @@ impl<'n> Program<'n> {
 
     fn trouble(&mut self, of: Of, what: &str, error: Errno, began: Instant) {
         self.noted.troubles.push(Trouble {
-            node: self.node,
+            node: self.task.node,
             of,
-            error,
+            errno: error.raw_os_error(),
             began,
             ended: Instant::now(),
             what: what.to_owned(),
@@ -339,7 +455,7 @@ impl<'n> Program<'n> {
                     names.retain(|n| n != own);
                 }
                 if !names.is_empty() {
-                    let what = format!("node {}: a listing told of {names:?}", self.node);
+                    let what = format!("node {}: a listing told of {names:?}", self.task.node);
                     self.noted.wrong.push(what);
                 }
             }
@@ -451,7 +567,7 @@ impl<'n> Program<'n> {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(600)]);
         let what = format!(
             "node {}: {what}: {} bytes: {text:?}",
-            self.node,
+            self.task.node,
             bytes.len()
         );
         self.noted.wrong.push(what);
