@@ -8,8 +8,10 @@ use crate::open_chunk::{Closed, OpenChunk};
 use crate::seal::ready_for_early_seal;
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino, Version};
-use fastcache_reactor::IoBuf;
+use fastcache_reactor::{IoBuf, now, sleep, timeout};
 use fastcache_types::{BLOCK, ChunkId};
+use futures_util::future::{Either, select};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,11 +25,23 @@ const LEASE_WAIT: Duration = Duration::from_secs(2);
 /// Pause before the layout is asked for again.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long what a write needs of the file is brought with a turn, which another node may wait for.
+const BRING_PATIENCE: Duration = Duration::from_millis(300);
+/// How often it is brought without one; it may be evicted, or be another version, when the turn has come.
+const BRINGS: usize = 3;
+/// How often who brings it looks whether it is needed still.
+const BRING_LOOK: Duration = Duration::from_millis(100);
+
 /// A place in a file: chunk index and offset in the chunk.
 pub(crate) fn locate(offset: u64, chunk_size: u32) -> Result<(u32, usize)> {
     let index = u32::try_from(offset / u64::from(chunk_size)).map_err(|_| Errno::EFBIG)?;
     let within = usize::try_from(offset % u64::from(chunk_size)).map_err(|_| Errno::EFBIG)?;
     Ok((index, within))
+}
+
+/// Whether a write of `len` bytes leaves some of the `valid` ones of its chunk. Nothing is written: it does.
+fn keeps_some(within: usize, len: usize, valid: u32) -> bool {
+    within > 0 || len == 0 || len < valid as usize
 }
 
 /// Where a write goes.
@@ -80,7 +94,7 @@ impl FileSystem {
     ) -> (Result<u32>, IoBuf) {
         let inode = self.inner.inodes.get_or_insert(ino);
         let is_past = is_past_pages(fh);
-        let turn = match self.turn_to_write(&inode).await {
+        let turn = match self.turn_with(&inode, Some(offset), data.len()).await {
             Ok(turn) => turn,
             Err(e) => return (Err(e), data),
         };
@@ -106,7 +120,7 @@ impl FileSystem {
     ) -> (Result<u32>, IoBuf) {
         let inode = self.inner.inodes.get_or_insert(ino);
         let is_past = is_past_pages(fh);
-        let turn = match self.turn_to_write(&inode).await {
+        let turn = match self.turn_with(&inode, None, data.len()).await {
             Ok(turn) => turn,
             Err(e) => return (Err(e), data),
         };
@@ -130,6 +144,84 @@ impl FileSystem {
             notify.inval_inode(ino);
         }
         done
+    }
+
+    /// [`FileSystem::turn_to_write`], with what a write of `len` bytes at `offset` (`None`: at the end) needs of the file in the
+    /// store, as a rule. What takes long to bring is waited for without a turn: another node that wants to write does not wait for
+    /// what perhaps nobody has.
+    async fn turn_with<'i>(
+        &self,
+        inode: &'i Arc<Inode>,
+        offset: Option<u64>,
+        len: usize,
+    ) -> Result<async_lock::RwLockReadGuard<'i, ()>> {
+        for _ in 0..BRINGS {
+            let asked = self.inner.lease.ask();
+            let turn = self.turn_to_write(inode).await?;
+            let Some((id, version)) = self.lacks(inode, offset, len) else {
+                return Ok(turn);
+            };
+            let mut bringing = pin!(self.promote(id, version));
+            let brought = match timeout(BRING_PATIENCE, &mut bringing).await {
+                Ok(Ok(())) => return Ok(turn),
+                Ok(Err(error)) => Err(error),
+                Err(_) => {
+                    drop(turn);
+                    let revoked = pin!(async {
+                        while !self.inner.lease.is_revoked_since(asked, inode.ino) {
+                            sleep(BRING_LOOK).await;
+                        }
+                    });
+                    match select(bringing, revoked).await {
+                        Either::Left((brought, _)) => brought,
+                        Either::Right(_) => continue,
+                    }
+                }
+            };
+            match brought {
+                Err(Errno::EIO) if version_now(inode, id.index) == Some(version) => {
+                    return Err(Errno::EIO);
+                }
+                Err(_) => break,
+                Ok(()) => {}
+            }
+        }
+        self.turn_to_write(inode).await
+    }
+
+    /// The first chunk that a write needs the bytes of and that is not in the store. For who has a turn.
+    fn lacks(&self, inode: &Inode, offset: Option<u64>, len: usize) -> Option<(ChunkId, Version)> {
+        if !self.is_shared() {
+            return None;
+        }
+        let state = lock(&inode.state);
+        let (attr, layout) = (state.attr.as_ref()?, state.layout.as_ref()?);
+        let mut at = offset.unwrap_or(attr.size);
+        let end = at + len as u64;
+        while at < end && attr.chunk_size > 0 {
+            let (index, within) = locate(at, attr.chunk_size).ok()?;
+            let left = usize::try_from(end - at).unwrap_or(usize::MAX);
+            let n = left.min(attr.chunk_size as usize - within);
+            let id = ChunkId {
+                ino: inode.ino,
+                index,
+            };
+            if !state.open_chunks.contains_key(&index)
+                && let Some((version, valid)) = layout.chunk(index, attr.chunk_size)
+                && keeps_some(within, n, valid)
+                && !self.has(id, version)
+            {
+                return Some((id, version));
+            }
+            at += n as u64;
+        }
+        None
+    }
+
+    /// Whether this version of a chunk is in the store.
+    fn has(&self, id: ChunkId, version: Version) -> bool {
+        let body = self.inner.store.get(id);
+        body.is_some_and(|b| b.key().version == version)
     }
 
     /// For who has a turn. `is_past`: the bytes are not in the kernel's pages.
@@ -342,15 +434,11 @@ impl FileSystem {
                 }
                 let chunk_size = state.attr.as_ref().ok_or(Errno::ESTALE)?.chunk_size;
                 let layout = state.layout.as_ref().ok_or(Errno::ESTALE)?;
-                let is_here = |v| {
-                    let body = self.inner.store.get(id);
-                    body.is_some_and(|b| b.key().version == v)
-                };
                 match layout.chunk(index, chunk_size) {
-                    Some((version, valid)) if within > 0 || len == 0 || len < valid as usize => {
+                    Some((version, valid)) if keeps_some(within, len, valid) => {
                         Some((version, valid))
                     }
-                    Some((version, valid)) if is_here(version) => Some((version, valid)),
+                    Some((version, valid)) if self.has(id, version) => Some((version, valid)),
                     // The old bytes are elsewhere: nothing is gained by fetching them.
                     Some(_) if !has_room && !self.is_roomy() => None,
                     Some(over) => {
@@ -379,10 +467,10 @@ impl FileSystem {
                     // What the file has now was revoked meanwhile, and says nothing about the version in its place.
                     Err(Errno::EBUSY) if is_current && looks < LOADS => {
                         // Without a lease it goes on saying nothing.
-                        let began = began.get_or_insert_with(fastcache_reactor::now);
+                        let began = began.get_or_insert_with(now);
                         match self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
                             true => looks += 1,
-                            false => fastcache_reactor::sleep(LEASE_PAUSE).await,
+                            false => sleep(LEASE_PAUSE).await,
                         }
                         self.load(inode, false).await?;
                         continue;

@@ -126,6 +126,31 @@ fn a_write_to_part_of_what_another_node_wrote_waits_for_a_lease() {
 }
 
 #[test]
+fn a_write_that_waits_for_what_the_file_has_does_not_keep_the_turn() {
+    on_node(async |node, agent| {
+        let mut data = pattern(9, CHUNK);
+        let ino = shared(&node, &data).await;
+        let before = agent.write_opens.get();
+        agent.holds_fetches.set(true);
+        let fetches = || agent.fetches.borrow().len();
+        let asked = fetches();
+        let other = async {
+            until("it is asked for", || fetches() > asked).await;
+            // Another node has its turn meanwhile.
+            let call = DataCall::HandOver { inos: vec![ino] };
+            soon("handing over", node.fs.serve(call)).await.unwrap();
+            agent.let_fetches_go(&node.link, &node.arena);
+        };
+        let (written, ()) = futures_util::future::join(node.write(ino, 5, b"new"), other).await;
+        written.unwrap();
+        assert_eq!(agent.write_opens.get(), before + 1, "it asked anew");
+        data[5..8].copy_from_slice(b"new");
+        let got = node.read(ino, 0, CHUNK).await.unwrap();
+        assert_same("what both wrote", &got, &data);
+    });
+}
+
+#[test]
 fn what_the_lease_names_and_nobody_has_yet_is_waited_for() {
     on_node(async |node, agent| {
         let data = pattern(9, CHUNK);
