@@ -6,6 +6,7 @@
 
 use crate::inode::{Inode, InodeState};
 use crate::link::expect_answer;
+use crate::write::At;
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::ns::NAME_MAX;
 use fastcache_api::{Cred, Errno, Ino, Kind, NewInode, NsAnswer, NsOp, Version};
@@ -331,8 +332,8 @@ impl FileSystem {
             }
             let _rest = buf.split_off(want);
             if buf.iter().any(|byte| *byte != 0) {
-                let _turn = self.turn_to_write(&target).await?;
-                self.write_inode(&target, at, buf, false, true).await.0?;
+                let written = self.write_at(&target, At::Offset(at), buf, false, true);
+                written.await.0?;
             }
             at += want as u64;
         }

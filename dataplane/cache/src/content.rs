@@ -3,7 +3,7 @@
 use crate::inode::Inode;
 use crate::open_chunk::OpenChunk;
 use crate::read::LOOK_TRIES;
-use crate::write::{attr_of, locate};
+use crate::write::{At, attr_of, locate};
 use crate::{FileSystem, Result, lock};
 use fastcache_api::{Errno, FILE_SIZE_MAX, Ino, Run, Version};
 use fastcache_reactor::IoBuf;
@@ -207,9 +207,12 @@ impl FileSystem {
             if a < b {
                 let zeros = IoBuf::alloc(b - a);
                 let size = attr_of(inode)?.size;
-                self.write_inode(inode, base + a as u64, zeros, false, false)
-                    .await
-                    .0?;
+                let written = self.write_inode(inode, base + a as u64, zeros, false, false);
+                written.await.0.map_err(|error| match error {
+                    // Its turn is void: the lease has ended.
+                    Errno::EBUSY => Errno::EIO,
+                    error => error,
+                })?;
                 debug_assert!(attr_of(inode)?.size >= size);
             }
         }
@@ -309,10 +312,9 @@ impl FileSystem {
                 break;
             }
             let _rest = buf.split_off(n);
-            let _turn = self.turn_to_write(&target).await?;
-            self.write_inode(&target, to_offset + done, buf, kill_suid, true)
-                .await
-                .0?;
+            let at = At::Offset(to_offset + done);
+            let written = self.write_at(&target, at, buf, kill_suid, true);
+            written.await.0?;
             done += n as u64;
         }
         Ok(done)

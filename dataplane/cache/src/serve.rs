@@ -4,6 +4,7 @@ use crate::inode::InodeState;
 use crate::open_chunk::device_error;
 use crate::pages::Dropping;
 use crate::seal::local_chunk;
+use crate::write::At;
 use crate::{FileSystem, Result, lock, lock_read};
 use fastcache_api::control::{DataAnswer, DataCall, DataStats, SLOT_BYTES};
 use fastcache_api::{Attr, ChunkKey, Errno, Ino};
@@ -206,8 +207,8 @@ impl FileSystem {
         }
         let _rest = buf.split_off(len as usize);
         let inode = self.inner.inodes.get_or_insert(ino);
-        let _turn = self.turn_to_write(&inode).await?;
-        self.write_inode(&inode, offset, buf, false, true).await.0?;
+        let at = At::Offset(offset);
+        self.write_at(&inode, at, buf, false, true).await.0?;
         Ok(DataAnswer::Done)
     }
 

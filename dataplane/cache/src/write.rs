@@ -44,7 +44,15 @@ fn keeps_some(within: usize, len: usize, valid: u32) -> bool {
     within > 0 || len == 0 || len < valid as usize
 }
 
-/// Where a write goes.
+/// Where in a file a write goes.
+#[derive(Clone, Copy)]
+pub(crate) enum At {
+    Offset(u64),
+    /// At the end, which the kernel takes to be here.
+    End(u64),
+}
+
+/// Which chunk a write goes to.
 enum ToWrite {
     /// To the file's open chunk.
     Open(Arc<OpenChunk>),
@@ -94,18 +102,13 @@ impl FileSystem {
     ) -> (Result<u32>, IoBuf) {
         let inode = self.inner.inodes.get_or_insert(ino);
         let is_past = is_past_pages(fh);
-        let turn = match self.turn_with(&inode, Some(offset), data.len()).await {
-            Ok(turn) => turn,
-            Err(e) => return (Err(e), data),
-        };
-        let done = self
-            .write_inode(&inode, offset, data, kill_suid, is_past)
+        let (done, data) = self
+            .write_at(&inode, At::Offset(offset), data, kill_suid, is_past)
             .await;
-        drop(turn);
         if is_past {
             self.pages_right(&inode).await;
         }
-        done
+        (done.map(|(n, _)| n), data)
     }
 
     /// Writes at the end of the file, which is elsewhere than the kernel takes it to be (`offset`) when another node has
@@ -120,45 +123,92 @@ impl FileSystem {
     ) -> (Result<u32>, IoBuf) {
         let inode = self.inner.inodes.get_or_insert(ino);
         let is_past = is_past_pages(fh);
-        let turn = match self.turn_with(&inode, None, data.len()).await {
-            Ok(turn) => turn,
-            Err(e) => return (Err(e), data),
-        };
-        let end = match attr_of(&inode) {
-            Ok(attr) if self.is_shared() => attr.size,
-            Ok(_) => offset,
-            Err(e) => return (Err(e), data),
-        };
-        let done = self
-            .write_inode(&inode, end, data, kill_suid, is_past)
+        let (done, data) = self
+            .write_at(&inode, At::End(offset), data, kill_suid, is_past)
             .await;
-        drop(turn);
         if is_past {
             // The kernel takes the file to be longer as soon as it is answered.
             self.pages_right(&inode).await;
         }
-        if end != offset
+        if done.is_ok_and(|(_, end)| end != offset)
             && let Some(notify) = self.inner.notify.get()
         {
             // The kernel has put it where it took the end to be.
             notify.inval_inode(ino);
         }
-        done
+        (done.map(|(n, _)| n), data)
     }
 
-    /// [`FileSystem::turn_to_write`], with what a write of `len` bytes at `offset` (`None`: at the end) needs of the file in the
-    /// store, as a rule. What takes long to bring is waited for without a turn: another node that wants to write does not wait for
+    /// Takes a turn, and writes. Answers how many bytes were taken, and where the first of them went. `is_past`: the bytes are not
+    /// in the kernel's pages.
+    ///
+    /// Where the lease ends meanwhile, or what is known of the file turns out to be void, all of it is done anew, with what the
+    /// file is then: it may end elsewhere.
+    pub(crate) async fn write_at(
+        &self,
+        inode: &Arc<Inode>,
+        at: At,
+        mut data: IoBuf,
+        kill_suid: bool,
+        is_past: bool,
+    ) -> (Result<(u32, u64)>, IoBuf) {
+        let (mut looks, mut began) = (0, None);
+        loop {
+            let turn = match self.turn_with(inode, at, data.len()).await {
+                Ok(turn) => turn,
+                Err(e) => return (Err(e), data),
+            };
+            let (offset, chunk_size) = match attr_of(inode) {
+                Ok(attr) => (self.offset_of(at, attr.size), attr.chunk_size),
+                Err(e) => return (Err(e), data),
+            };
+            let done;
+            (done, data) = self
+                .write_inode(inode, offset, data, kill_suid, is_past)
+                .await;
+            drop(turn);
+            if done != Err(Errno::EBUSY) {
+                return (done.map(|n| (n, offset)), data);
+            }
+            // Of an append to several chunks some may be there.
+            let is_in_one = locate(offset, chunk_size)
+                .is_ok_and(|(_, within)| within + data.len() <= chunk_size as usize);
+            let may_be_done_anew = matches!(at, At::Offset(_)) || is_in_one;
+            let began = began.get_or_insert_with(now);
+            if self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
+                looks += 1;
+            } else {
+                sleep(LEASE_PAUSE).await;
+            }
+            if looks > LOADS || !may_be_done_anew {
+                return (Err(Errno::EIO), data);
+            }
+            if let Err(e) = self.load(inode, false).await {
+                return (Err(e), data);
+            }
+        }
+    }
+
+    /// Where a write goes in a file of this size.
+    fn offset_of(&self, at: At, size: u64) -> u64 {
+        match at {
+            At::End(_) if self.is_shared() => size,
+            At::End(offset) | At::Offset(offset) => offset,
+        }
+    }
+
+    /// [`FileSystem::turn_to_write`], with what a write of `len` bytes needs of the file in the store, as a rule. What takes long to bring is waited for without a turn: another node that wants to write does not wait for
     /// what perhaps nobody has.
     async fn turn_with<'i>(
         &self,
         inode: &'i Arc<Inode>,
-        offset: Option<u64>,
+        at: At,
         len: usize,
     ) -> Result<async_lock::RwLockReadGuard<'i, ()>> {
         for _ in 0..BRINGS {
             let asked = self.inner.lease.ask();
             let turn = self.turn_to_write(inode).await?;
-            let Some((id, version)) = self.lacks(inode, offset, len) else {
+            let Some((id, version)) = self.lacks(inode, at, len) else {
                 return Ok(turn);
             };
             let mut bringing = pin!(self.promote(id, version));
@@ -190,13 +240,13 @@ impl FileSystem {
     }
 
     /// The first chunk that a write needs the bytes of and that is not in the store. For who has a turn.
-    fn lacks(&self, inode: &Inode, offset: Option<u64>, len: usize) -> Option<(ChunkId, Version)> {
+    fn lacks(&self, inode: &Inode, at: At, len: usize) -> Option<(ChunkId, Version)> {
         if !self.is_shared() {
             return None;
         }
         let state = lock(&inode.state);
         let (attr, layout) = (state.attr.as_ref()?, state.layout.as_ref()?);
-        let mut at = offset.unwrap_or(attr.size);
+        let mut at = self.offset_of(at, attr.size);
         let end = at + len as u64;
         while at < end && attr.chunk_size > 0 {
             let (index, within) = locate(at, attr.chunk_size).ok()?;
@@ -224,7 +274,7 @@ impl FileSystem {
         body.is_some_and(|b| b.key().version == version)
     }
 
-    /// For who has a turn. `is_past`: the bytes are not in the kernel's pages.
+    /// For who has a turn. EBUSY when that is void: nothing of the chunk it came to was written.
     pub(crate) async fn write_inode(
         &self,
         inode: &Arc<Inode>,
@@ -410,7 +460,7 @@ impl FileSystem {
 
     /// The chunk to write `within..within + len` to: the open one, opened over the sealed one when there is one. When the
     /// write covers all valid bytes and they are elsewhere, they are not fetched; they stay the file's until the write
-    /// is done, for it may have to wait, or fail, and others read meanwhile.
+    /// is done, for it may have to wait, or fail, and others read meanwhile. EBUSY when the turn to write is void.
     async fn chunk_to_write(
         &self,
         inode: &Arc<Inode>,
@@ -429,6 +479,10 @@ impl FileSystem {
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
+                if len > 0 && !self.may_write(&state) {
+                    // The lease has ended: another node may have written since.
+                    return Err(Errno::EBUSY);
+                }
                 if let Some(chunk) = state.open_chunks.get(&index) {
                     return Ok(ToWrite::Open(Arc::clone(chunk)));
                 }
@@ -465,7 +519,7 @@ impl FileSystem {
                 let is_current = version_now(inode, index) == Some(version);
                 match fetched {
                     // What the file has now was revoked meanwhile, and says nothing about the version in its place.
-                    Err(Errno::EBUSY) if is_current && looks < LOADS => {
+                    Err(Errno::EBUSY) if is_current && len == 0 && looks < LOADS => {
                         // Without a lease it goes on saying nothing.
                         let began = began.get_or_insert_with(now);
                         match self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
@@ -475,7 +529,7 @@ impl FileSystem {
                         self.load(inode, false).await?;
                         continue;
                     }
-                    Err(Errno::EBUSY) if is_current => return Err(Errno::EIO),
+                    Err(Errno::EBUSY) if is_current && len == 0 => return Err(Errno::EIO),
                     Err(e) if is_current => return Err(e),
                     _ => continue,
                 }

@@ -4,7 +4,7 @@
 use crate::node::{CHUNK, Node, assert_same, on_node, pattern, soon, until};
 use fastcache_api::control::DataCall;
 use fastcache_api::{ChunkKey, Errno, Ino, Version};
-use fastcache_reactor::{now, timeout};
+use fastcache_reactor::{IoBuf, now, timeout};
 use std::time::Duration;
 
 /// Looks at a file whose lease is taken away under each of them.
@@ -122,6 +122,44 @@ fn a_write_to_part_of_what_another_node_wrote_waits_for_a_lease() {
         theirs[5..8].copy_from_slice(b"new");
         let got = node.read(ino, 0, CHUNK).await.unwrap();
         assert_same("what both wrote", &got, &theirs);
+    });
+}
+
+#[test]
+fn an_append_without_a_lease_goes_where_the_file_ends_when_there_is_one() {
+    on_node(async |node, agent| {
+        let ino = shared(&node, &pattern(9, 1000)).await;
+        node.write(ino, 0, &pattern(21, 1000)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        let others_write = |len| {
+            let key = agent.others_write_anew(ino, len);
+            let theirs = pattern(len as u64, len);
+            agent.cloud.borrow_mut().insert(key, theirs.clone());
+            theirs
+        };
+        others_write(1000);
+        node.revoke(ino).await;
+        let ended = DataCall::Lease {
+            until_ns: Some(1),
+            is_shared: true,
+        };
+        node.fs.serve(ended).await.unwrap();
+        let mut buf = IoBuf::alloc(3);
+        buf.copy_from_slice(b"end");
+        let appended = soon("append", node.fs.append(ino, 0, 1000, buf, false));
+        let meanwhile = async {
+            fastcache_reactor::sleep(Duration::from_millis(100)).await;
+            // Whoever has the lease meanwhile makes the file longer.
+            let mut theirs = others_write(1500);
+            fastcache_reactor::sleep(Duration::from_millis(100)).await;
+            node.share().await;
+            theirs.extend(b"end");
+            theirs
+        };
+        let ((done, _), want) = futures_util::future::join(appended, meanwhile).await;
+        assert_eq!(done, Ok(3));
+        let got = node.read(ino, 0, CHUNK).await.unwrap();
+        assert_same("what both wrote", &got, &want);
     });
 }
 
