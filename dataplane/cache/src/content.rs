@@ -207,7 +207,8 @@ impl FileSystem {
             if a < b {
                 let zeros = IoBuf::alloc(b - a);
                 let size = attr_of(inode)?.size;
-                let written = self.write_inode(inode, base + a as u64, zeros, false, false);
+                let (lease, at) = (lock(&inode.state).may_write, base + a as u64);
+                let written = self.write_inode(inode, lease, at, zeros, false, false);
                 written.await.0.map_err(|error| match error {
                     // Its turn is void: the lease has ended.
                     Errno::EBUSY => Errno::EIO,

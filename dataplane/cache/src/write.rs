@@ -3,7 +3,7 @@
 
 use crate::conflict::is_past_pages;
 use crate::fetch::Local;
-use crate::inode::Inode;
+use crate::inode::{Inode, InodeState};
 use crate::open_chunk::{Closed, OpenChunk};
 use crate::seal::ready_for_early_seal;
 use crate::{FileSystem, Result, count, lock};
@@ -158,13 +158,17 @@ impl FileSystem {
                 Ok(turn) => turn,
                 Err(e) => return (Err(e), data),
             };
-            let (offset, chunk_size) = match attr_of(inode) {
-                Ok(attr) => (self.offset_of(at, attr.size), attr.chunk_size),
-                Err(e) => return (Err(e), data),
+            let (attr, lease) = {
+                let state = lock(&inode.state);
+                (state.attr.clone(), state.may_write)
             };
+            let Some(attr) = attr else {
+                return (Err(Errno::ESTALE), data);
+            };
+            let (offset, chunk_size) = (self.offset_of(at, attr.size), attr.chunk_size);
             let done;
             (done, data) = self
-                .write_inode(inode, offset, data, kill_suid, is_past)
+                .write_inode(inode, lease, offset, data, kill_suid, is_past)
                 .await;
             drop(turn);
             if done != Err(Errno::EBUSY) {
@@ -197,8 +201,8 @@ impl FileSystem {
         }
     }
 
-    /// [`FileSystem::turn_to_write`], with what a write of `len` bytes needs of the file in the store, as a rule. What takes long to bring is waited for without a turn: another node that wants to write does not wait for
-    /// what perhaps nobody has.
+    /// [`FileSystem::turn_to_write`], with what a write of `len` bytes needs of the file in the store, as a rule. What takes long
+    /// to bring is waited for without a turn: another node that wants to write does not wait for what perhaps nobody has.
     async fn turn_with<'i>(
         &self,
         inode: &'i Arc<Inode>,
@@ -268,16 +272,22 @@ impl FileSystem {
         None
     }
 
+    /// Whether nobody else can have written since this lease on writing was seen: it may have ended, and another one come.
+    fn may_still_write(&self, state: &InodeState, lease: u64) -> bool {
+        self.may_write(state) && (state.may_write == lease || !self.is_shared())
+    }
+
     /// Whether this version of a chunk is in the store.
     fn has(&self, id: ChunkId, version: Version) -> bool {
         let body = self.inner.store.get(id);
         body.is_some_and(|b| b.key().version == version)
     }
 
-    /// For who has a turn. EBUSY when that is void: nothing of the chunk it came to was written.
+    /// For who has a turn, under this lease on writing. EBUSY when it is over: nothing of the chunk it came to was written.
     pub(crate) async fn write_inode(
         &self,
         inode: &Arc<Inode>,
+        lease: u64,
         offset: u64,
         mut data: IoBuf,
         kill_suid: bool,
@@ -312,7 +322,7 @@ impl FileSystem {
             let n = data.len().min(chunk_size as usize - within);
             let piece = data.split_to(n);
             let (r, piece) = self
-                .write_piece(inode, index, within, piece, chunk_size)
+                .write_piece(inode, lease, index, within, piece, chunk_size)
                 .await;
             put_back(&mut done, piece);
             if let Err(e) = r {
@@ -347,6 +357,7 @@ impl FileSystem {
     async fn write_piece(
         &self,
         inode: &Arc<Inode>,
+        lease: u64,
         index: u32,
         mut within: usize,
         mut piece: IoBuf,
@@ -376,7 +387,10 @@ impl FileSystem {
             }
             let chunk = match &cover {
                 Some(cover) => Arc::clone(&cover.chunk),
-                None => match self.chunk_to_write(inode, index, within, piece.len()).await {
+                None => match self
+                    .chunk_to_write(inode, Some(lease), index, within, piece.len())
+                    .await
+                {
                     Ok(ToWrite::Open(chunk)) => chunk,
                     Ok(ToWrite::Cover(new)) => Arc::clone(&cover.insert(new).chunk),
                     Err(e) => break Err(e),
@@ -451,7 +465,7 @@ impl FileSystem {
         inode: &Arc<Inode>,
         index: u32,
     ) -> Result<Arc<OpenChunk>> {
-        match self.chunk_to_write(inode, index, 0, 0).await? {
+        match self.chunk_to_write(inode, None, index, 0, 0).await? {
             ToWrite::Open(chunk) => Ok(chunk),
             // Nothing covers a chunk that has bytes.
             ToWrite::Cover(_) => Err(Errno::EIO),
@@ -460,10 +474,11 @@ impl FileSystem {
 
     /// The chunk to write `within..within + len` to: the open one, opened over the sealed one when there is one. When the
     /// write covers all valid bytes and they are elsewhere, they are not fetched; they stay the file's until the write
-    /// is done, for it may have to wait, or fail, and others read meanwhile. EBUSY when the turn to write is void.
+    /// is done, for it may have to wait, or fail, and others read meanwhile. EBUSY when the lease on writing is over.
     async fn chunk_to_write(
         &self,
         inode: &Arc<Inode>,
+        lease: Option<u64>,
         index: u32,
         within: usize,
         len: usize,
@@ -479,8 +494,7 @@ impl FileSystem {
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
-                if len > 0 && !self.may_write(&state) {
-                    // The lease has ended: another node may have written since.
+                if lease.is_some_and(|lease| !self.may_still_write(&state, lease)) {
                     return Err(Errno::EBUSY);
                 }
                 if let Some(chunk) = state.open_chunks.get(&index) {
@@ -519,7 +533,7 @@ impl FileSystem {
                 let is_current = version_now(inode, index) == Some(version);
                 match fetched {
                     // What the file has now was revoked meanwhile, and says nothing about the version in its place.
-                    Err(Errno::EBUSY) if is_current && len == 0 && looks < LOADS => {
+                    Err(Errno::EBUSY) if is_current && lease.is_none() && looks < LOADS => {
                         // Without a lease it goes on saying nothing.
                         let began = began.get_or_insert_with(now);
                         match self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
@@ -529,7 +543,7 @@ impl FileSystem {
                         self.load(inode, false).await?;
                         continue;
                     }
-                    Err(Errno::EBUSY) if is_current && len == 0 => return Err(Errno::EIO),
+                    Err(Errno::EBUSY) if is_current && lease.is_none() => return Err(Errno::EIO),
                     Err(e) if is_current => return Err(e),
                     _ => continue,
                 }
