@@ -223,7 +223,7 @@ impl Lease {
     }
 
     /// Whether it has ended and nobody has seen to that.
-    fn has_lapsed(&self) -> bool {
+    pub fn has_lapsed(&self) -> bool {
         match self.until.load(Ordering::Acquire) {
             ENDLESS | 0 => false,
             until => boot_nanos() >= until,

@@ -19,9 +19,8 @@ use std::time::Duration;
 const DIRECT_MIN: usize = 64 << 10;
 /// Times a layout is asked for again because a version that it does not name is in the way of the one that it names.
 const LOADS: usize = 5;
-/// How long a write waits for a lease where it needs one: heartbeats bring it, each quarter of a lease, and others wait for who
-/// writes.
-const LEASE_WAIT: Duration = Duration::from_secs(2);
+/// How long a write waits for a lease where it needs one: heartbeats bring it, each quarter of a lease.
+const LEASE_WAIT: Duration = Duration::from_secs(5);
 /// Pause before the layout is asked for again.
 const LEASE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -272,9 +271,11 @@ impl FileSystem {
         None
     }
 
-    /// Whether nobody else can have written since this lease on writing was seen: it may have ended, and another one come.
+    /// Whether nobody else can have written since this lease on writing was seen: it may have ended, and another one come. Who has
+    /// just asked for it has it before the next heartbeat brings a lease for what else is known.
     fn may_still_write(&self, state: &InodeState, lease: u64) -> bool {
-        self.may_write(state) && (state.may_write == lease || !self.is_shared())
+        let now = &self.inner.lease;
+        !now.is_shared() || (state.may_write == lease && now.epoch() == lease && !now.has_lapsed())
     }
 
     /// Whether this version of a chunk is in the store.
