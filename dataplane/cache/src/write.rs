@@ -4,11 +4,12 @@
 use crate::conflict::is_past_pages;
 use crate::fetch::Local;
 use crate::inode::{Inode, InodeState};
+use crate::lease::Lease;
 use crate::open_chunk::{Closed, OpenChunk};
 use crate::seal::ready_for_early_seal;
 use crate::{FileSystem, Result, count, lock};
 use fastcache_api::{Attr, Errno, FILE_SIZE_MAX, Ino, Version};
-use fastcache_reactor::{IoBuf, now, sleep, timeout};
+use fastcache_reactor::{Instant, IoBuf, now, sleep, timeout};
 use fastcache_types::{BLOCK, ChunkId};
 use futures_util::future::{Either, select};
 use std::pin::pin;
@@ -41,6 +42,26 @@ pub(crate) fn locate(offset: u64, chunk_size: u32) -> Result<(u32, usize)> {
 /// Whether a write of `len` bytes leaves some of the `valid` ones of its chunk. Nothing is written: it does.
 fn keeps_some(within: usize, len: usize, valid: u32) -> bool {
     within > 0 || len == 0 || len < valid as usize
+}
+
+/// Layouts that were asked for again.
+#[derive(Default)]
+struct Looks {
+    done: usize,
+    began: Option<Instant>,
+}
+
+impl Looks {
+    /// Whether it may be asked for once more. Without a lease, after a pause: until there is one it goes on saying nothing.
+    async fn again(&mut self, lease: &Lease) -> bool {
+        let began = self.began.get_or_insert_with(now);
+        if lease.is_live() || began.elapsed() > LEASE_WAIT {
+            self.done += 1;
+        } else {
+            sleep(LEASE_PAUSE).await;
+        }
+        self.done <= LOADS
+    }
 }
 
 /// Where in a file a write goes.
@@ -151,20 +172,21 @@ impl FileSystem {
         kill_suid: bool,
         is_past: bool,
     ) -> (Result<(u32, u64)>, IoBuf) {
-        let (mut looks, mut began) = (0, None);
+        let mut looks = Looks::default();
         loop {
             let turn = match self.turn_with(inode, at, data.len()).await {
                 Ok(turn) => turn,
                 Err(e) => return (Err(e), data),
             };
-            let (attr, lease) = {
+            let (shape, lease) = {
                 let state = lock(&inode.state);
-                (state.attr.clone(), state.may_write)
+                let shape = state.attr.as_ref().map(|a| (a.size, a.chunk_size));
+                (shape, state.may_write)
             };
-            let Some(attr) = attr else {
+            let Some((size, chunk_size)) = shape else {
                 return (Err(Errno::ESTALE), data);
             };
-            let (offset, chunk_size) = (self.offset_of(at, attr.size), attr.chunk_size);
+            let offset = self.offset_of(at, size);
             let done;
             (done, data) = self
                 .write_inode(inode, lease, offset, data, kill_suid, is_past)
@@ -177,13 +199,7 @@ impl FileSystem {
             let is_in_one = locate(offset, chunk_size)
                 .is_ok_and(|(_, within)| within + data.len() <= chunk_size as usize);
             let may_be_done_anew = matches!(at, At::Offset(_)) || is_in_one;
-            let began = began.get_or_insert_with(now);
-            if self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
-                looks += 1;
-            } else {
-                sleep(LEASE_PAUSE).await;
-            }
-            if looks > LOADS || !may_be_done_anew {
+            if !may_be_done_anew || !looks.again(&self.inner.lease).await {
                 return (Err(Errno::EIO), data);
             }
             if let Err(e) = self.load(inode, false).await {
@@ -490,8 +506,7 @@ impl FileSystem {
         };
         let open_bytes = &self.inner.memory.open_bytes;
         let mut has_room = false;
-        let mut looks = 0;
-        let mut began = None;
+        let mut looks = Looks::default();
         loop {
             let sealed = {
                 let mut state = lock(&inode.state);
@@ -534,17 +549,13 @@ impl FileSystem {
                 let is_current = version_now(inode, index) == Some(version);
                 match fetched {
                     // What the file has now was revoked meanwhile, and says nothing about the version in its place.
-                    Err(Errno::EBUSY) if is_current && lease.is_none() && looks < LOADS => {
-                        // Without a lease it goes on saying nothing.
-                        let began = began.get_or_insert_with(now);
-                        match self.inner.lease.is_live() || began.elapsed() > LEASE_WAIT {
-                            true => looks += 1,
-                            false => sleep(LEASE_PAUSE).await,
+                    Err(Errno::EBUSY) if is_current && lease.is_none() => {
+                        if !looks.again(&self.inner.lease).await {
+                            return Err(Errno::EIO);
                         }
                         self.load(inode, false).await?;
                         continue;
                     }
-                    Err(Errno::EBUSY) if is_current && lease.is_none() => return Err(Errno::EIO),
                     Err(e) if is_current => return Err(e),
                     _ => continue,
                 }

@@ -1,12 +1,12 @@
 //! Three nodes, one of them at the far end of a cable, their coordinator, and what is done to them.
 
+use fastcache_tests::program::NODES;
 use fastcache_tests::{Cable, CabledNodes, Coordinator, Node, Plane, Stopped, wait_until};
 use rand::Rng as _;
 use rand::rngs::StdRng;
 use std::time::{Duration, Instant};
 
-/// Nodes; the last one is at the far end.
-pub const NODES: usize = 3;
+/// The node at the far end.
 const FAR: usize = NODES - 1;
 /// Of the coordinator.
 pub const LEASE: Duration = Duration::from_secs(3);

@@ -1,12 +1,13 @@
 //! A round: programs on every node while things fail, a look at everything when all is back, and the judgement.
 
-use super::hurt::{Hurt, NODES, Outage, split};
+use super::hurt::{Hurt, Outage, split};
 use fastcache_tests::oracle::{
     Contents, Names, Object, Register, Timed, Touch, Touched, Verdict, as_one, check, check_views,
     settle, with_returns,
 };
 use fastcache_tests::program::{
-    FILES, LOGS, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Running, Task, Trouble,
+    FILES, LOGS, NODES, Note, Noted, Of, PLACES, PROGRAMS, Program, REGISTERS, Running, Task,
+    Trouble,
 };
 use fastcache_tests::{CabledNodes, Node};
 use rustix::io::Errno;
