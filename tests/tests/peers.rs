@@ -85,6 +85,18 @@ impl Two {
         self.proxy
             .set_where(fault, |r| r.is_put() && r.path.contains("/chunks/"));
     }
+
+    /// Writes `file-0` and `file-1` on the first node, with so many of the bytes 0 and 1; they are on its device and in the bucket.
+    fn write_to_cloud(&self, len: usize) {
+        self.proxy.set(Fault::Pass);
+        for n in 0..2 {
+            write(&self.first, &format!("file-{n}"), n, len);
+        }
+        self.first.flush();
+        wait_until("nothing is kept any more", HEARD_OF, || {
+            self.second.stat("held_chunks") == 0
+        });
+    }
 }
 
 /// The other nodes that a node's data plane knows.
@@ -393,15 +405,8 @@ fn of_peer(node: &Node, name: &str, peer: &str) -> f64 {
 fn each_other_node_has_metrics_of_its_own_for_what_it_takes_and_what_fails() {
     let _one = serial();
     let two = Two::start([TOKEN; 2]);
-    two.proxy.set(Fault::Pass);
     const LEN: usize = 32 << 20;
-    for n in 0..2 {
-        write(&two.first, &format!("file-{n}"), n, LEN);
-    }
-    two.first.flush();
-    wait_until("nothing is kept any more", HEARD_OF, || {
-        two.second.stat("held_chunks") == 0
-    });
+    two.write_to_cloud(LEN);
     two.second.evict();
     let id = two.first.json(&["status"])["peer_id"]
         .as_str()
@@ -438,15 +443,8 @@ fn each_other_node_has_metrics_of_its_own_for_what_it_takes_and_what_fails() {
 fn a_node_that_stands_still_costs_the_hedge_delay() {
     let _one = serial();
     let two = Two::start([TOKEN; 2]);
-    two.proxy.set(Fault::Pass);
     const LEN: usize = 16 << 20;
-    for n in 0..2 {
-        write(&two.first, &format!("file-{n}"), n, LEN);
-    }
-    two.first.flush();
-    wait_until("nothing is kept any more", HEARD_OF, || {
-        two.second.stat("held_chunks") == 0
-    });
+    two.write_to_cloud(LEN);
     two.second.evict();
     // There is a connection, and what is usual is known.
     expect(&two.second, "file-0", 0, LEN);
@@ -467,4 +465,45 @@ fn a_node_that_stands_still_costs_the_hedge_delay() {
     read.expect("the cloud has it");
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(two.second.stat("peer_hedges") > 0);
+}
+
+#[test]
+fn a_reader_that_waits_for_the_cloud_keeps_no_other_node_from_writing() {
+    let _one = serial();
+    let two = Two::start([TOKEN; 2]);
+    const LEN: usize = 8 << 20;
+    two.write_to_cloud(LEN);
+    // The second one has this one's lease, and a page of it that must go.
+    expect(&two.second, "file-1", 1, LEN);
+    two.second.evict();
+    two.first.evict();
+    let unanswered = || {
+        let port = two.coordinator.port();
+        let stats = Http::on(port).ask("GET", "/api/stats", &[], b"").json();
+        stats["coordinator"]["revocations_unanswered"].as_u64()
+    };
+    assert_eq!(unanswered(), Some(0));
+    // Longer than a lease.
+    let fault = Fault::Delay {
+        delay: Duration::from_secs(8),
+        share: 1.0,
+    };
+    two.proxy
+        .set_where(fault, |r| r.is_get() && r.path.contains("/chunks/"));
+    let path = two.second.at("file-1");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    std::thread::sleep(Duration::from_secs(1));
+    let since = std::time::Instant::now();
+    // All of it: nothing of what was there is needed.
+    let written = std::fs::write(two.first.at("file-1"), Bytes::of(7).range(0, LEN));
+    let took = since.elapsed();
+    let is_over = reader.is_finished();
+    // Before anything else: a node that is killed while its kernel waits for a read does not end.
+    let read = reader.join().expect("a reader");
+    written.expect("write");
+    read.expect("it comes");
+    assert!(!is_over, "the cloud is slow, {took:?}");
+    assert!(took < Duration::from_secs(3), "less than a lease: {took:?}");
+    expect(&two.second, "file-1", 7, LEN);
+    assert_eq!(unanswered(), Some(0), "{}", two.second.logs());
 }

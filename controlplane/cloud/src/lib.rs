@@ -12,6 +12,7 @@ mod chunks;
 mod config;
 mod error;
 mod listing;
+mod mounted;
 mod objects;
 mod observe;
 mod open;

@@ -2,6 +2,7 @@
 
 use crate::config::{AzureConfig, CloudConfig, Encryption, Environment, S3Config, Secret};
 use crate::error::CloudError;
+use crate::mounted::Mounted;
 use crate::observe::{Observer, Watch};
 use crate::profile::{Files, Profile, ProfileKeys};
 use crate::source::{Source, check_token_file};
@@ -103,7 +104,7 @@ pub(crate) fn open(config: &CloudConfig, watch: &Arc<Watch>) -> Result<Option<Op
                 .map_err(|e| refused(config, &e))?
                 .with_fsync(true)
                 .with_automatic_cleanup(true);
-            let store: Arc<dyn ObjectStore> = Arc::new(store);
+            let store: Arc<dyn ObjectStore> = Arc::new(Mounted::new(store, path));
             Opened {
                 patient: store.clone(),
                 once: store,

@@ -110,7 +110,10 @@ impl FileSystem {
         kill_suid: bool,
     ) -> Result<()> {
         let inode = self.inner.inodes.get_or_insert(ino);
-        let _turn = self.turn_to_write(&inode).await?;
+        let zeroes = mode & !FALLOC_KEEP_SIZE != 0;
+        let written = if zeroes { len } else { 0 };
+        let at = At::Offset(offset);
+        let _turn = self.turn_with(&inode, at, written).await?;
         let end = offset.checked_add(len).ok_or(Errno::EFBIG)?;
         if len == 0 {
             return Err(Errno::EINVAL);

@@ -5,13 +5,13 @@ use crate::open_chunk::device_error;
 use crate::{FileSystem, Result, count, lock, lock_read};
 use event_listener::Event;
 use fastcache_api::control::{NodeAnswer, NodeCall};
-use fastcache_api::{ChunkKey, Errno, Version};
+use fastcache_api::{ChunkKey, Errno, Ino, Version};
 use fastcache_chunkstore::{ChunkBody, ChunkMeta, SealChunk, SealData, StoreError, crc_all};
 use fastcache_reactor::IoBuf;
 use fastcache_reactor::sync::Mutex;
 use fastcache_types::{BLOCK, ChunkId};
 use futures_util::future::{Either, select};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,6 +64,13 @@ impl Flights {
     /// Whether a chunk is being fetched or promoted.
     pub(crate) fn has(&self, key: ChunkKey) -> bool {
         lock(&self.map).contains_key(&key)
+    }
+
+    /// Files of which a chunk is being fetched that somebody waits for.
+    pub(crate) fn being_read(&self) -> HashSet<Ino> {
+        let map = lock(&self.map);
+        let read = map.iter().filter(|(_, f)| lock(&f.state).readers > 0);
+        read.map(|(key, _)| key.ino).collect()
     }
 
     /// How many chunks are being fetched or promoted.

@@ -353,7 +353,10 @@ impl FileSystem {
             let _ = self.release(ino, 0).await;
             return Err(e);
         }
-        let keep_cache = !std::mem::take(&mut lock(&inode.state).is_kernel_stale);
+        let keep_cache = {
+            let mut state = lock(&inode.state);
+            !std::mem::take(&mut state.is_kernel_stale) && !state.pages.are_going()
+        };
         if flags & O_TRUNC != 0 {
             let truncated = match self.turn_to_write(&inode).await {
                 Ok(_turn) => self.truncate_open(&inode, 0, kill_suid).await,

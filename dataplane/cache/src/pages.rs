@@ -11,12 +11,16 @@
 use crate::inode::{Inode, InodeState};
 use crate::{FileSystem, lock};
 use fastcache_api::Ino;
+use fastcache_reactor::{now, spawn, timeout};
 use futures_channel::oneshot;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest that is waited for the kernel: a page that it cannot drop is being read from a slow tier.
 const DROP_MAX: Duration = Duration::from_secs(30);
+/// How long another node waits for that. Less than the shortest lease: whoever does not answer within one is fenced.
+const READ_PATIENCE: Duration = Duration::from_millis(500);
 /// There is no such place in a file.
 const NOWHERE: u64 = u64::MAX;
 
@@ -90,7 +94,12 @@ impl KernelPages {
     /// Whether the kernel may be told of the file as it is.
     pub fn are_right(&self) -> bool {
         let known = self.0.as_ref();
-        known.is_none_or(|known| known.wrong == NOWHERE && known.dropping == 0)
+        known.is_none_or(|known| known.wrong == NOWHERE) && !self.are_going()
+    }
+
+    /// Whether the kernel may have some that it was told to drop.
+    pub fn are_going(&self) -> bool {
+        self.0.as_ref().is_some_and(|known| known.dropping > 0)
     }
 
     /// Where those begin that the kernel has to be told to drop, bytes.
@@ -151,11 +160,53 @@ impl FileSystem {
             }
             dropping
         };
-        let (send, dropped) = oneshot::channel();
-        let done = Box::new(move || {
-            let _ = send.send(());
-        });
-        notify.barrier_of_pages(inode.ino, done);
-        let _ = fastcache_reactor::timeout(DROP_MAX, dropped).await;
+        behind(|done| notify.barrier_of_pages(inode.ino, done)).await;
     }
+
+    /// Waits until the kernel has done what it was told about these inodes, and about names. Another node waits for that, so pages
+    /// that stay locked for a READ whose bytes come from another tier are not waited for: they go when it is answered, an `open` and
+    /// a `stat` wait for that, and who has the file open may find older ones until then.
+    pub(crate) async fn kernel_dropped(&self, told: HashSet<Ino>, dropping: Vec<Dropping>) {
+        let Some(notify) = self.inner.notify.get() else {
+            return;
+        };
+        let until = now() + DROP_MAX;
+        let mut are_read = HashSet::new();
+        while now() < until {
+            let others = told.difference(&are_read).copied().collect();
+            let gone = behind(|done| notify.barrier_of(&others, done));
+            if timeout(READ_PATIENCE, gone).await.is_ok() {
+                break;
+            }
+            are_read = self.inner.flights.being_read();
+        }
+        if told.is_disjoint(&are_read) {
+            return;
+        }
+        tracing::debug!(target: "cache", "a file is changed by another node while a reader here waits for its bytes");
+        let fs = self.clone();
+        spawn(async move {
+            if let Some(notify) = fs.inner.notify.get() {
+                behind(|done| notify.barrier_of(&told, done)).await;
+            }
+            drop(dropping);
+        })
+        .detach();
+    }
+
+    /// Waits until the kernel has been told everything queued so far.
+    pub(crate) async fn kernel_knows(&self) {
+        if let Some(notify) = self.inner.notify.get() {
+            behind(|done| notify.barrier(done)).await;
+        }
+    }
+}
+
+/// Waits for what calls back, 30 s at most.
+async fn behind(barrier: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+    let (send, passed) = oneshot::channel();
+    barrier(Box::new(move || {
+        let _ = send.send(());
+    }));
+    let _ = timeout(DROP_MAX, passed).await;
 }

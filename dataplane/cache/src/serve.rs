@@ -11,7 +11,6 @@ use fastcache_api::{Attr, ChunkKey, Errno, Ino};
 use fastcache_chunkstore::crc_all;
 use fastcache_reactor::{IoBuf, Slot};
 use fastcache_types::{BLOCK, ChunkId};
-use futures_channel::oneshot;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
@@ -362,24 +361,8 @@ impl FileSystem {
                     n.inval_entry(*parent, name);
                 }
             }
-            // A page of another inode that waits for a slow cloud is no reason for others to wait.
-            self.behind(|done| n.barrier_of(&told, done)).await;
+            self.kernel_dropped(told, dropping).await;
         }
-    }
-
-    /// Waits until the kernel has been told everything queued so far.
-    pub(crate) async fn kernel_knows(&self) {
-        if let Some(notify) = self.inner.notify.get() {
-            self.behind(|done| notify.barrier(done)).await;
-        }
-    }
-
-    async fn behind(&self, barrier: impl FnOnce(Box<dyn FnOnce() + Send>)) {
-        let (send, receive) = oneshot::channel();
-        barrier(Box::new(move || {
-            let _ = send.send(());
-        }));
-        let _ = fastcache_reactor::timeout(std::time::Duration::from_secs(30), receive).await;
     }
 
     /// Counters and levels now.

@@ -174,7 +174,7 @@ impl FileSystem {
     ) -> (Result<(u32, u64)>, IoBuf) {
         let mut looks = Looks::default();
         loop {
-            let turn = match self.turn_with(inode, at, data.len()).await {
+            let turn = match self.turn_with(inode, at, data.len() as u64).await {
                 Ok(turn) => turn,
                 Err(e) => return (Err(e), data),
             };
@@ -218,11 +218,11 @@ impl FileSystem {
 
     /// [`FileSystem::turn_to_write`], with what a write of `len` bytes needs of the file in the store, as a rule. What takes long
     /// to bring is waited for without a turn: another node that wants to write does not wait for what perhaps nobody has.
-    async fn turn_with<'i>(
+    pub(crate) async fn turn_with<'i>(
         &self,
         inode: &'i Arc<Inode>,
         at: At,
-        len: usize,
+        len: u64,
     ) -> Result<async_lock::RwLockReadGuard<'i, ()>> {
         for _ in 0..BRINGS {
             let asked = self.inner.lease.ask();
@@ -258,16 +258,18 @@ impl FileSystem {
         self.turn_to_write(inode).await
     }
 
-    /// The first chunk that a write needs the bytes of and that is not in the store. For who has a turn.
-    fn lacks(&self, inode: &Inode, at: At, len: usize) -> Option<(ChunkId, Version)> {
+    /// The first chunk that a write of `len` bytes needs the bytes of and that is not in the store. For who has a turn.
+    fn lacks(&self, inode: &Inode, at: At, len: u64) -> Option<(ChunkId, Version)> {
         if !self.is_shared() {
             return None;
         }
         let state = lock(&inode.state);
         let (attr, layout) = (state.attr.as_ref()?, state.layout.as_ref()?);
-        let mut at = self.offset_of(at, attr.size);
-        let end = at + len as u64;
-        while at < end && attr.chunk_size > 0 {
+        let at = self.offset_of(at, attr.size);
+        let end = at.checked_add(len).filter(|end| *end > at)?;
+        // Those between the first and the last are covered.
+        let last = (end - 1).checked_div(u64::from(attr.chunk_size))? * u64::from(attr.chunk_size);
+        [at, at.max(last)].into_iter().find_map(|at| {
             let (index, within) = locate(at, attr.chunk_size).ok()?;
             let left = usize::try_from(end - at).unwrap_or(usize::MAX);
             let n = left.min(attr.chunk_size as usize - within);
@@ -275,16 +277,12 @@ impl FileSystem {
                 ino: inode.ino,
                 index,
             };
-            if !state.open_chunks.contains_key(&index)
-                && let Some((version, valid)) = layout.chunk(index, attr.chunk_size)
+            let (version, valid) = layout.chunk(index, attr.chunk_size)?;
+            let is_needed = !state.open_chunks.contains_key(&index)
                 && keeps_some(within, n, valid)
-                && !self.has(id, version)
-            {
-                return Some((id, version));
-            }
-            at += n as u64;
-        }
-        None
+                && !self.has(id, version);
+            is_needed.then_some((id, version))
+        })
     }
 
     /// Whether nobody else can have written since this lease on writing was seen: it may have ended, and another one come. Who has

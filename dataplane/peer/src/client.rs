@@ -72,8 +72,15 @@ enum State {
 }
 
 impl Place {
+    fn up(&self) -> Option<Arc<Connection>> {
+        match &*lock(&self.state) {
+            State::Up(connection) if !connection.is_over() => Some(Arc::clone(connection)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn is_up(&self) -> bool {
-        matches!(&*lock(&self.state), State::Up(c) if !c.is_over())
+        self.up().is_some()
     }
 
     pub(crate) fn hang_up(&self) {
@@ -337,13 +344,17 @@ impl Cluster {
         self.ask_about(peer, Kind::Take, key, deadline).await
     }
 
-    /// Tells a node that it need not keep a replica any more. Lost where there is no connection now.
+    /// Tells a node that it need not keep a replica any more. Lost where no core has a connection now.
     pub fn release(&self, peer: &Peer, key: ChunkKey) {
-        let core = fastcache_reactor::remote().core();
-        let place = lock(&peer.places).get(&core).cloned();
-        if let Some(place) = place
-            && let State::Up(connection) = &*lock(&place.state)
-        {
+        let own = fastcache_reactor::remote().core();
+        let connection = {
+            let places = lock(&peer.places);
+            let up = |(core, place): (&usize, &Arc<Place>)| Some((*core, place.up()?));
+            // Another core may have given it.
+            let all = places.iter().filter_map(up);
+            all.min_by_key(|(core, _)| (*core != own, *core))
+        };
+        if let Some((_, connection)) = connection {
             connection.tell(&Header {
                 key,
                 ..Header::new(Kind::Release, 0)

@@ -4,7 +4,8 @@
 //! does what it is told. Both ends run on the ring of the core they are on; a connection never leaves its core.
 //!
 //! - `frame`: the bytes. `stream`: frames on one socket. `handshake`: who may talk to whom.
-//! - `cluster`: who this node is, and who the others are. `placement`: which of them keep a chunk. `client`, `server`: the two ends.
+//! - `cluster`: who this node is, and who the others are. `placement`: which of them keep a chunk. `client`, `server`: the two ends;
+//!   `listen`: where each connection is served.
 //!
 //! Invariants: whatever comes from the wire is bounded and checked before it is used, and what cannot be used ends its
 //! connection with a line in the log; every wait has a deadline; bytes that were not verified are given to nobody.
@@ -23,6 +24,7 @@ mod cluster;
 mod frame;
 pub mod fuzz;
 mod handshake;
+mod listen;
 mod placement;
 mod server;
 mod stream;
@@ -33,6 +35,7 @@ pub use client::AskError;
 pub use cluster::{Cluster, Peer, PeerAt};
 pub use frame::{FrameError, HEADER_BYTES, PAYLOAD_MAX, Status, VERSION};
 pub use handshake::{ID_MAX, Identity, TOKEN_MAX, TOKEN_MIN, Token};
+pub use listen::listen;
 pub use placement::{all_homes, first_home_among, homes_among};
-pub use server::{CORE_BYTES, Chunks, Part, listen};
+pub use server::{CORE_BYTES, Chunks, Part};
 pub use stream::Broken;

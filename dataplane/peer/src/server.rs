@@ -1,56 +1,41 @@
 //! Answering other nodes, from what is on this one.
 
-use crate::client::keep_alive;
+mod bounds;
+
+pub use bounds::CORE_BYTES;
+pub(crate) use bounds::SMALL;
+#[cfg(test)]
+pub(crate) use bounds::coming_bytes;
+
 use crate::cluster::{Cluster, Peer};
-use crate::frame::{FrameError, HEADER_BYTES, Header, Kind, PAYLOAD_MAX, Status};
+use crate::frame::{FrameError, HEADER_BYTES, Header, Kind, Status};
 use crate::handshake::{self, Identity};
 use crate::stream::{Broken, Held, Incoming, Out, Outbox, hang_up};
 use async_lock::{Semaphore, SemaphoreGuardArc};
-use fastcache_reactor::{Fd, Instant, IoBuf, PAGE, Remote, Task, now, pool, sleep, spawn, timeout};
-use fastcache_types::{BLOCK, CHUNK_MAX, ChunkKey};
+use bounds::{Coming, PARTS, Room, memory_for, share_of};
+use fastcache_reactor::{Fd, Instant, IoBuf, PAGE, Task, now, sleep, spawn, timeout};
+use fastcache_types::{BLOCK, ChunkKey};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How long the handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
-/// Connections at once; more are closed at once. A cluster of 1000 nodes with 16 cores each has 16,000 of them.
-const CONNECTIONS_MAX: u64 = 20_000;
 /// Requests of one connection in service; the next is read when one of them is answered.
 const SERVING_MAX: usize = 64;
 /// Chunks that one connection may have fetched from the cloud, or taken over, at once; further ones are refused, and who asks
 /// fetches them, or keeps them.
 const BRINGING_MAX: usize = 32;
-/// Bytes of replicas that come in on one core at once; further ones are refused.
-const REPLICAS_BYTES: usize = 8 * CHUNK_MAX;
 /// Replicas of one connection of which only parts came; a further one takes the place of the one that waits longest. A core of
 /// another node gives two at once.
 const PARTIAL_MAX: usize = 4;
 /// How long one waits for its next part: as long as who gives it waits for an answer.
 const PARTIAL_TIME: Duration = Duration::from_secs(10);
-/// Bytes of one core that are read for others, or wait to be sent to them, in parts of [`PAYLOAD_MAX`]: few enough to leave
-/// most of the core's buffers to its own programs.
-const PARTS_MAX: usize = 24;
-/// Those of one node: as many reads as a device needs at once to be fast (1 MiB each: 1.1 GB/s with 4, 2.0 with 16), and others
-/// have theirs while it stands still.
-const PARTS_SHARE: usize = 12;
-/// A part up to this length is small: it does not wait for large ones.
-pub(crate) const SMALL: usize = 64 << 10;
-/// Small parts of one core at once.
-const SMALL_MAX: usize = 64;
-/// Those of one node.
-const SMALL_SHARE: usize = 32;
 /// How long the socket may take for a part; then the connection ends, and who asked asks somebody else.
 const SEND_TIME: Duration = Duration::from_secs(2);
-/// What the server of one core takes for chunks, bytes: parts that go out, and replicas that come in.
-pub const CORE_BYTES: u64 =
-    (PARTS_MAX * PAYLOAD_MAX + SMALL_MAX * (SMALL + PAGE) + REPLICAS_BYTES) as u64;
-/// Pause after a failed accept, so that a lasting error does not burn the core.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
 /// A part of a chunk that was read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Part {
@@ -101,129 +86,6 @@ pub trait Chunks: Clone + Send + 'static {
         offset: usize,
         buf: IoBuf,
     ) -> impl Future<Output = (Result<Part, Status>, IoBuf)>;
-}
-
-/// Parts that may be read, or wait to be sent, at the same time.
-struct Room {
-    large: Arc<Semaphore>,
-    small: Arc<Semaphore>,
-}
-
-impl Room {
-    fn new(large: usize, small: usize) -> Arc<Room> {
-        Arc::new(Room {
-            large: Arc::new(Semaphore::new(large)),
-            small: Arc::new(Semaphore::new(small)),
-        })
-    }
-
-    async fn take(&self, len: usize) -> SemaphoreGuardArc {
-        match len <= SMALL {
-            true => self.small.acquire_arc().await,
-            false => self.large.acquire_arc().await,
-        }
-    }
-}
-
-thread_local! {
-    /// Parts that this core may still read for others.
-    static PARTS: Arc<Room> = Room::new(PARTS_MAX, SMALL_MAX);
-    /// The same for one node, by its id.
-    static SHARES: RefCell<HashMap<String, Weak<Room>>> = RefCell::default();
-    /// Bytes of the replicas that come in on this core.
-    static COMING: Cell<usize> = const { Cell::new(0) };
-}
-
-/// What this core has taken for replicas that come in.
-#[cfg(test)]
-pub(crate) fn coming_bytes() -> usize {
-    COMING.get()
-}
-
-/// What all connections of a node on this core may hold of [`PARTS`].
-fn share_of(node: &str) -> Arc<Room> {
-    SHARES.with_borrow_mut(|shares| {
-        if let Some(share) = shares.get(node).and_then(Weak::upgrade) {
-            return share;
-        }
-        shares.retain(|_, share| share.strong_count() > 0);
-        let share = Room::new(PARTS_SHARE, SMALL_SHARE);
-        shares.insert(node.to_owned(), Arc::downgrade(&share));
-        share
-    })
-}
-
-/// Bytes of [`COMING`], given back when dropped. Stays on its core, as [`Serving`] does.
-struct Coming(usize);
-
-impl Coming {
-    fn take(bytes: usize) -> Option<Coming> {
-        let all = COMING.get() + bytes;
-        (all <= REPLICAS_BYTES).then(|| {
-            COMING.set(all);
-            Coming(bytes)
-        })
-    }
-}
-
-impl Drop for Coming {
-    fn drop(&mut self) {
-        COMING.set(COMING.get() - self.0);
-    }
-}
-
-/// The core for a connection that comes in on this processor, as a place in `cores`, which are (processor, connections that it
-/// serves): the one of that processor, unless it serves two more than another one; then one that serves the fewest.
-fn core_for(comes_in: Option<usize>, cores: &[(usize, usize)]) -> Option<usize> {
-    let fewest = cores.iter().map(|&(_, n)| n).min()?;
-    let is_own = |&(cpu, n): &(usize, usize)| Some(cpu) == comes_in && n <= fewest + 1;
-    let own = cores.iter().position(is_own);
-    own.or_else(|| cores.iter().position(|&(_, n)| n == fewest))
-}
-
-/// Accepts connections for ever, on the core that calls, and serves them on all of `cores`: each where the kernel has its
-/// packets, so that a request wakes no other processor, as far as that leaves all about as many.
-pub async fn listen<C: Chunks>(cluster: Arc<Cluster>, listener: Fd, cores: Vec<Remote>, chunks: C) {
-    // Each connection has a clone of its core's mark.
-    let cores: Vec<(Remote, Arc<()>)> = cores.into_iter().map(|c| (c, Arc::default())).collect();
-    loop {
-        let stream = match listener.accept().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                tracing::error!(target: "peer", %error, "accept failed");
-                fastcache_reactor::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let open = cluster.served.connections.fetch_add(1, Ordering::Relaxed);
-        let served = Counted(Arc::clone(&cluster));
-        if open >= CONNECTIONS_MAX {
-            tracing::warn!(target: "peer", open, "too many connections: one is closed at once");
-            continue;
-        }
-        keep_alive(&stream);
-        let chunks = chunks.clone();
-        let comes_in = rustix::net::sockopt::socket_incoming_cpu(stream.as_fd());
-        let comes_in = comes_in.ok().and_then(|cpu| usize::try_from(cpu).ok());
-        let serving = |(core, mark): &(Remote, Arc<()>)| (core.core(), Arc::strong_count(mark));
-        let all: Vec<_> = cores.iter().map(serving).collect();
-        if let Some((core, mark)) = core_for(comes_in, &all).and_then(|at| cores.get(at)) {
-            let mark = Arc::clone(mark);
-            core.spawn(move || async move {
-                serve(&served.0, stream, chunks).await;
-                drop((served, mark));
-            });
-        }
-    }
-}
-
-/// A connection that is open.
-struct Counted(Arc<Cluster>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.served.connections.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 fn name_of(stream: &Fd) -> String {
@@ -573,46 +435,5 @@ impl<C: Chunks> Serving<C> {
     fn peer(&self) -> Option<Arc<Peer>> {
         let peers = self.cluster.peers();
         peers.iter().find(|p| p.id == self.other.id).cloned()
-    }
-}
-
-/// Memory for a part and its header: of the core's registered buffers, which are on large pages, unless it is small.
-fn memory_for(len: usize) -> IoBuf {
-    debug_assert!(len <= PAGE + PAYLOAD_MAX);
-    if len <= PAGE + SMALL {
-        return IoBuf::alloc(len);
-    }
-    match pool().try_get() {
-        Some(mut buf) if buf.len() >= len && buf.is_aligned() => {
-            drop(buf.split_off(len));
-            buf
-        }
-        _ => IoBuf::alloc(len),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_served_where_they_come_in_while_that_leaves_about_as_many_to_each() {
-        assert_eq!(core_for(Some(0), &[]), None);
-        assert_eq!(core_for(None, &[(0, 2), (1, 1)]), Some(1));
-        assert_eq!(core_for(Some(3), &[(2, 1), (3, 2)]), Some(1));
-        assert_eq!(core_for(Some(3), &[(2, 1), (3, 3)]), Some(0));
-        assert_eq!(
-            core_for(Some(7), &[(2, 1), (3, 0)]),
-            Some(1),
-            "not a core of this node"
-        );
-        // A card with one queue: all come in on one processor.
-        let mut cores = [(0, 0), (1, 0), (2, 0)];
-        for _ in 0..30 {
-            let at = core_for(Some(0), &cores).unwrap();
-            cores[at].1 += 1;
-        }
-        let most = cores.iter().map(|&(_, n)| n).max();
-        assert!(most <= Some(12), "{cores:?}");
     }
 }

@@ -315,6 +315,27 @@ fn replicas_are_given_held_and_released() {
 }
 
 #[test]
+fn a_core_without_a_connection_releases_what_another_one_gave() {
+    let memory = Memory::default();
+    reactor(|| async {
+        let (_server, client, peer) = pair(&memory);
+        let frame = IoBuf::alloc(HEADER_BYTES + 100);
+        let given = client.put(&peer, key(1), 100, 0, frame, SOON).await;
+        given.expect("it is given");
+        let (of_another, at) = (client.clone(), peer.clone());
+        let other = std::thread::spawn(move || {
+            reactor(|| async { of_another.release(&at, key(1)) });
+        });
+        let begin = now();
+        while client.has(&peer, key(1), SOON).await != Err(AskError::NotFound) {
+            assert!(begin.elapsed() < SOON, "it is kept");
+            sleep(Duration::from_millis(5)).await;
+        }
+        other.join().expect("the other core");
+    });
+}
+
+#[test]
 fn many_requests_share_a_connection_and_slow_ones_hold_up_nobody() {
     let memory = Memory::default();
     reactor(|| async {

@@ -7,7 +7,7 @@
 use super::format::{self, EpochBody, Kind, OBJECT_MAX, Owner, ROOT};
 use super::shape::Shape;
 use super::ship::Failed;
-use super::{HistoryError, LISTED_MAX, cloud_error};
+use super::{HistoryError, LISTED_MAX};
 use fastcache_api::Time;
 use fastcache_cloud::{Cloud, Created};
 
@@ -135,12 +135,11 @@ pub(super) async fn check_still(cloud: &Cloud, me: &Claimant) -> Result<(), Fail
             Err(Failed::Stopped(overtaken(cloud, me, last, &body)))
         }
         Some(last) if last == me.owner.epoch => Ok(()),
-        _ => Err(Failed::Stopped(cloud_error(
-            cloud.place(),
-            &fastcache_cloud::CloudError::NotFound(format!(
-                "{} is gone: somebody removes what is under history/",
-                format::epoch_name(me.owner.epoch)
-            )),
+        // Nothing is written anew: it may be another bucket for a moment.
+        _ => Err(Failed::Again(format!(
+            "{} is gone: nothing is persisted until it is there again. Where what is under history/ was removed, start \
+             the coordinator again: it writes a snapshot",
+            format::epoch_name(me.owner.epoch)
         ))),
     }
 }

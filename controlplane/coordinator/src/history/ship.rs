@@ -283,7 +283,11 @@ impl Shipper {
             }
             pending.is_written = true;
         }
-        claim::check_still(&self.cloud, &self.me).await?;
+        if let Err(failed) = claim::check_still(&self.cloud, &self.me).await {
+            // It may have gone to another bucket, which was in the place of this one for a moment.
+            pending.is_written = false;
+            return Err(failed);
+        }
         let (last, bytes) = (pending.name.last, pending.bytes.len() as u64);
         self.pending = None;
         self.snapshots.log_bytes += bytes;

@@ -8,6 +8,7 @@ use fastcache_api::{Cred, Ino};
 use fastcache_cache::KernelNotify;
 use fastcache_reactor::{IoBuf, spawn};
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,6 +69,12 @@ impl KernelNotify for Slow {
             false => done(),
         }
     }
+    fn barrier_of(&self, inos: &HashSet<Ino>, done: Done) {
+        match inos.is_empty() {
+            true => done(),
+            false => self.barrier(done),
+        }
+    }
 }
 
 /// A node that has other nodes, its kernel, and a file of three bytes that the kernel has read; a handle to append to it.
@@ -108,6 +115,27 @@ fn begin(what: impl Future<Output = ()> + 'static) -> Rc<Cell<bool>> {
     })
     .detach();
     is_over
+}
+
+/// Another node changes a file.
+fn revoke(node: &Node, ino: Ino) -> Rc<Cell<bool>> {
+    let fs = node.fs.clone();
+    begin(async move {
+        let call = DataCall::Invalidate {
+            touched: Vec::new(),
+            entries: Vec::new(),
+            inos: vec![ino],
+        };
+        fs.serve(call).await.unwrap();
+    })
+}
+
+/// Somebody asks for the size, which is this.
+fn told_size(node: &Node, ino: Ino, size: usize) -> Rc<Cell<bool>> {
+    let fs = node.fs.clone();
+    begin(async move {
+        assert_eq!(fs.getattr(ino).await.unwrap().0.size, size as u64);
+    })
 }
 
 #[test]
@@ -184,23 +212,53 @@ fn what_another_node_wrote_is_told_when_the_old_pages_are_gone() {
         node.fs.release(ino, fh).await.unwrap();
         agent.others_write_anew(ino, CHUNK);
         kernel.hold();
-        let fs = node.fs.clone();
-        let revoked = begin(async move {
-            let call = DataCall::Invalidate {
-                touched: Vec::new(),
-                entries: Vec::new(),
-                inos: vec![ino],
-            };
-            fs.serve(call).await.unwrap();
-        });
-        let fs = node.fs.clone();
-        let told = begin(async move {
-            assert_eq!(fs.getattr(ino).await.unwrap().0.size, CHUNK as u64);
-        });
-        fastcache_reactor::sleep(MOMENT).await;
+        let revoked = revoke(&node, ino);
+        let told = told_size(&node, ino, CHUNK);
+        // Longer than for a page that is being read.
+        fastcache_reactor::sleep(12 * MOMENT).await;
         assert!(!revoked.get() && !told.get());
         kernel.let_go();
         until("both go on", || revoked.get() && told.get()).await;
+    });
+}
+
+#[test]
+fn a_page_that_is_read_from_another_tier_keeps_no_other_node_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = Rc::new(Agent::default());
+    on_reactor(|| async {
+        let node = start(dir.path(), &agent, 1).await;
+        let kernel = Slow::default();
+        node.fs.set_notify(Box::new(kernel.clone()));
+        let ino = node.cold_file("file", b"old").await;
+        node.share().await;
+        agent.holds_fetches.set(true);
+        let asked = || agent.fetches.borrow().len();
+        let before = asked();
+        let fs = node.fs.clone();
+        let read = begin(async move {
+            let (n, buf) = fs.read(ino, 0, 0, 4096, IoBuf::alloc(4096)).await;
+            assert_eq!(&buf[..n.unwrap()], b"old");
+        });
+        until("it is fetched", || asked() > before).await;
+        kernel.hold();
+        let keeps = |node: &Node| {
+            let fs = node.fs.clone();
+            async move { fs.open(ino, 0, false).await.unwrap().keep_cache }
+        };
+        let revoked = revoke(&node, ino);
+        until("the other node goes on", || revoked.get()).await;
+        assert!(!read.get(), "the cloud has not answered");
+        let kept = [keeps(&node).await, keeps(&node).await];
+        assert_eq!(kept, [false; 2], "the kernel drops them at each open");
+        let told = told_size(&node, ino, 3);
+        fastcache_reactor::sleep(MOMENT).await;
+        assert!(!told.get(), "its pages may lack what is told");
+        agent.let_fetches_go(&node.link, &node.arena);
+        until("the read is answered", || read.get()).await;
+        kernel.let_go();
+        until("the size is told", || told.get()).await;
+        assert!(keeps(&node).await, "the old pages are gone");
     });
 }
 

@@ -5,6 +5,7 @@
 //! Method: a real store makes one image; each row of the table damages a copy of it in one way and says exactly which
 //! chunk versions must still be readable. A second test damages copies at random and checks what holds for any damage.
 
+#![cfg(not(feature = "race"))]
 #![allow(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

@@ -94,15 +94,9 @@ async fn an_outage_delays_and_loses_nothing() {
     .await;
     drop(engine);
     // A start without the bucket: it goes on, and catches up.
+    let cloud = place.cloud();
     std::fs::rename(&bucket, &away).unwrap();
     std::fs::write(&bucket, b"").unwrap();
-    let cloud = {
-        std::fs::remove_file(&bucket).unwrap();
-        let cloud = place.cloud();
-        std::fs::remove_dir(&bucket).unwrap();
-        std::fs::write(&bucket, b"").unwrap();
-        cloud
-    };
     let begin = Instant::now();
     let engine = loop {
         let options = QUICK;
@@ -125,6 +119,36 @@ async fn an_outage_delays_and_loses_nothing() {
         engine.progress().shipped == engine.log_position()
     })
     .await;
+    drop(engine);
+    place.rebuild("b", RebuildOptions::default()).await.unwrap();
+    assert_eq!(dump(&place.state("a")).await, dump(&place.state("b")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_that_is_gone_for_a_moment_is_gone_on_with() {
+    let mut place = Place::new(7);
+    let engine = place.start("a", QUICK).await;
+    place.change(&engine).await;
+    place.persist(&engine).await;
+    // The bucket is there, and what is listed of it is another one's.
+    let (history, away) = (place.bucket().join("history"), place.state("away"));
+    std::fs::rename(&history, &away).unwrap();
+    for _ in 0..20 {
+        place.change(&engine).await;
+    }
+    let said = || engine.progress().error.clone().unwrap_or_default();
+    until("it is told", || said().contains("is gone")).await;
+    let before = engine.progress().shipped;
+    assert!(before < engine.log_position());
+    // What was tried meanwhile went there.
+    let (cwd, exchange) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+    rustix::fs::renameat_with(cwd, &away, cwd, &history, exchange).unwrap();
+    until("it caught up", || {
+        let progress = engine.progress();
+        progress.shipped == engine.log_position() && progress.error.is_none()
+    })
+    .await;
+    assert_eq!(engine.progress().state, HistoryState::Shipping);
     drop(engine);
     place.rebuild("b", RebuildOptions::default()).await.unwrap();
     assert_eq!(dump(&place.state("a")).await, dump(&place.state("b")).await);
