@@ -49,16 +49,21 @@ impl Program {
         };
         let session = self.value();
         what(self, &file, session);
+        let mut has_failed = false;
         if self.rng.random_ratio(1, 4) {
             let began = Instant::now();
             let done = file.sync_all().map_err(|e| errno(&e));
+            has_failed = done.is_err();
             if let Some(returned @ Some(_)) = self.end_of(Of::Written, "fsync", done, began) {
                 self.touch(note, session, began, returned, Touch::Commit);
             }
         }
         let began = Instant::now();
         let done = close(file).map_err(|e| errno(&e));
-        if let Some(returned @ Some(_)) = self.end_of(Of::Written, "close", done, began) {
+        // What is lost is told once: a `close` after that says nothing.
+        if let Some(returned @ Some(_)) = self.end_of(Of::Written, "close", done, began)
+            && !has_failed
+        {
             self.touch(note, session, began, returned, Touch::Commit);
         }
     }
