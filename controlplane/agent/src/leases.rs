@@ -11,14 +11,18 @@ use fastcache_api::control::{DataAnswer, DataCall};
 use fastcache_api::locks::{LockAnswer, LockOp};
 use fastcache_api::{Errno, Ino, NsOp};
 use fastcache_coordinator::{Lease, Notice, Revocation};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{RwLockReadGuard, RwLockWriteGuard, mpsc};
 use tracing::{error, info, warn};
 
 /// Longest a revocation waits for a data plane that is away. Leases are shorter.
 const OBEY_WAIT: Duration = Duration::from_secs(60);
+
+/// How often who asks for locks is told to make way for who brings the coordinator all there are.
+const MAKE_WAY: Duration = Duration::from_millis(100);
 
 /// Uploads begin after this much quiet where there are other nodes that cannot ask this one: what was closed here may be read
 /// there at once.
@@ -32,6 +36,8 @@ pub(crate) struct Leases {
     /// Shared by who asks for locks, until the answer is on its way to the data plane; taken alone to bring the coordinator
     /// all there are.
     locks: tokio::sync::RwLock<()>,
+    /// Somebody waits to bring them.
+    restoring: tokio::sync::watch::Sender<()>,
     /// The coordinator's session is another one: it may not know the locks.
     is_new: AtomicBool,
 }
@@ -47,6 +53,7 @@ impl Leases {
             }),
             turn: tokio::sync::Mutex::default(),
             locks: tokio::sync::RwLock::default(),
+            restoring: tokio::sync::watch::Sender::default(),
             is_new: AtomicBool::new(false),
         }
     }
@@ -85,9 +92,38 @@ impl Leases {
         until != 0 && now >= until
     }
 
-    /// See the field.
-    pub(crate) fn locks(&self) -> &tokio::sync::RwLock<()> {
-        &self.locks
+    /// Asks about locks, and asks again when all of them are brought meanwhile: a coordinator that was restarted answers nobody
+    /// before it has those of every node. Until the guard is dropped nobody brings them.
+    pub(crate) async fn with_locks<F: Future>(
+        &self,
+        ask: impl Fn() -> F,
+    ) -> (F::Output, RwLockReadGuard<'_, ()>) {
+        let mut restoring = self.restoring.subscribe();
+        loop {
+            let shared = self.locks.read().await;
+            tokio::select! {
+                answer = ask() => return (answer, shared),
+                _ = restoring.changed() => {}
+            }
+        }
+    }
+
+    /// Nobody asks for locks as long as this is held.
+    async fn without_locks(&self) -> RwLockWriteGuard<'_, ()> {
+        let mut alone = pin!(self.locks.write());
+        loop {
+            tokio::select! {
+                // First: whoever makes way then asks again behind this.
+                biased;
+                alone = &mut alone => return alone,
+                () = self.make_way() => {}
+            }
+        }
+    }
+
+    async fn make_way(&self) {
+        self.restoring.send_replace(());
+        tokio::time::sleep(MAKE_WAY).await;
     }
 
     /// Tells a new session of the data plane the lease, and makes it the one that is used.
@@ -153,7 +189,7 @@ impl Inner {
         if self.namespace.owner().is_none() {
             return;
         }
-        let _alone = self.leases.locks.write().await;
+        let _alone = self.leases.without_locks().await;
         let mut held = Vec::new();
         // On every lane: behind what was granted on it. The last one has all.
         for lane in 0..session.lane_count() {

@@ -505,10 +505,13 @@ fn serve(inner: &Arc<Inner>, session: &Arc<Session>, lane: usize, id: u64, call:
             inner.serve(&session, call).await
         } else {
             let serving = async {
-                if matches!(call, NodeCall::Lock(_)) {
-                    restored = Some(inner.leases.locks().read().await);
+                if !matches!(call, NodeCall::Lock(_)) {
+                    return inner.serve(&session, call).await;
                 }
-                inner.serve(&session, call).await
+                let ask = || inner.serve(&session, call.clone());
+                let (result, shared) = inner.leases.with_locks(ask).await;
+                restored = Some(shared);
+                result
             };
             tokio::select! {
                 result = serving => result,

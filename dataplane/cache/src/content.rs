@@ -221,10 +221,14 @@ impl FileSystem {
             }
         }
         if first < last {
-            let _one_at_a_time = inode.seal_lock.lock().await;
+            let one_at_a_time = inode.seal_lock.lock().await;
             let chunk = self.open_chunk(inode, index).await?;
-            self.punch_blocks(&chunk, first / BLOCK, last / BLOCK)
-                .await?;
+            let punched = self.punch_blocks(&chunk, first / BLOCK, last / BLOCK);
+            if let Err(error) = punched.await {
+                drop(one_at_a_time);
+                self.after_failure(inode, index).await;
+                return Err(error);
+            }
             lock(&inode.state).touch(false);
         }
         Ok(())

@@ -374,10 +374,11 @@ impl InodeState {
         if self.attr.as_ref().is_none_or(|old| old.seq <= new.seq) {
             self.learned = learned;
         }
-        let is_uncommitted = self.is_uncommitted();
+        // What is open was opened over the layout that is known: a write that is under way commits on top of that, or is refused.
+        let has_changes = self.has_local_changes();
         match &mut self.attr {
             Some(old) if old.seq > new.seq => {}
-            Some(old) if is_uncommitted => {
+            Some(old) if has_changes => {
                 let (size, mtime, ctime, version) = (
                     old.size,
                     old.mtime,

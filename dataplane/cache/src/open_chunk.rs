@@ -150,6 +150,14 @@ impl OpenChunk {
         self.weight.set(bytes);
     }
 
+    /// Closes it if nobody has written to it, or is about to: whoever comes looks again.
+    pub fn close_unchanged(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_in_use = state.is_dirty || state.is_sealing || !state.inflight.is_empty();
+        state.is_closed |= !is_in_use;
+        !is_in_use
+    }
+
     /// A chunk that starts as the first `valid` bytes of a sealed one. `tail` holds the last, partial block of
     /// them when bytes beyond `valid` in it are not zero.
     pub fn over(

@@ -232,8 +232,8 @@ impl FileSystem {
             };
             let mut bringing = pin!(self.promote(id, version));
             let brought = match timeout(BRING_PATIENCE, &mut bringing).await {
-                Ok(Ok(())) => return Ok(turn),
-                Ok(Err(error)) => Err(error),
+                Ok(Ok(())) if self.lacks(inode, at, len).is_none() => return Ok(turn),
+                Ok(brought) => brought,
                 Err(_) => {
                     drop(turn);
                     let revoked = pin!(async {
@@ -341,6 +341,7 @@ impl FileSystem {
                 .await;
             put_back(&mut done, piece);
             if let Err(e) = r {
+                self.after_failure(inode, index).await;
                 result = Err(e);
                 break;
             }
@@ -366,6 +367,26 @@ impl FileSystem {
         }
         count(&self.inner.counters.written_bytes, total as u64);
         (result, done.unwrap_or_else(|| IoBuf::alloc(0)))
+    }
+
+    /// After a write that failed. A chunk that it opened and left as it was is closed again: it would be read, and written on top
+    /// of, whatever another node writes meanwhile. What it changed is to be committed.
+    pub(crate) async fn after_failure(&self, inode: &Inode, index: u32) {
+        let _one_at_a_time = inode.seal_lock.lock().await;
+        let unchanged = {
+            let mut state = lock(&inode.state);
+            let Some(chunk) = state.open_chunks.get(&index).map(Arc::clone) else {
+                return;
+            };
+            if chunk.close_unchanged() {
+                state.open_chunks.remove(&index);
+                chunk
+            } else {
+                state.touch(false);
+                return;
+            }
+        };
+        self.discard(&unchanged).await;
     }
 
     /// Writes within one chunk.

@@ -308,3 +308,30 @@ fn what_was_brought_to_the_cloud_comes_from_there_after_the_journal_was_lost() {
         assert_eq!(node.fs.stats().dirty_chunks, 0);
     });
 }
+
+#[test]
+fn a_write_that_failed_leaves_nothing_that_hides_what_another_node_writes() {
+    on_sick_node(async |node, agent, sick| {
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, CHUNK)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        node.share().await;
+        agent.has_peers.set(true);
+        // The rest of its block cannot be read.
+        sick.fail(Operation::Read);
+        assert_eq!(node.write(ino, 5, b"lost").await, Err(Errno::EIO));
+        clear(&sick.0);
+        let key = agent.others_write_anew(ino, CHUNK);
+        let mut theirs = pattern(2, CHUNK);
+        agent.cloud.borrow_mut().insert(key, theirs.clone());
+        node.revoke(ino).await;
+        let got = node.read(ino, 0, CHUNK).await.unwrap();
+        assert_same("what the other node wrote", &got, &theirs);
+        node.write(ino, 5, b"new").await.unwrap();
+        node.fsync(ino).await.unwrap();
+        theirs[5..8].copy_from_slice(b"new");
+        let got = node.read(ino, 0, CHUNK).await.unwrap();
+        assert_same("what both wrote", &got, &theirs);
+        assert_eq!(node.fs.stats().conflict_files, 0);
+    });
+}
