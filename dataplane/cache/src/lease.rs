@@ -320,7 +320,14 @@ impl FileSystem {
         } else {
             fastcache_reactor::spawn(committing).detach();
         }
-        self.kernel_knows().await;
+        let all = self
+            .inner
+            .inodes
+            .all()
+            .iter()
+            .map(|inode| inode.ino)
+            .collect();
+        self.kernel_dropped(all, Vec::new()).await;
         if is_shared {
             fastcache_reactor::sleep(lease.names_left()).await;
         }

@@ -17,8 +17,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest that is waited for the kernel: a page that it cannot drop is being read from a slow tier.
-const DROP_MAX: Duration = Duration::from_secs(30);
+/// Longest that is waited for the kernel: a page that it cannot drop is being read from a slow tier, which takes 40 s at most.
+const DROP_MAX: Duration = Duration::from_secs(45);
 /// How long another node waits for that. Less than the shortest lease: whoever does not answer within one is fenced.
 const READ_PATIENCE: Duration = Duration::from_millis(500);
 /// There is no such place in a file.
@@ -202,7 +202,7 @@ impl FileSystem {
     }
 }
 
-/// Waits for what calls back, 30 s at most.
+/// Waits for what calls back, [`DROP_MAX`] at most.
 async fn behind(barrier: impl FnOnce(Box<dyn FnOnce() + Send>)) {
     let (send, passed) = oneshot::channel();
     barrier(Box::new(move || {
