@@ -1,8 +1,7 @@
 //! Goal: the kernel never hears of an end of a file, or of other contents, while it has pages that lack them: it would show the
 //! zeros behind the old end, or old bytes. Method: a kernel that is slow to drop pages, and what waits for it.
 
-use crate::agent::Agent;
-use crate::node::{CHUNK, Node, on_reactor, soon, start, until};
+use crate::node::{CHUNK, Node, on_node, soon, until};
 use fastcache_api::control::DataCall;
 use fastcache_api::{Cred, Ino};
 use fastcache_cache::KernelNotify;
@@ -140,10 +139,7 @@ fn told_size(node: &Node, ino: Ino, size: usize) -> Rc<Cell<bool>> {
 
 #[test]
 fn what_is_appended_is_told_when_the_pages_that_lack_it_are_gone() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let (kernel, ino, fh) = prepared(&node).await;
         kernel.hold();
         let fs = node.fs.clone();
@@ -188,10 +184,7 @@ fn what_is_appended_is_told_when_the_pages_that_lack_it_are_gone() {
 
 #[test]
 fn what_is_written_through_the_kernels_pages_is_in_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, _| {
         let (kernel, ino, _) = prepared(&node).await;
         kernel.hold();
         // It has the pages locked until this is answered.
@@ -203,10 +196,7 @@ fn what_is_written_through_the_kernels_pages_is_in_them() {
 
 #[test]
 fn what_another_node_wrote_is_told_when_the_old_pages_are_gone() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (kernel, ino, fh) = prepared(&node).await;
         node.fs.flush(ino, fh).await.unwrap();
         node.fs.release(ino, fh).await.unwrap();
@@ -224,10 +214,7 @@ fn what_another_node_wrote_is_told_when_the_old_pages_are_gone() {
 
 #[test]
 fn a_page_that_is_read_from_another_tier_keeps_no_other_node_waiting() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let kernel = Slow::default();
         node.fs.set_notify(Box::new(kernel.clone()));
         let ino = node.cold_file("file", b"old").await;
@@ -264,10 +251,7 @@ fn a_page_that_is_read_from_another_tier_keeps_no_other_node_waiting() {
 
 #[test]
 fn what_a_commit_names_is_here_until_it_is_answered() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let (_, ino, fh) = prepared(&node).await;
         // It is answered when the other nodes' kernels have dropped their pages, one of which may be being read.
         agent.ignores_commits.set(true);
@@ -292,10 +276,7 @@ fn what_a_commit_names_is_here_until_it_is_answered() {
 
 #[test]
 fn pages_of_an_answer_without_a_lease_are_dropped_when_others_have_written_since() {
-    let dir = tempfile::tempdir().unwrap();
-    let agent = Rc::new(Agent::default());
-    on_reactor(|| async {
-        let node = start(dir.path(), &agent, 1).await;
+    on_node(async |node, agent| {
         let kernel = Slow::default();
         node.fs.set_notify(Box::new(kernel.clone()));
         node.share().await;
