@@ -4,7 +4,7 @@
 use crate::inode::{Inode, InodeState, PendingCommit};
 use crate::link::{CALL_DEADLINE, expect_answer};
 use crate::{FileSystem, Result, count, lock};
-use fastcache_api::{ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, Run, Version};
+use fastcache_api::{ChunkKey, Commit, Errno, Ino, Layout, NsAnswer, NsOp, OpId, Run, Version};
 use fastcache_chunkstore::{ChunkBody, PendingSeal};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -85,6 +85,8 @@ impl FileSystem {
     pub(crate) async fn send_commits(&self, inode: &Arc<Inode>) {
         let mut beside = None;
         let mut pause = COMMIT_PAUSE;
+        // Of the commit that is being sent: one that was asked for before and perhaps done keeps it.
+        let mut id: Option<(u64, OpId)> = None;
         loop {
             let (op, now, number, cut) = {
                 let mut state = lock(&inode.state);
@@ -102,7 +104,9 @@ impl FileSystem {
                 }
             };
             let asked = self.inner.lease.ask();
-            let reply = self.inner.link.ns_at(op, now).await;
+            let of_it = id.filter(|(of, _)| *of == number);
+            let (_, op_id) = *id.insert(of_it.unwrap_or_else(|| (number, self.inner.link.next_id())));
+            let reply = self.inner.link.ns_as(Some(op_id), op, now).await;
             let (attr, refused) = match reply {
                 Ok(reply) => {
                     let grant = asked.answered(reply.lease_ms);

@@ -266,15 +266,20 @@ impl Link {
 
     /// Asks the namespace, stamped with the time now.
     pub async fn ns(&self, op: NsOp) -> Result<NsReply> {
-        self.ns_at(op, crate::wall_now()).await
+        let id = op.is_change().then(|| self.next_id());
+        self.ns_as(id, op, crate::wall_now()).await
     }
 
-    /// Asks the namespace for a change stamped `now`.
-    pub async fn ns_at(&self, op: NsOp, now: Time) -> Result<NsReply> {
-        let id = op.is_change().then(|| OpId {
+    /// The number of a change. Who asks for it again under the same one has it done once.
+    pub(crate) fn next_id(&self) -> OpId {
+        OpId {
             client: self.inner.client,
             seq: self.inner.next_seq.fetch_add(1, Ordering::Relaxed),
-        });
+        }
+    }
+
+    /// Asks the namespace for a change of this number, stamped `now`; for a read there is no number.
+    pub(crate) async fn ns_as(&self, id: Option<OpId>, op: NsOp, now: Time) -> Result<NsReply> {
         self.inner.ns_calls.fetch_add(1, Ordering::Relaxed);
         match self.call(NodeCall::Ns(NsRequest { id, now, op })).await? {
             NodeAnswer::Ns(reply) => Ok(reply),

@@ -23,7 +23,9 @@ use zerocopy::IntoBytes;
 const QUEUE_WARN: usize = 65_536;
 
 /// Threads that deliver: so many inodes may wait for a READ before all others wait, too.
-const THREADS: usize = 8;
+const THREADS: usize = 32;
+/// The one more that delivers only what waits for nothing in the kernel.
+const NEVER_WAITS: usize = THREADS;
 
 /// The minor version whose kernels take INC_EPOCH (Linux 6.16).
 const MINOR_WITH_EPOCH: u32 = 44;
@@ -51,6 +53,11 @@ impl Notice {
             Notice::Inode(ino) | Notice::Pages(ino, _) | Notice::Attr(ino) => Some(*ino),
             Notice::Entry(..) | Notice::Names | Notice::Prune(_) => None,
         }
+    }
+
+    /// Whether the kernel takes no lock of a page or a directory for it.
+    fn never_waits(&self) -> bool {
+        matches!(self, Notice::Attr(_) | Notice::Names)
     }
 }
 
@@ -80,13 +87,15 @@ struct Queue {
 }
 
 impl Queue {
-    /// The next one to deliver for a thread: the first of an inode of which nothing is being delivered.
+    /// The next one to deliver for a thread: the first that it may deliver, of an inode of which nothing is being delivered.
     fn next(&mut self, thread: usize) -> Option<(Notice, bool)> {
         let is_busy = |notice: &Notice| {
             let ino = notice.ino();
             ino.is_some() && self.delivering.values().any(|d| d.notice.ino() == ino)
         };
-        let at = self.queued.iter().position(|q| !is_busy(&q.notice))?;
+        let may_be = |notice: &Notice| thread != NEVER_WAITS || notice.never_waits();
+        let is_next = |q: &Queued| may_be(&q.notice) && !is_busy(&q.notice);
+        let at = self.queued.iter().position(is_next)?;
         let next = self.queued.remove(at)?;
         // Taken off before it is delivered: the same notice queued from now on may be about a later change.
         self.waiting.remove(&next.notice);
@@ -118,11 +127,21 @@ impl Queue {
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    /// For the thread that delivers what never waits.
+    never_waits: Condvar,
 }
 
 impl Shared {
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where a thread waits.
+    fn condition(&self, thread: usize) -> &Condvar {
+        match thread {
+            NEVER_WAITS => &self.never_waits,
+            _ => &self.changed,
+        }
     }
 }
 
@@ -147,7 +166,7 @@ impl Notifier {
             can_inval_names: negotiated.minor >= MINOR_WITH_EPOCH,
             can_prune: negotiated.minor >= MINOR_WITH_PRUNE,
         };
-        for thread in 0..THREADS {
+        for thread in 0..=NEVER_WAITS {
             let (shared, deliver) = (Arc::clone(&notifier.shared), Arc::clone(&deliver));
             std::thread::Builder::new()
                 .name(format!("fuse-notify-{thread}"))
@@ -179,6 +198,7 @@ impl Notifier {
     }
 
     fn push(&self, notice: Notice) {
+        let never_waits = notice.never_waits();
         let mut queue = self.shared.lock();
         if queue.waiting.insert(notice.clone()) {
             queue.queued.push_back(Queued {
@@ -190,6 +210,9 @@ impl Notifier {
             }
             drop(queue);
             self.shared.changed.notify_one();
+            if never_waits {
+                self.shared.never_waits.notify_one();
+            }
         }
     }
 }
@@ -252,6 +275,7 @@ impl Drop for Notifier {
     fn drop(&mut self) {
         self.shared.lock().is_closed = true;
         self.shared.changed.notify_all();
+        self.shared.never_waits.notify_all();
     }
 }
 
@@ -272,7 +296,7 @@ fn deliver_all(thread: usize, shared: &Shared, deliver: &Deliver, negotiated: Ne
                     return;
                 }
                 queue = shared
-                    .changed
+                    .condition(thread)
                     .wait(queue)
                     .unwrap_or_else(PoisonError::into_inner);
             }
@@ -288,6 +312,7 @@ fn deliver_all(thread: usize, shared: &Shared, deliver: &Deliver, negotiated: Ne
         };
         if is_closed {
             shared.changed.notify_all();
+            shared.never_waits.notify_all();
         }
         for barrier in passed {
             (barrier.done)();
@@ -443,7 +468,7 @@ mod tests {
         let times = Arc::new(Mutex::new(Vec::new()));
         let theirs = Arc::clone(&times);
         let deliver = move |_: &[u8], notice: &Notice| {
-            if notice.ino() == Some(Ino(7)) {
+            if notice.ino() == Some(Ino(7)) || notice.ino() >= Some(Ino(100)) {
                 going.lock().unwrap().recv().unwrap();
             }
             theirs.lock().unwrap().push(notice.clone());
@@ -470,7 +495,14 @@ mod tests {
         first.sort_unstable();
         assert_eq!(first, ["another", "names"]);
         assert!(!times.lock().unwrap().contains(&Notice::Inode(Ino(7))));
-        for _ in 0..4 * THREADS {
+        // However many are: names wait for none of them.
+        for ino in 0..2 * THREADS as u64 {
+            notifier.inval_inode(Ino(100 + ino));
+        }
+        notifier.push(Notice::Names);
+        notifier.barrier_of(&HashSet::new(), note("names"));
+        assert_eq!(receive.recv_timeout(bound).unwrap(), "names");
+        for _ in 0..6 * THREADS {
             let _ = let_go.send(());
         }
         let mut last = [(); 2].map(|()| receive.recv_timeout(bound).unwrap());

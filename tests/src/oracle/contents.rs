@@ -10,7 +10,10 @@
 
 use super::{Object, Timed};
 use serde::{Deserialize, Serialize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a node's kernel may have the old end of a file after a `write` there that waited for another node's.
+const OLD_END: Duration = Duration::from_millis(100);
 
 /// What was done to the file, or seen of it. Values are not 0.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,10 +28,21 @@ pub enum Touch {
     Commit,
     /// A place was read; 0 where nothing was written.
     Read(usize, u64),
+    /// A place was read that is behind the end of the file.
+    ReadPast(usize),
     /// All of it was read; 0 where there were zeros.
     ReadAll(Vec<u64>),
     /// The [`Touch::Commit`] of this session has returned: everybody sees it.
     Told,
+}
+
+impl Touch {
+    fn is_read(&self) -> bool {
+        matches!(
+            self,
+            Touch::Read(..) | Touch::ReadPast(_) | Touch::ReadAll(_)
+        )
+    }
 }
 
 /// A touch, by whom.
@@ -185,6 +199,11 @@ impl Object for Contents {
                     .is_seen(by.node, |values| values[*place] == *value)
                     .then_some(whole);
             }
+            Touch::ReadPast(place) => {
+                return whole
+                    .is_seen(by.node, |values| values[*place] == 0)
+                    .then_some(whole);
+            }
             Touch::ReadAll(all) => {
                 return whole
                     .is_seen(by.node, |values| values == all)
@@ -248,36 +267,63 @@ pub fn with_returns(history: &[Timed<Touched>]) -> Vec<Timed<Touched>> {
 ///   its turn; until it returns, that write has no place among those of others.
 /// - A read of all that ends in zeros while somebody appends. The kernel learns of the new size between a page and its copy.
 ///
+/// - A read behind the end, of a program that had the file open, while another node commits, or right after a `write` of its own
+///   node during which one did. The kernel keeps the end it knows when an invalidation overtakes the answer that has the new one.
+///
 /// Answers how many were left out.
 pub fn settle(history: &mut Vec<Timed<Touched>>) -> usize {
     let before = history.len();
     let changes: Vec<Timed<Touched>> = history
         .iter()
-        .filter(|t| !matches!(t.event.touch, Touch::Read(..) | Touch::ReadAll(_)))
+        .filter(|t| !t.event.touch.is_read())
         .cloned()
         .collect();
     history.retain(|read| {
-        let beside = changes.iter().filter(|change| {
-            read.returned
-                .is_none_or(|returned| change.began <= returned)
-                && change
-                    .returned
-                    .is_none_or(|returned| read.began <= returned)
-        });
-        let mut beside = beside.map(|change| (change.returned.is_some(), &change.event));
+        let beside = changes.iter().filter(|change| are_beside(change, read));
         match &read.event.touch {
-            Touch::Read(place, value) => !beside.any(|(is_over, change)| {
-                is_over
-                    && change.node == read.event.node
-                    && change.touch == Touch::Write(*place, *value)
+            Touch::Read(place, value) => !beside.into_iter().any(|change| {
+                change.returned.is_some()
+                    && change.event.node == read.event.node
+                    && change.event.touch == Touch::Write(*place, *value)
             }),
-            Touch::ReadAll(values) if values.last() == Some(&0) => {
-                beside.all(|(_, change)| !matches!(change.touch, Touch::Append(_) | Touch::Commit))
-            }
+            Touch::ReadPast(_) => !may_have_the_old_end(read, &changes),
+            Touch::ReadAll(values) if values.last() == Some(&0) => beside
+                .into_iter()
+                .all(|change| !matches!(change.event.touch, Touch::Append(_) | Touch::Commit)),
             _ => true,
         }
     });
     before - history.len()
+}
+
+/// Whether both were under way at some time.
+fn are_beside(one: &Timed<Touched>, other: &Timed<Touched>) -> bool {
+    let began_before_the_end_of = |a: &Timed<Touched>, b: &Timed<Touched>| {
+        b.returned.is_none_or(|returned| a.began <= returned)
+    };
+    began_before_the_end_of(one, other) && began_before_the_end_of(other, one)
+}
+
+/// See [`settle`].
+fn may_have_the_old_end(read: &Timed<Touched>, changes: &[Timed<Touched>]) -> bool {
+    let node = read.event.node;
+    let commits = || {
+        let is_commit = |t: &&Timed<Touched>| t.event.touch == Touch::Commit;
+        changes
+            .iter()
+            .filter(is_commit)
+            .filter(|t| t.event.node != node)
+    };
+    let waited = |write: &Timed<Touched>| commits().any(|commit| are_beside(commit, write));
+    let is_just_over = |write: &Timed<Touched>| {
+        let until = write.returned.map(|returned| returned + OLD_END);
+        write.began <= read.began && until.is_none_or(|until| read.began <= until)
+    };
+    let mut writes = changes
+        .iter()
+        .filter(|t| t.event.node == node && matches!(t.event.touch, Touch::Write(..)));
+    commits().any(|commit| are_beside(commit, read))
+        || writes.any(|write| is_just_over(write) && waited(write))
 }
 
 #[cfg(test)]
@@ -504,6 +550,18 @@ mod tests {
         assert_eq!(left(vec![write(), timed(15, 16, read(0, 2))]), 2);
         assert_eq!(left(vec![write(), timed(15, 16, read(1, 1))]), 2);
         assert_eq!(left(vec![write(), timed(31, 32, read(0, 1))]), 2);
+        // The old end: beside another node's commit, or right after a write that waited for it.
+        let commit = || timed(10, 20, by(1, 2, Touch::Commit));
+        let waits = || timed(12, 30, by(0, 1, Touch::Write(0, 1)));
+        let past = |from| timed(from, from + 1, by(0, 0, Touch::ReadPast(1)));
+        assert_eq!(left(vec![commit(), past(15)]), 1);
+        assert_eq!(left(vec![commit(), past(21)]), 2);
+        assert_eq!(left(vec![commit(), waits(), past(31)]), 2);
+        assert_eq!(left(vec![commit(), waits(), past(30 + 101)]), 3);
+        assert_eq!(left(vec![waits(), past(31)]), 2);
+        let others = timed(31, 32, by(1, 0, Touch::ReadPast(1)));
+        assert_eq!(left(vec![commit(), waits(), others]), 3);
+
         let zeros = |from| timed(from, from + 1, by(1, 0, Touch::ReadAll(vec![1, 0])));
         let append = || timed(10, 30, by(0, 1, Touch::Append(2)));
         assert_eq!(left(vec![append(), zeros(20)]), 1);

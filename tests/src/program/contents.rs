@@ -148,18 +148,20 @@ impl Program {
         for place in places {
             let began = Instant::now();
             let mut bytes = [0; PLACE];
-            let value = match open.read_at(&mut bytes, PLACES[*place]) {
+            let touch = match open.read_at(&mut bytes, PLACES[*place]) {
                 Err(e) => return self.trouble(Of::Read, "read", errno(&e), began),
-                Ok(0) => 0,
-                Ok(PLACE) if bytes == [0; PLACE] => 0,
+                Ok(0) => Touch::ReadPast(*place),
+                Ok(PLACE) if bytes == [0; PLACE] => Touch::Read(*place, 0),
                 Ok(n) => match values_in(&bytes[..n], LINE) {
-                    Some(v) if n == PLACE && v.iter().all(|one| *one == v[0]) => v[0],
+                    Some(v) if n == PLACE && v.iter().all(|one| *one == v[0]) => {
+                        Touch::Read(*place, v[0])
+                    }
                     _ => return self.wrong_bytes("a place", &bytes[..n]),
                 },
             };
             let returned = Some(Instant::now());
             let note = |timed| Note::File(file, timed);
-            self.touch(note, 0, began, returned, Touch::Read(*place, value));
+            self.touch(note, 0, began, returned, touch);
         }
         let began = Instant::now();
         let done = close(open).map_err(|e| errno(&e));

@@ -55,6 +55,29 @@ fn an_unanswered_commit_is_sent_again_exactly_the_same() {
     });
 }
 
+/// Perhaps it is done: under another number it would be done once more, on top of what others have written since.
+#[test]
+fn a_commit_whose_answer_was_not_waited_for_is_asked_again_as_the_same_one() {
+    on_node(async |node, agent| {
+        let ino = node.create("file").await;
+        node.write(ino, 0, &pattern(1, 5000)).await.unwrap();
+        agent.ignores_commits.set(true);
+        node.flush(ino).await.unwrap();
+        until("the commit comes", || agent.commits.borrow().len() == 1).await;
+        agent.ignores_commits.set(false);
+        let call = agent.commits.borrow()[0].1;
+        node.link.answered(0, call, Err(Errno::EIO));
+        node.fsync(ino).await.unwrap();
+        let commits = agent.commits.take();
+        assert_eq!(commits.len(), 2);
+        assert_ne!(commits[0].1, commits[1].1, "another call");
+        assert_eq!(commits[0].2, commits[1].2, "the same change");
+        node.write(ino, 0, &pattern(2, 10)).await.unwrap();
+        node.fsync(ino).await.unwrap();
+        assert_ne!(agent.commits.take()[0].2.id, commits[0].2.id);
+    });
+}
+
 #[test]
 fn an_answer_lost_on_the_way_changes_nothing_twice() {
     on_node(async |node, agent| {
