@@ -105,7 +105,8 @@ impl FileSystem {
             };
             let asked = self.inner.lease.ask();
             let of_it = id.filter(|(of, _)| *of == number);
-            let (_, op_id) = *id.insert(of_it.unwrap_or_else(|| (number, self.inner.link.next_id())));
+            let (_, op_id) =
+                *id.insert(of_it.unwrap_or_else(|| (number, self.inner.link.next_id())));
             let reply = self.inner.link.ns_as(Some(op_id), op, now).await;
             let (attr, refused) = match reply {
                 Ok(reply) => {

@@ -17,6 +17,7 @@ mod content;
 mod directory;
 mod entries;
 mod fetch;
+mod first_read;
 mod fsync;
 mod give;
 mod inode;
@@ -90,6 +91,8 @@ pub struct Opened {
     /// It is to be read and written without the kernel's pages: an append where there are other nodes, since the kernel may
     /// not know where the file ends.
     pub is_direct: bool,
+    /// The device is about to read what is in it: the answer goes out with that, and not before.
+    pub is_being_read: bool,
 }
 
 /// A setattr request: size and attributes at once.
@@ -218,6 +221,7 @@ pub(crate) struct Inner {
     pub flights: fetch::Flights,
     pub ahead: ahead::Ahead,
     pub parts: parts::Parts,
+    pub first_read: first_read::FirstRead,
     pub unreadable: sick::Unreadable,
     pub space: space::Space,
     pub memory: memory::Memory,
@@ -260,6 +264,7 @@ impl FileSystem {
                 flights: fetch::Flights::default(),
                 ahead: ahead::Ahead::default(),
                 parts: parts::Parts::default(),
+                first_read: first_read::FirstRead::default(),
                 unreadable: sick::Unreadable::default(),
                 space: space::Space::default(),
                 memory: memory::Memory::default(),

@@ -337,6 +337,7 @@ impl FileSystem {
                 fh: self.next_handle(flags & 0o3 != 0, is_direct),
                 keep_cache: true,
                 is_direct,
+                is_being_read: false,
             },
         ))
     }
@@ -367,11 +368,13 @@ impl FileSystem {
                 return Err(e);
             }
         }
+        let is_being_read = !is_write && self.read_first(&inode);
         let is_direct = self.is_direct(flags);
         Ok(Opened {
             fh: self.next_handle(is_write, is_direct),
             keep_cache,
             is_direct,
+            is_being_read,
         })
     }
 
@@ -395,6 +398,7 @@ impl FileSystem {
         };
         if self.close_handle(&inode) {
             self.stop_ahead(&inode);
+            self.inner.first_read.closed(ino);
             if lock(&inode.state).is_orphan {
                 self.reap(&inode);
             } else if let Err(error) = self.seal_file(&inode, false).await {

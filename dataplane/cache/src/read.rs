@@ -251,18 +251,23 @@ impl FileSystem {
         };
         let mut buf = buf;
         self.read_of_ahead(id);
+        let key = ChunkKey {
+            ino: id.ino,
+            index: id.index,
+            version,
+        };
+        if within == 0 && self.inner.first_read.take(key, &mut buf).await {
+            self.count_hit(id, buf.len());
+            return (Ok(()), buf);
+        }
         if let Some(body) = self.inner.store.get(id)
             && body.key().version == version
         {
-            let bytes = buf.len() as u64;
             let (result, back) = self.inner.store.read(&body, first, buf).await;
             buf = back;
             match result {
                 Ok(()) => {
-                    let hits = self.inner.counters.hits.mine();
-                    count(&hits.reads, 1);
-                    count(&hits.bytes, bytes);
-                    self.inner.space.accessed(id);
+                    self.count_hit(id, buf.len());
                     return (Ok(()), buf);
                 }
                 Err(error) => {
@@ -273,11 +278,6 @@ impl FileSystem {
                 }
             }
         }
-        let key = ChunkKey {
-            ino: id.ino,
-            index: id.index,
-            version,
-        };
         // Kept until the flight was joined.
         let _seat = match self.read_part(key, within, &mut buf).await {
             Ok(()) => return (Ok(()), buf),
@@ -285,6 +285,14 @@ impl FileSystem {
         };
         count(&self.inner.counters.misses, 1);
         self.read_fetched(id, version, within, buf).await
+    }
+
+    /// A chunk was read from the store.
+    fn count_hit(&self, id: ChunkId, bytes: usize) {
+        let hits = self.inner.counters.hits.mine();
+        count(&hits.reads, 1);
+        count(&hits.bytes, bytes as u64);
+        self.inner.space.accessed(id);
     }
 
     /// This version of a chunk, when it is in the store and can be read; for writers, who need it there.

@@ -33,6 +33,8 @@ pub enum Reply {
     Done,
     /// These bytes; the first [`OUT_HEADER`] are left free for the header.
     Bytes(ReplyBytes),
+    /// The same; there is more to do for it, and it may go out with that.
+    BytesAndMore(ReplyBytes),
     /// The first so many bytes of the request's payload buffer (READ).
     Payload(usize),
 }
@@ -52,6 +54,14 @@ impl Reply {
         bytes.extend_from_slice(first.as_bytes());
         bytes.extend_from_slice(second.as_bytes());
         Reply::Bytes(bytes)
+    }
+
+    /// The same reply, where there is more to do for it.
+    pub fn and_more(self) -> Reply {
+        match self {
+            Reply::Bytes(bytes) => Reply::BytesAndMore(bytes),
+            other => other,
+        }
     }
 
     /// A reply of these bytes.
@@ -111,7 +121,7 @@ pub fn encode(unique: u64, reply: Reply) -> Option<ReplyBytes> {
         Reply::Silent | Reply::Payload(_) => return None,
         Reply::Error(errno) => (empty(), Some(errno)),
         Reply::Done => (empty(), None),
-        Reply::Bytes(bytes) => (bytes, None),
+        Reply::Bytes(bytes) | Reply::BytesAndMore(bytes) => (bytes, None),
     };
     let header = out_header(unique, error, bytes.len() - OUT_HEADER);
     bytes[..OUT_HEADER].copy_from_slice(header.as_bytes());

@@ -7,6 +7,7 @@
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
 //! - `conflicts`: what was written under a lost lease is saved beside, and nothing of another node's is overwritten.
+//! - `first_read`: a small file is read when it is opened, where that is of use.
 //! - `fsync`: it returns when the level that the agent says is reached, and not before.
 //! - `locks`: what a program holds, and what it gave up, is what the coordinator has.
 //! - `misses`: one fetch for everybody, and never wrong bytes.
@@ -34,6 +35,7 @@ mod commits;
 mod conflicts;
 mod contents;
 mod copies;
+mod first_read;
 mod fsync;
 mod give;
 mod locks;

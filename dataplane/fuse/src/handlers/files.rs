@@ -39,7 +39,13 @@ impl Handlers {
     pub(super) async fn open(&self, ino: Ino, args: OpenIn) -> Reply {
         let kill_suid = args.open_flags & OPEN_KILL_SUIDGID != 0;
         match self.fs.open(ino, args.flags, kill_suid).await {
-            Ok(opened) => Reply::of(&self.with_flush(open_out(&opened, args.flags))),
+            Ok(opened) => {
+                let reply = Reply::of(&self.with_flush(open_out(&opened, args.flags)));
+                match opened.is_being_read {
+                    true => reply.and_more(),
+                    false => reply,
+                }
+            }
             Err(e) => Reply::Error(e),
         }
     }

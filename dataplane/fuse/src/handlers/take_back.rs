@@ -10,7 +10,7 @@ use zerocopy::FromBytes;
 impl Handlers {
     /// Takes back what the answer to a request has counted, because the kernel does not get it.
     pub(crate) async fn take_back(&self, header: &InHeader, reply: Reply) {
-        let Reply::Bytes(bytes) = reply else {
+        let (Reply::Bytes(bytes) | Reply::BytesAndMore(bytes)) = reply else {
             return;
         };
         let body = bytes.get(OUT_HEADER..).unwrap_or_default();

@@ -172,6 +172,7 @@ fn flags_mean_what_the_system_calls_say() {
         fh: 3,
         keep_cache: true,
         is_direct: false,
+        is_being_read: false,
     };
     assert_eq!(
         open_out(&opened, 0).open_flags & (fopen::NOFLUSH | fopen::KEEP_CACHE),

@@ -379,6 +379,8 @@ impl Server {
         });
         if self.is_given_up(&header, in_work) {
             self.handlers.take_back(&header, reply).await;
+        } else if matches!(reply, Reply::BytesAndMore(_)) {
+            self.answer_with_more(&header, reply).await;
         } else {
             self.answer(&header, reply);
         }
@@ -447,6 +449,19 @@ impl Server {
         message[..OUT_HEADER].copy_from_slice(out.as_bytes());
         let (result, _message) = self.device.write(message).await;
         if let Err(error) = result {
+            report(header, OsErrno::from_io_error(&error));
+        }
+    }
+
+    /// Sends a small answer with what else is to be submitted: after one that is sent at once, the program that waits for it may
+    /// run before that.
+    async fn answer_with_more(&self, header: &InHeader, reply: Reply) {
+        let Some(bytes) = encode(header.unique, reply) else {
+            return;
+        };
+        let mut message = IoBuf::alloc(bytes.len());
+        message.copy_from_slice(&bytes);
+        if let (Err(error), _) = self.device.write(message).await {
             report(header, OsErrno::from_io_error(&error));
         }
     }

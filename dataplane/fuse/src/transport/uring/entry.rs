@@ -359,7 +359,7 @@ async fn answer(place: &Place, unique: u64, reply: Reply) {
         Reply::Silent | Reply::Done => (None, 0),
         Reply::Error(errno) => (Some(errno), 0),
         Reply::Payload(len) => (None, len),
-        Reply::Bytes(bytes) => {
+        Reply::Bytes(bytes) | Reply::BytesAndMore(bytes) => {
             let body = &bytes[OUT_HEADER..];
             match buf.get_mut(PAYLOAD_AT..PAYLOAD_AT + body.len()) {
                 Some(room) => {
