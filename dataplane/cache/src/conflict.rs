@@ -75,8 +75,9 @@ pub(crate) fn is_past_pages(fh: u64) -> bool {
     fh & 2 == 2
 }
 
-fn may_write_through(fh: u64) -> bool {
-    fh & 1 == 1
+/// Whether a handle can have been written through; of one without a number nobody knows.
+pub(crate) fn may_write_through(fh: u64) -> bool {
+    fh == 0 || fh & 1 == 1
 }
 
 /// The `n`-th name for the contents of this version.

@@ -164,26 +164,27 @@ impl FileSystem {
     }
 
     /// Waits until the kernel has done what it was told about these inodes, and about names. Another node waits for that, so pages
-    /// that stay locked for a READ whose bytes come from another tier are not waited for: they go when it is answered, an `open` and
-    /// a `stat` wait for that, and who has the file open may find older ones until then.
+    /// that stay locked for a READ whose bytes come from another tier, or for a WRITE that waits for room, are not waited for: they go
+    /// when it is answered, an `open` and a `stat` wait for that, and who has the file open may find older ones until then.
     pub(crate) async fn kernel_dropped(&self, told: HashSet<Ino>, dropping: Vec<Dropping>) {
         let Some(notify) = self.inner.notify.get() else {
             return;
         };
         let until = now() + DROP_MAX;
-        let mut are_read = HashSet::new();
+        let mut are_locked = HashSet::new();
         while now() < until {
-            let others = told.difference(&are_read).copied().collect();
+            let others = told.difference(&are_locked).copied().collect();
             let gone = behind(|done| notify.barrier_of(&others, done));
             if timeout(READ_PATIENCE, gone).await.is_ok() {
                 break;
             }
-            are_read = self.inner.flights.being_read();
+            are_locked = self.inner.flights.being_read();
+            are_locked.extend(self.inner.space.stalled());
         }
-        if told.is_disjoint(&are_read) {
+        if told.is_disjoint(&are_locked) {
             return;
         }
-        tracing::debug!(target: "cache", "a file is changed by another node while a reader here waits for its bytes");
+        tracing::debug!(target: "cache", "a file is changed by another node while a reader here waits for its bytes, or a writer for room");
         let fs = self.clone();
         spawn(async move {
             if let Some(notify) = fs.inner.notify.get() {

@@ -4,6 +4,7 @@
 //! survives a kill of both processes. The commit reaches the coordinator in the background, in order, and is
 //! sent again until it is answered; `fsync` waits for it.
 
+use crate::conflict::may_write_through;
 use crate::inode::{Inode, InodeState, PendingCommit, Unsealed};
 use crate::open_chunk::{Contents, OpenChunk, device_error};
 use crate::{FileSystem, Result, count, lock};
@@ -32,6 +33,8 @@ impl FileSystem {
             false => None,
         };
         self.safe_somewhere(&inode).await?;
+        // Who could not write has lost nothing, though he waited.
+        let waited = waited.filter(|_| may_write_through(fh));
         self.tell_refused(&inode, waited, fh)
     }
 

@@ -43,6 +43,8 @@ pub(crate) struct Space {
     pub freed: Event,
     /// Writers that wait now.
     pub waiting: AtomicU64,
+    /// The files of those that wait because too much is dirty, once for each: the kernel has their pages locked.
+    stalled: Mutex<Vec<Ino>>,
     is_relieving: AtomicBool,
     pub is_giving: AtomicBool,
 }
@@ -54,6 +56,11 @@ impl Space {
         if set.len() < ACCESSED_MAX {
             set.insert(id);
         }
+    }
+
+    /// Files of which a write waits because too much is dirty.
+    pub fn stalled(&self) -> HashSet<Ino> {
+        lock(&self.stalled).iter().copied().collect()
     }
 
     /// Replaces the standing list.
@@ -255,8 +262,8 @@ impl FileSystem {
         self.make_room(blocks).await
     }
 
-    /// Holds writers back while too much is dirty. ENOSPC when nothing moves for a minute.
-    pub async fn await_dirty_room(&self, bytes: u64) -> Result<()> {
+    /// Holds writers of a file back while too much is dirty. ENOSPC when nothing moves for a minute.
+    pub async fn await_dirty_room(&self, ino: Ino, bytes: u64) -> Result<()> {
         let mut is_counted = false;
         let began = fastcache_reactor::now();
         let mut since = began;
@@ -273,6 +280,7 @@ impl FileSystem {
             if !std::mem::replace(&mut is_counted, true) {
                 count(&self.inner.counters.write_stalls, 1);
                 self.inner.space.waiting.fetch_add(1, Ordering::Relaxed);
+                lock(&self.inner.space.stalled).push(ino);
                 self.press(true);
             }
             if !is_full && began.elapsed() > OPEN_STALL_MAX {
@@ -296,6 +304,10 @@ impl FileSystem {
         };
         if is_counted {
             self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
+            let mut stalled = lock(&self.inner.space.stalled);
+            if let Some(at) = stalled.iter().position(|one| *one == ino) {
+                stalled.swap_remove(at);
+            }
         }
         result
     }

@@ -320,7 +320,7 @@ impl FileSystem {
             Err(e) => return (Err(e), data),
         };
         self.stop_ahead(inode);
-        if let Err(e) = self.await_dirty_room(total as u64).await {
+        if let Err(e) = self.await_dirty_room(inode.ino, total as u64).await {
             return (Err(e), data);
         }
         let mut done: Option<IoBuf> = None;

@@ -297,8 +297,14 @@ fn who_could_write_is_told_and_nobody_else_takes_that_away() {
         let (ino, ..) = refused(&node).await;
         let open = async |flags| node.fs.open(ino, flags, false).await.unwrap().fh;
         let (writers, reader) = ([open(1).await, open(2).await], open(0).await);
+        let closing = |fh| {
+            let fs = node.fs.clone();
+            fastcache_reactor::spawn(async move { fs.flush(ino, fh).await })
+        };
+        let early = closing(open(0).await);
         answer(&node);
         until("it is refused", || node.fs.stats().conflict_files == 1).await;
+        assert_eq!(early.await, Ok(()), "who only read, and waited for it");
         let later = open(1).await;
         let close = |fh| soon("close", node.fs.flush(ino, fh));
         assert_eq!(close(reader).await, Ok(()));

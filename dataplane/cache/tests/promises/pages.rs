@@ -11,12 +11,16 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Opens to append.
 const APPEND: u32 = 0o2002;
+const MIB: usize = 1 << 20;
 /// More than what does not wait takes.
 const MOMENT: Duration = Duration::from_millis(100);
+
+/// A short one.
+const LEASE: Duration = Duration::from_secs(4);
 
 type Done = Box<dyn FnOnce() + Send>;
 
@@ -129,6 +133,14 @@ fn revoke(node: &Node, ino: Ino) -> Rc<Cell<bool>> {
     })
 }
 
+/// Another node that changes a file waits for nobody here, or less than for a lease.
+async fn goes_on(node: &Node, ino: Ino) {
+    let began = Instant::now();
+    let revoked = revoke(node, ino);
+    until("the other node goes on", || revoked.get()).await;
+    assert!(began.elapsed() < LEASE, "{:?}", began.elapsed());
+}
+
 /// Somebody asks for the size, which is this.
 fn told_size(node: &Node, ino: Ino, size: usize) -> Rc<Cell<bool>> {
     let fs = node.fs.clone();
@@ -233,8 +245,7 @@ fn a_page_that_is_read_from_another_tier_keeps_no_other_node_waiting() {
             let fs = node.fs.clone();
             async move { fs.open(ino, 0, false).await.unwrap().keep_cache }
         };
-        let revoked = revoke(&node, ino);
-        until("the other node goes on", || revoked.get()).await;
+        goes_on(&node, ino).await;
         assert!(!read.get(), "the cloud has not answered");
         let kept = [keeps(&node).await, keeps(&node).await];
         assert_eq!(kept, [false; 2], "the kernel drops them at each open");
@@ -246,6 +257,44 @@ fn a_page_that_is_read_from_another_tier_keeps_no_other_node_waiting() {
         kernel.let_go();
         until("the size is told", || told.get()).await;
         assert!(keeps(&node).await, "the old pages are gone");
+    });
+}
+
+#[test]
+fn a_write_that_waits_for_room_keeps_no_other_node_waiting() {
+    on_node(async |node, _| {
+        node.fs.set_chunk_size(MIB as u32);
+        let kernel = Slow::default();
+        node.fs.set_notify(Box::new(kernel.clone()));
+        let (ino, filler) = (node.create("file").await, node.create("filler").await);
+        let stalls = || node.fs.stats().write_stalls;
+        let fs = node.fs.clone();
+        let filling = begin(async move {
+            let before = fs.stats().write_stalls;
+            for at in 0.. {
+                let mut buf = IoBuf::alloc(MIB);
+                buf.fill(7);
+                let (n, _) = fs.write(filler, 0, at * MIB as u64, buf, false).await;
+                assert_eq!(n.unwrap() as usize, MIB);
+                if fs.stats().write_stalls > before {
+                    return;
+                }
+                fs.fsync(filler, 0, false).await.unwrap();
+            }
+        });
+        until("too much is dirty", || stalls() > 0).await;
+        node.share().await;
+        let fs = node.fs.clone();
+        let waits = begin(async move { fs.await_dirty_room(ino, MIB as u64).await.unwrap() });
+        until("it waits", || stalls() > 1).await;
+        kernel.hold();
+        goes_on(&node, ino).await;
+        assert!(!waits.get(), "there is no room yet");
+        kernel.let_go();
+        while !(waits.get() && filling.get()) {
+            node.upload().await;
+            fastcache_reactor::sleep(MOMENT).await;
+        }
     });
 }
 

@@ -44,9 +44,9 @@ impl Handlers {
         }
     }
 
-    /// Waits until so many bytes may be written; see [`fastcache_cache::FileSystem::await_dirty_room`].
-    pub(crate) async fn await_room(&self, bytes: u32) -> Result<(), Errno> {
-        self.fs.await_dirty_room(u64::from(bytes)).await
+    /// Waits until so many bytes of a file may be written; see [`fastcache_cache::FileSystem::await_dirty_room`].
+    pub(crate) async fn await_room(&self, ino: Ino, bytes: u32) -> Result<(), Errno> {
+        self.fs.await_dirty_room(ino, u64::from(bytes)).await
     }
 
     pub(super) async fn write(

@@ -25,7 +25,7 @@ use crate::mount::{Connection, open_device};
 use crate::reply::{OUT_HEADER, Reply, encode, out_header};
 use crate::request::{Op, ParseError, parse, parse_header};
 use crate::wire::{InHeader, InterruptIn, ReadIn, WriteIn};
-use fastcache_api::Errno;
+use fastcache_api::{Errno, Ino};
 use fastcache_reactor::{BufPool, Fd, IoBuf, Poller, pool, sleep, spawn};
 use fastcache_types::{BLOCK, REQUEST_MAX};
 use rustix::io::Errno as OsErrno;
@@ -398,7 +398,11 @@ impl Server {
             return Err(ParseError::Short("data"));
         }
         let _held = self.budget.hold();
-        if let Err(error) = self.handlers.await_room(args.size).await {
+        if let Err(error) = self
+            .handlers
+            .await_room(Ino(header.nodeid), args.size)
+            .await
+        {
             return Ok(Reply::Error(error));
         }
         if self.is_given_up(header, in_work) {

@@ -9,7 +9,7 @@ use crate::transport::interrupt::{Hint, Way, can_be_given_up, watch};
 use crate::wire::flags::uring_cmd::{COMMIT_AND_FETCH, REGISTER};
 use crate::wire::uring_header::{BYTES, ENT_IN_OUT, OP_IN, OP_IN_BYTES};
 use crate::wire::{InHeader, ReadIn, UringCmdReq, UringEntInOut, WriteIn};
-use fastcache_api::Errno;
+use fastcache_api::{Errno, Ino};
 use fastcache_reactor::{COMMAND_BYTES, IoBuf, Place, Segments, sleep, spawn};
 use fastcache_types::REQUEST_MAX;
 use rustix::io::Errno as OsErrno;
@@ -331,7 +331,11 @@ impl Server {
         let mut data = buf.split_off(PAYLOAD_AT);
         drop(buf);
         drop(data.split_off(head.payload_bytes));
-        if let Err(error) = self.handlers.await_room(args.size).await {
+        if let Err(error) = self
+            .handlers
+            .await_room(Ino(head.header.nodeid), args.size)
+            .await
+        {
             return Ok(Reply::Error(error));
         }
         in_work.is_past_return.set(true);
