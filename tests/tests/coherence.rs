@@ -11,7 +11,7 @@ use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Length of a lease where a test waits for one to end, seconds.
 const LEASE: u64 = 3;
@@ -105,8 +105,14 @@ fn contents_are_seen_when_they_are_closed_or_fsynced() {
     assert_eq!(mapped.read(9_999, 1)[0], b'0');
     for round in 1..=5u8 {
         let digit = b'0' + round;
-        fs::write(a.at("file"), vec![digit; 10_000]).expect("write");
+        let mut file = File::create(a.at("file")).expect("create");
+        file.write_all(&[digit; 10_000]).expect("write");
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + u64::from(round));
+        file.set_modified(long_ago).expect("utimensat");
+        drop(file);
         assert_eq!(fs::read(b.at("file")).expect("read"), vec![digit; 10_000]);
+        let seen = fs::metadata(b.at("file")).expect("stat");
+        assert_eq!(seen.modified().expect("mtime"), long_ago);
         let mut again = Vec::new();
         open.seek(SeekFrom::Start(0)).expect("seek");
         open.read_to_end(&mut again).expect("read");

@@ -606,7 +606,7 @@ impl FileSystem {
     }
 
     /// Whether attributes can be told: as they were learned, or as they were changed here by whoever may.
-    fn is_usable(&self, state: &InodeState) -> bool {
+    pub(crate) fn is_usable(&self, state: &InodeState) -> bool {
         if state.attr.is_none() {
             return false;
         }
@@ -615,7 +615,7 @@ impl FileSystem {
 }
 
 /// A mode without setuid, and without setgid where the group may execute (write(2)).
-fn without_suid(mode: u32) -> u32 {
+pub(crate) fn without_suid(mode: u32) -> u32 {
     let mode = mode & !0o4000;
     if mode & 0o010 != 0 {
         mode & !0o2000

@@ -9,6 +9,7 @@
 
 mod adopt;
 mod ahead;
+mod attributes;
 mod changing;
 mod cloud;
 mod commit;

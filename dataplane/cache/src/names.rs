@@ -4,7 +4,7 @@ use crate::changing::{Change, Changing};
 use crate::inode::{Inode, InodeState};
 use crate::lease::{Grant, Moment};
 use crate::link::expect_answer;
-use crate::{Entry, FileSystem, Found, Opened, Result, SetAttrRequest, StatfsOut, lock};
+use crate::{Entry, FileSystem, Found, Opened, Result, StatfsOut, lock};
 use fastcache_api::{
     Attr, Cred, Errno, Ino, Kind, Layout, NewInode, NsAnswer, NsOp, NsReply, RenameMode, Version,
 };
@@ -184,70 +184,10 @@ impl FileSystem {
         Ok(told)
     }
 
-    async fn attr_told(&self, ino: Ino) -> Result<(Arc<Inode>, (Attr, Duration))> {
+    pub(crate) async fn attr_told(&self, ino: Ino) -> Result<(Arc<Inode>, (Attr, Duration))> {
         let (inode, attr) = self.with_attr(ino).await?;
         let valid = self.valid(&lock(&inode.state), self.inner.lease.now());
         Ok((inode, (attr, valid)))
-    }
-
-    /// Changes attributes and size.
-    pub async fn setattr(&self, ino: Ino, request: SetAttrRequest) -> Result<(Attr, Duration)> {
-        if let Some(size) = request.size {
-            let by_name = !request.is_open;
-            self.set_size(ino, size, request.set.kill_suid, by_name)
-                .await?;
-        }
-        let set = fastcache_api::SetAttr {
-            kill_suid: false,
-            ..request.set
-        };
-        let is_size_only = set == fastcache_api::SetAttr::default();
-        if !is_size_only || (request.set.kill_suid && request.size.is_none()) {
-            self.set_attributes(ino, request.set).await?;
-        }
-        match request.size {
-            // The kernel has given its pages this size, and writes none of them until it is answered.
-            Some(_) => Ok(self.attr_told(ino).await?.1),
-            None => self.getattr(ino).await,
-        }
-    }
-
-    /// Changes attributes other than the size.
-    async fn set_attributes(&self, ino: Ino, set: fastcache_api::SetAttr) -> Result<()> {
-        let inode = self.inner.inodes.get_or_insert(ino);
-        // A seal or a commit that is on its way would set the time of the last write over the one set here, and take
-        // setuid and setgid from the mode set here.
-        let _one_at_a_time = inode.seal_lock.lock().await;
-        self.commits_answered(&inode).await?;
-        let had_kill = {
-            let mut state = lock(&inode.state);
-            let kill = set.mode.is_some() && std::mem::take(&mut state.unsealed.kill_suid);
-            state.kills_suid &= set.mode.is_none();
-            kill
-        };
-        let asked = self.inner.lease.ask();
-        let reply = self.inner.link.ns(NsOp::SetAttr { ino, set }).await;
-        let told = reply.and_then(|reply| {
-            let grant = asked.answered(reply.lease_ms);
-            self.learn_touched(&reply, grant);
-            let attr = expect_answer!(reply, NsAnswer::Attr(a) => a)?;
-            Ok((attr, grant))
-        });
-        let mut state = lock(&inode.state);
-        match told {
-            Ok((attr, grant)) => {
-                self.take_in(ino, &mut state, &attr, grant);
-                if let (Some(local), Some(mtime)) = (&mut state.attr, set.mtime) {
-                    local.mtime = mtime;
-                }
-                Ok(())
-            }
-            Err(e) => {
-                state.unsealed.kill_suid |= had_kill;
-                state.kills_suid |= had_kill;
-                Err(e)
-            }
-        }
     }
 
     /// Makes a node, directory or symbolic link.

@@ -581,6 +581,8 @@ impl Table {
 
 fn set_attr(attr: &mut Attr, set: SetAttr, now: Time) {
     attr.mode = set.mode.unwrap_or(attr.mode);
+    attr.uid = set.uid.unwrap_or(attr.uid);
+    attr.gid = set.gid.unwrap_or(attr.gid);
     attr.atime = set.atime.unwrap_or(attr.atime);
     attr.mtime = set.mtime.unwrap_or(attr.mtime);
     attr.ctime = set.ctime.unwrap_or(now);

@@ -3,6 +3,7 @@
 //!
 //! - `adopt`: what is kept for a node that is gone becomes this node's own.
 //! - `ahead`: who reads in sequence finds the next chunks, and speculation costs nobody anything.
+//! - `attributes`: what is set of contents that are being written costs no question of its own.
 //! - `contents`: random operations against a model in memory.
 //! - `truncation`: what was cut off stays away.
 //! - `commits`: a commit is sent until it is answered; what close returned survives a kill.
@@ -31,6 +32,7 @@
 mod adopt;
 mod agent;
 mod ahead;
+mod attributes;
 mod commits;
 mod conflicts;
 mod contents;
