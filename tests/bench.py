@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Runs fio-profiles/ and two jobs of its own on a fastcache mount and on plain files of the same disk, and prints ratios.
+"""Runs fio-profiles/ and two jobs of its own on fastcache mounts and on plain files of the same disk, and prints ratios.
 
-Raw and mount take turns, round by round, so that what else the machine does hits both. Each number is the median of
-the rounds. With --write FILE the table replaces what stands between the two markers in FILE.
+A mount for each transport that this kernel has, /dev/fuse and FUSE over io_uring (switched on in the kernel meanwhile), and
+each row is judged by the better one. Raw and the mounts take turns, round by round, so that what else the machine does hits all.
+Each number is the median of the rounds. With --write FILE the table replaces what stands between the two markers in FILE.
 
-The node is started here, with its store, its directory for the cloud and the raw files in one temporary folder, and is
-stopped again. Only Python's own library is used.
+The nodes are started here, with their stores, their directories for the cloud and the raw files in one temporary folder, and
+are stopped again. Only Python's own library is used.
 """
 import argparse
+import glob
 import os
 import shutil
 import statistics
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from datetime import date
 
 from benchlib import jobs, machine, page, plot
@@ -74,8 +77,36 @@ def commit():
     return out.stdout.strip() or "unknown"
 
 
+@dataclass
+class Row:
+    """A case with its medians: raw, and of each mount by its transport."""
+
+    case: jobs.Case
+    raw: jobs.Result
+    mounts: dict
+
+    @property
+    def best(self):
+        """The transport that it is judged by."""
+        sign = -1 if self.case.kind == "latency" else 1
+        return max(self.mounts, key=lambda name: sign * (self.mounts[name].latency if sign < 0 else self.mounts[name].value))
+
+    @property
+    def mount(self):
+        return self.mounts[self.best]
+
+
+def transports(settings, has_uring):
+    """The flags of a node for each transport that is measured."""
+    if "--fuse-transport" in settings.up:
+        at = settings.up.index("--fuse-transport")
+        return {settings.up[at + 1]: []}
+    names = ["dev", "uring"] if has_uring else ["dev"]
+    return {name: ["--fuse-transport", name] for name in names}
+
+
 def measure(settings, home):
-    """Medians of each case, raw and mount, and what a re-read asked."""
+    """Medians of each case, raw and of the mounts, and what a re-read asked."""
     cases = [c for c in jobs.CASES if not settings.only or c.name in settings.only]
     results, asked = {}, {}
     # Cases that want a node with other flags have one of their own, after the others.
@@ -90,53 +121,66 @@ def measure(settings, home):
     def median(values):
         return jobs.Result(*(statistics.median(getattr(v, f) for v in values) for f in ("value", "latency", "cpu")))
 
-    return [(case, median(results[case.name]["raw"]), median(results[case.name]["mount"])) for case in cases], asked
+    rows = []
+    for case in cases:
+        medians = {target: median(values) for target, values in results[case.name].items()}
+        rows.append(Row(case, medians.pop("raw"), medians))
+    return rows, asked
 
 
 def measure_on(settings, home, cases, flags):
-    """All results of these cases, on one node, and what a re-read asked there."""
-    raw = os.path.join(home, "raw")
-    os.makedirs(raw)
-    node = Node(home, settings.binaries, settings.capacity, [*settings.up, *flags])
-    try:
-        print("laying out the files", file=sys.stderr)
-        for folder in (raw, node.mount):
-            for name in ("bench",) if flags else jobs.LAID_OUT:
-                write_file(os.path.join(folder, name), settings.size)
-            if not flags:
-                jobs.make_small(os.path.join(folder, "small"), settings.small)
-        node.settle()
-        results = {case.name: {"raw": [], "mount": []} for case in cases}
-        for turn in range(settings.rounds):
-            for case in cases:
-                order = [("raw", raw), ("mount", node.mount)]
-                if turn % 2:
-                    order.reverse()
-                for target, folder in order:
-                    result = jobs.run(case, folder, settings)
-                    results[case.name][target].append(result)
-                    print(
-                        f"round {turn + 1}  {case.name:20} {target:6} {result.value:12,.0f} {case.unit:8}"
-                        f"{result.latency:10,.0f} µs {result.cpu:10,.1f} µs of processor an operation",
-                        file=sys.stderr,
-                    )
-                    if target == "mount":
-                        node.settle()
-        asked = {} if flags else reread_requests(node)
-    finally:
-        node.stop()
+    """All results of these cases, on nodes with these flags, and what a re-read asked there."""
+    folders, nodes = {"raw": os.path.join(home, "raw")}, {}
+    os.makedirs(folders["raw"])
+    with machine.fuse_over_io_uring() as has_uring:
+        try:
+            for name, transport in transports(settings, has_uring).items():
+                place = os.path.join(home, name)
+                os.makedirs(place)
+                nodes[name] = Node(place, settings.binaries, settings.capacity, [*settings.up, *transport, *flags])
+                folders[name] = nodes[name].mount
+            print("laying out the files", file=sys.stderr)
+            for folder in folders.values():
+                for name in ("bench",) if flags else jobs.LAID_OUT:
+                    write_file(os.path.join(folder, name), settings.size)
+                if not flags:
+                    jobs.make_small(os.path.join(folder, "small"), settings.small)
+            for node in nodes.values():
+                node.settle()
+            results = {case.name: {target: [] for target in folders} for case in cases}
+            for turn in range(settings.rounds):
+                for case in cases:
+                    first = turn % len(folders)
+                    order = [*folders.items()]
+                    for target, folder in order[first:] + order[:first]:
+                        result = jobs.run(case, folder, settings)
+                        results[case.name][target].append(result)
+                        print(
+                            f"round {turn + 1}  {case.name:20} {target:6} {result.value:12,.0f} {case.unit:8}"
+                            f"{result.latency:10,.0f} µs {result.cpu:10,.1f} µs of processor an operation",
+                            file=sys.stderr,
+                        )
+                        if target in nodes:
+                            nodes[target].settle()
+            asked = {}
+            for node in () if flags else nodes.values():
+                asked.update(reread_requests(node))
+        finally:
+            for node in nodes.values():
+                node.stop()
     return results, asked
 
 
-def processor(case, raw, mount):
+def processor(row):
     """What an operation costs beyond raw, in µs of processor time: its text, and whether it is what it must be."""
-    over = mount.cpu - raw.cpu
-    limit = "" if case.cpu_must is None else f" (≤ {case.cpu_must:,.0f})"
-    return f"{over:,.1f} µs{limit}", case.cpu_must is None or over <= case.cpu_must
+    over, must = row.mount.cpu - row.raw.cpu, row.case.cpu_must
+    limit = "" if must is None else f" (≤ {must:,.0f})"
+    return f"{over:,.1f} µs{limit}", must is None or over <= must
 
 
-def reached(case, raw, mount):
+def reached(row):
     """What a case is judged by: its text, and whether it is what it must be."""
+    case, raw, mount = row.case, row.raw, row.mount
     if case.kind == "latency":
         over = mount.latency - raw.latency
         return f"+{over:,.0f} µs", case.must is None or over <= case.must
@@ -155,22 +199,25 @@ def wanted(case, value):
 
 def table(settings, rows, asked, home):
     """Markdown."""
+    names = list(rows[0].mounts)
     lines = [
         f"Measured {date.today().isoformat()} at commit `{commit()}` on {machine.describe(home)}.",
         f"Command: `{settings.command}` ({settings.rounds} rounds of {settings.runtime} s, files of "
-        f"{settings.size // MIB} MiB, {settings.small:,} small files, store of {settings.capacity}; medians). Raw is a plain "
-        "file on the same disk.",
+        f"{settings.size // MIB} MiB, {settings.small:,} small files, stores of {settings.capacity}; medians). Raw is a plain "
+        "file on the same disk; the last four columns are of the better transport.",
         "",
-        "| profile | | raw | mount | reached | must | aim | raw p50 | mount p50 | processor, mount − raw |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| profile | | raw | {' | '.join(names)} | reached | must | aim | raw p50 | mount p50 | processor, mount − raw |",
+        f"|---|---|---:|{'---:|' * len(names)}---:|---:|---:|---:|---:|---:|",
     ]
-    for case, raw, mount in rows:
-        text, is_enough = reached(case, raw, mount)
-        cost, is_cheap = processor(case, raw, mount)
+    for row in rows:
+        case, best = row.case, row.best
+        text, is_enough = reached(row)
+        cost, is_cheap = processor(row)
+        mounts = " | ".join(f"{mount.value:,.0f}" for mount in row.mounts.values())
         lines.append(
-            f"| {case.name} | {case.text} | {raw.value:,.0f} {case.unit} | {mount.value:,.0f} {case.unit} "
-            f"| {text if is_enough else f'**{text}**'} | {wanted(case, case.must)} | {wanted(case, case.aim)} "
-            f"| {raw.latency:,.0f} µs | {mount.latency:,.0f} µs | {cost if is_cheap else f'**{cost}**'} |"
+            f"| {case.name} | {case.text} | {row.raw.value:,.0f} {case.unit} | {mounts} "
+            f"| {text if is_enough else f'**{text}**'} ({best}) | {wanted(case, case.must)} | {wanted(case, case.aim)} "
+            f"| {row.raw.latency:,.0f} µs | {row.mount.latency:,.0f} µs | {cost if is_cheap else f'**{cost}**'} |"
         )
     said = "none" if not asked else ", ".join(f"{n} {k}" for k, n in sorted(asked.items()))
     lines += ["", f"![What the mount reaches of the raw disk]({PLOT})"]
@@ -180,7 +227,7 @@ def table(settings, rows, asked, home):
 
 def bars(rows):
     """What the plot shows: the rows that are a ratio of raw."""
-    return [(case.text, mount.value / raw.value, case.must) for case, raw, mount in rows if case.kind == "ratio"]
+    return [(row.case.text, row.mount.value / row.raw.value, row.case.must) for row in rows if row.case.kind == "ratio"]
 
 
 def put_into(path, text, rows):
@@ -219,8 +266,7 @@ def main():
         rows, asked = measure(settings, home)
         text = table(settings, rows, asked, home)
     finally:
-        for place in os.listdir(home):
-            mount = os.path.join(home, place, "mnt")
+        for mount in glob.glob(os.path.join(home, "*", "*", "mnt")):
             if os.path.ismount(mount):
                 subprocess.run(["umount", "-l", mount], check=False)
         shutil.rmtree(home, ignore_errors=True)
@@ -230,7 +276,7 @@ def main():
     if asked:
         sys.exit(f"a re-read made FUSE requests: {asked}")
     if settings.check:
-        low = [case.name for case, *sides in rows if not (reached(case, *sides)[1] and processor(case, *sides)[1])]
+        low = [row.case.name for row in rows if not (reached(row)[1] and processor(row)[1])]
         if low:
             sys.exit(f"below what must be: {', '.join(low)}")
 

@@ -107,7 +107,8 @@ fn contents_are_seen_when_they_are_closed_or_fsynced() {
         let digit = b'0' + round;
         let mut file = File::create(a.at("file")).expect("create");
         file.write_all(&[digit; 10_000]).expect("write");
-        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + u64::from(round));
+        let long_ago =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + u64::from(round));
         file.set_modified(long_ago).expect("utimensat");
         drop(file);
         assert_eq!(fs::read(b.at("file")).expect("read"), vec![digit; 10_000]);

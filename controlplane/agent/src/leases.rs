@@ -246,10 +246,11 @@ async fn forget_everything(inner: &Arc<Inner>, revoked: Revocation) {
         inner.leases.is_new.store(true, Ordering::Release);
     }
     let Some(session) = inner.link.current() else {
-        // The data plane may trust what it has until it hears of this agent; a session that begins trusts nothing.
+        // The data plane may trust what it has until it hears of this agent; a session that begins trusts nothing, but the
+        // kernel does until it has been told.
         let inner = inner.clone();
         tokio::spawn(async move {
-            if inner.link.session(OBEY_WAIT).await.is_ok() {
+            if obey(&inner.link, &DataCall::ForgetEarlier).await.is_ok() {
                 revoked.ack().await;
             }
         });

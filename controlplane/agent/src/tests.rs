@@ -3,6 +3,7 @@
 //! namespace of a few closures.
 
 mod data_plane;
+mod leases;
 mod locks;
 
 use crate::lanes::Lanes;

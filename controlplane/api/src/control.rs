@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 /// Version of this protocol. 1: first. 2: blocks in attributes; latencies and the arena in the counters. 3: who waits for
 /// the cloud asks again and again. 4: stuck cores, why the FUSE transport is what it is, counters of readahead, pins. 5: memory.
 /// 6: leases that end, several nodes, locks; peers. 7: fsync waits for other nodes.
-pub const CONTROL_VERSION: u32 = 9;
+pub const CONTROL_VERSION: u32 = 10;
 /// Longest message, bytes: a 64 KiB extended attribute, 4096 directory entries with attributes, or a layout of
 /// 200,000 runs, with room.
 pub const FRAME_MAX: usize = 8 << 20;
@@ -345,6 +345,9 @@ pub enum DataCall {
         /// The files.
         inos: Vec<Ino>,
     },
+    /// What earlier sessions told is asked for again, by the kernel too; the lease of this one stays. Answer: `Done`, when
+    /// the kernel has dropped it.
+    ForgetEarlier,
 }
 
 /// Another node.

@@ -560,6 +560,7 @@ impl FileSystem {
                 continue;
             }
             if !is_ready {
+                let _waits = self.inner.space.stalls(inode.ino);
                 self.load(inode, true).await?;
             }
             return Ok(turn);

@@ -320,16 +320,24 @@ impl FileSystem {
         } else {
             fastcache_reactor::spawn(committing).detach();
         }
-        let all = self
-            .inner
-            .inodes
-            .all()
-            .iter()
-            .map(|inode| inode.ino)
-            .collect();
+        self.all_dropped(is_shared).await;
+    }
+
+    /// What was told before this session is used no more, by the kernel either. What was learned in it is asked for again, too.
+    pub(crate) async fn forget_earlier(&self) {
+        // Answers that were found before it began may be on their way.
+        self.answers_sent().await;
+        self.distrust_all();
+        self.all_dropped(self.inner.lease.is_shared()).await;
+    }
+
+    /// Waits until the kernel has nothing of what it was told.
+    async fn all_dropped(&self, is_shared: bool) {
+        let all = self.inner.inodes.all();
+        let all = all.iter().map(|inode| inode.ino).collect();
         self.kernel_dropped(all, Vec::new()).await;
         if is_shared {
-            fastcache_reactor::sleep(lease.names_left()).await;
+            fastcache_reactor::sleep(self.inner.lease.names_left()).await;
         }
     }
 

@@ -164,7 +164,7 @@ impl FileSystem {
     }
 
     /// Waits until the kernel has done what it was told about these inodes, and about names. Another node waits for that, so pages
-    /// that stay locked for a READ whose bytes come from another tier, or for a WRITE that waits for room, are not waited for: they go
+    /// that stay locked for a READ whose bytes come from another tier, or for a WRITE that waits for room or its lease, are not waited for: they go
     /// when it is answered, an `open` and a `stat` wait for that, and who has the file open may find older ones until then.
     pub(crate) async fn kernel_dropped(&self, told: HashSet<Ino>, dropping: Vec<Dropping>) {
         let Some(notify) = self.inner.notify.get() else {
@@ -184,7 +184,7 @@ impl FileSystem {
         if told.is_disjoint(&are_locked) {
             return;
         }
-        tracing::debug!(target: "cache", "a file is changed by another node while a reader here waits for its bytes, or a writer for room");
+        tracing::debug!(target: "cache", "a file is changed by another node while a reader here waits for its bytes, or a writer for room or its lease");
         let fs = self.clone();
         spawn(async move {
             if let Some(notify) = fs.inner.notify.get() {

@@ -78,6 +78,10 @@ impl FileSystem {
                 self.forget_everything(is_shared, and_commit).await;
                 Ok(DataAnswer::Done)
             }
+            DataCall::ForgetEarlier => {
+                self.forget_earlier().await;
+                Ok(DataAnswer::Done)
+            }
             DataCall::HoldOpen { inos } => {
                 self.hold_open(&inos).await?;
                 Ok(DataAnswer::Done)

@@ -43,7 +43,7 @@ pub(crate) struct Space {
     pub freed: Event,
     /// Writers that wait now.
     pub waiting: AtomicU64,
-    /// The files of those that wait because too much is dirty, once for each: the kernel has their pages locked.
+    /// The files of writes that wait before they begin, once for each: the kernel has their pages locked.
     stalled: Mutex<Vec<Ino>>,
     is_relieving: AtomicBool,
     pub is_giving: AtomicBool,
@@ -58,7 +58,13 @@ impl Space {
         }
     }
 
-    /// Files of which a write waits because too much is dirty.
+    /// Notes that a write waits before it begins, because too much is dirty or for the lease of its file.
+    pub fn stalls(&self, ino: Ino) -> Stalled<'_> {
+        lock(&self.stalled).push(ino);
+        Stalled { space: self, ino }
+    }
+
+    /// Files of which a write waits before it begins.
     pub fn stalled(&self) -> HashSet<Ino> {
         lock(&self.stalled).iter().copied().collect()
     }
@@ -66,6 +72,21 @@ impl Space {
     /// Replaces the standing list.
     pub fn set_victims(&self, ids: Vec<ChunkId>) {
         *lock(&self.victims) = ids.into();
+    }
+}
+
+/// A write that waits, as long as this is held.
+pub(crate) struct Stalled<'s> {
+    space: &'s Space,
+    ino: Ino,
+}
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        let mut stalled = lock(&self.space.stalled);
+        if let Some(at) = stalled.iter().position(|one| *one == self.ino) {
+            stalled.swap_remove(at);
+        }
     }
 }
 
@@ -264,12 +285,12 @@ impl FileSystem {
 
     /// Holds writers of a file back while too much is dirty. ENOSPC when nothing moves for a minute.
     pub async fn await_dirty_room(&self, ino: Ino, bytes: u64) -> Result<()> {
-        let mut is_counted = false;
+        let mut stalled = None;
         let began = fastcache_reactor::now();
         let mut since = began;
         let mut least = u64::MAX;
         let result = loop {
-            let listener = is_counted.then(|| self.inner.space.freed.listen());
+            let listener = stalled.is_some().then(|| self.inner.space.freed.listen());
             let usage = self.inner.store.usage();
             let limit = usage.capacity_bytes / 100 * DIRTY_PERCENT;
             let is_full = usage.dirty_bytes + bytes.min(limit / 2) > limit;
@@ -277,10 +298,10 @@ impl FileSystem {
             if !is_full && !has_too_much_open && !self.has_too_many_dirty(usage.dirty_chunks) {
                 break Ok(());
             }
-            if !std::mem::replace(&mut is_counted, true) {
+            if stalled.is_none() {
                 count(&self.inner.counters.write_stalls, 1);
                 self.inner.space.waiting.fetch_add(1, Ordering::Relaxed);
-                lock(&self.inner.space.stalled).push(ino);
+                stalled = Some(self.inner.space.stalls(ino));
                 self.press(true);
             }
             if !is_full && began.elapsed() > OPEN_STALL_MAX {
@@ -302,12 +323,8 @@ impl FileSystem {
                 let _ = fastcache_reactor::timeout(STALL_LOOK, listener).await;
             }
         };
-        if is_counted {
+        if stalled.is_some() {
             self.inner.space.waiting.fetch_sub(1, Ordering::Relaxed);
-            let mut stalled = lock(&self.inner.space.stalled);
-            if let Some(at) = stalled.iter().position(|one| *one == ino) {
-                stalled.swap_remove(at);
-            }
         }
         result
     }

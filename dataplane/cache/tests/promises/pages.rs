@@ -3,7 +3,7 @@
 
 use crate::node::{CHUNK, Node, on_node, soon, until};
 use fastcache_api::control::DataCall;
-use fastcache_api::{Cred, Ino};
+use fastcache_api::{Cred, Ino, NsOp};
 use fastcache_cache::KernelNotify;
 use fastcache_reactor::{IoBuf, spawn};
 use std::cell::Cell;
@@ -295,6 +295,58 @@ fn a_write_that_waits_for_room_keeps_no_other_node_waiting() {
             node.upload().await;
             fastcache_reactor::sleep(MOMENT).await;
         }
+    });
+}
+
+/// A call of the agent, under way.
+fn calls(node: &Node, call: DataCall) -> Rc<Cell<bool>> {
+    let fs = node.fs.clone();
+    begin(async move { drop(fs.serve(call).await.unwrap()) })
+}
+
+#[test]
+fn what_earlier_sessions_told_is_gone_when_the_kernel_has_dropped_it() {
+    on_node(async |node, _| {
+        let (kernel, ino, _) = prepared(&node).await;
+        kernel.told();
+        kernel.hold();
+        let gone = calls(&node, DataCall::ForgetEarlier);
+        fastcache_reactor::sleep(MOMENT).await;
+        assert!(!gone.get(), "the kernel has the pages still");
+        assert!(kernel.told().contains(&format!("inode {ino}")));
+        kernel.let_go();
+        until("it is gone", || gone.get()).await;
+        // The lease of this session stays.
+        let (_, valid) = node.fs.getattr(ino).await.unwrap();
+        assert!(valid > LEASE, "{valid:?}");
+    });
+}
+
+/// A coordinator that was restarted gives nobody a lease before this node has forgotten.
+#[test]
+fn a_write_that_waits_for_its_lease_keeps_nobody_waiting_for_what_is_to_be_forgotten() {
+    on_node(async |node, agent| {
+        let (kernel, ino, _) = prepared(&node).await;
+        node.revoke(ino).await;
+        agent
+            .holds_calls
+            .set(Some(|op| matches!(op, NsOp::Open { .. })));
+        let fs = node.fs.clone();
+        let written = begin(async move {
+            let mut buf = IoBuf::alloc(3);
+            buf.copy_from_slice(b"new");
+            fs.write(ino, 0, 0, buf, false).await.0.unwrap();
+        });
+        until("it asks for its lease", || agent.held_calls() == 1).await;
+        kernel.hold();
+        let began = Instant::now();
+        let gone = calls(&node, DataCall::ForgetEarlier);
+        until("it is forgotten", || gone.get()).await;
+        assert!(began.elapsed() < LEASE, "{:?}", began.elapsed());
+        assert!(!written.get(), "it has no lease yet");
+        kernel.let_go();
+        agent.let_calls_go(&node.link);
+        until("it is written", || written.get()).await;
     });
 }
 
