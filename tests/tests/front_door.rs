@@ -1,8 +1,8 @@
 //! Promise: two commands are enough, twice in a row; what a node says about its files is true; it comes back warm.
 
 use fastcache_tests::{
-    Bytes, Node, Plane, Setup, drop_page_cache, free_port, output_of, program, repository, run,
-    serial, temp_dir, wait_until,
+    Bytes, Node, Plane, Setup, UringOn, drop_page_cache, free_port, output_of, program, repository,
+    run, serial, temp_dir, wait_until,
 };
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
@@ -267,6 +267,9 @@ fn the_benchmark_runs() {
         .arg("--quick")
         .env("FASTCACHE_BIN_DIR", bin.parent().expect("a folder")));
     println!("{text}");
+    if UringOn::is_possible() {
+        assert!(text.contains("| dev | uring |"), "both transports");
+    }
     for profile in [
         "seq_read",
         "rand_read_128k",
