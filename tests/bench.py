@@ -108,15 +108,20 @@ def transports(settings, has_uring):
 def measure(settings, home):
     """Medians of each case, raw and of the mounts, and what a re-read asked."""
     cases = [c for c in jobs.CASES if not settings.only or c.name in settings.only]
-    results, asked = {}, {}
-    # Cases that want a node with other flags have one of their own, after the others.
-    for flags in sorted({case.up for case in cases}):
-        group = [case for case in cases if case.up == flags]
-        place = os.path.join(home, "-".join(["node", *flags]).replace("/", ""))
-        found, said = measure_on(settings, place, group, flags)
-        results.update(found)
-        asked.update(said)
-        shutil.rmtree(place, ignore_errors=True)
+    results, asked = {case.name: {} for case in cases}, {}
+    # Cases that want nodes of their own have them after the others.
+    for flags, is_large in sorted({(case.up, case.is_large) for case in cases}):
+        group = [case for case in cases if (case.up, case.is_large) == (flags, is_large)]
+        with machine.fuse_over_io_uring() as has_uring:
+            names = transports(settings, has_uring)
+            for some in [[name] for name in names] if is_large else [names]:
+                place = os.path.join(home, "-".join(["nodes", *flags]).replace("/", ""))
+                found, said = measure_on(settings, place, group, flags, {name: names[name] for name in some})
+                for case, of in found.items():
+                    for target, values in of.items():
+                        results[case].setdefault(target, []).extend(values)
+                asked.update(said)
+                shutil.rmtree(place, ignore_errors=True)
 
     def median(values):
         return jobs.Result(*(statistics.median(getattr(v, f) for v in values) for f in ("value", "latency", "cpu")))
@@ -128,46 +133,46 @@ def measure(settings, home):
     return rows, asked
 
 
-def measure_on(settings, home, cases, flags):
-    """All results of these cases, on nodes with these flags, and what a re-read asked there."""
+def measure_on(settings, home, cases, flags, names):
+    """All results of these cases, on a node of each of these transports with these flags, and what a re-read asked there."""
     folders, nodes = {"raw": os.path.join(home, "raw")}, {}
     os.makedirs(folders["raw"])
-    with machine.fuse_over_io_uring() as has_uring:
-        try:
-            for name, transport in transports(settings, has_uring).items():
-                place = os.path.join(home, name)
-                os.makedirs(place)
-                nodes[name] = Node(place, settings.binaries, settings.capacity, [*settings.up, *transport, *flags])
-                folders[name] = nodes[name].mount
-            print("laying out the files", file=sys.stderr)
-            for folder in folders.values():
-                for name in ("bench",) if flags else jobs.LAID_OUT:
-                    write_file(os.path.join(folder, name), settings.size)
-                if not flags:
-                    jobs.make_small(os.path.join(folder, "small"), settings.small)
-            for node in nodes.values():
-                node.settle()
-            results = {case.name: {target: [] for target in folders} for case in cases}
-            for turn in range(settings.rounds):
-                for case in cases:
-                    first = turn % len(folders)
-                    order = [*folders.items()]
-                    for target, folder in order[first:] + order[:first]:
-                        result = jobs.run(case, folder, settings)
-                        results[case.name][target].append(result)
-                        print(
-                            f"round {turn + 1}  {case.name:20} {target:6} {result.value:12,.0f} {case.unit:8}"
-                            f"{result.latency:10,.0f} µs {result.cpu:10,.1f} µs of processor an operation",
-                            file=sys.stderr,
-                        )
-                        if target in nodes:
-                            nodes[target].settle()
-            asked = {}
-            for node in () if flags else nodes.values():
-                asked.update(reread_requests(node))
-        finally:
-            for node in nodes.values():
-                node.stop()
+    is_first = not flags and not cases[0].is_large
+    try:
+        for name, transport in names.items():
+            place = os.path.join(home, name)
+            os.makedirs(place)
+            nodes[name] = Node(place, settings.binaries, settings.capacity, [*settings.up, *transport, *flags])
+            folders[name] = nodes[name].mount
+        print("laying out the files", file=sys.stderr)
+        for folder in folders.values():
+            for name in jobs.LAID_OUT if is_first else ("bench",):
+                write_file(os.path.join(folder, name), settings.size)
+            if is_first:
+                jobs.make_small(os.path.join(folder, "small"), settings.small)
+        for node in nodes.values():
+            node.settle()
+        results = {case.name: {target: [] for target in folders} for case in cases}
+        for turn in range(settings.rounds):
+            for case in cases:
+                first = turn % len(folders)
+                order = [*folders.items()]
+                for target, folder in order[first:] + order[:first]:
+                    result = jobs.run(case, folder, settings)
+                    results[case.name][target].append(result)
+                    print(
+                        f"round {turn + 1}  {case.name:20} {target:6} {result.value:12,.0f} {case.unit:8}"
+                        f"{result.latency:10,.0f} µs {result.cpu:10,.1f} µs of processor an operation",
+                        file=sys.stderr,
+                    )
+                    if target in nodes:
+                        nodes[target].settle()
+        asked = {}
+        for node in nodes.values() if is_first else ():
+            asked.update(reread_requests(node))
+    finally:
+        for node in nodes.values():
+            node.stop()
     return results, asked
 
 
